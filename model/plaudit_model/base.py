@@ -1,0 +1,116 @@
+"""The model that training starts from: any checkpoint of a supported architecture, with a head of one output."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+import transformers
+from torch import nn
+
+from . import contract as contracts
+from . import infer
+from .contract import FILE_NAME, RewardContract, Template
+from .encode import TOKENIZER_FILE, special_tokens
+from .errors import CheckpointError
+from .heads import final_layer, init_head, pooler
+from .store import check_weights
+from .template import CHATML
+
+logger = logging.getLogger("plaudit.model")
+
+_DROPOUTS = ("attention_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+_RESERVED_PADS = ("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "<|pad|>", "<pad>", "<unk>")
+
+
+def load_base(directory: Path, *, seed: int, max_length: int | None) -> tuple[nn.Module, RewardContract]:
+    """The module, in fp32 with dropout off, and the contract that training will complete.
+
+    Raises CheckpointError for pickle weights, ContractError where the length cannot be known.
+    """
+    config = _config(directory)
+    module = _module(directory, config, seed)
+    return module, _contract(directory, type(module).__name__, max_length)
+
+
+def _config(directory: Path) -> Any:
+    try:
+        config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True, num_labels=1)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{directory} has no configuration that transformers reads: {error}") from error
+    for name in _DROPOUTS:
+        if getattr(config, name, None) is not None:
+            setattr(config, name, 0.0)
+    if config.pad_token_id is None or config.pad_token_id == config.eos_token_id:
+        config.pad_token_id = _pad_token(directory, config)
+    return config
+
+
+def _module(directory: Path, config: Any, seed: int) -> nn.Module:
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if not any(directory.glob("*.safetensors")) and not any(directory.glob("*.bin")):
+            logger.info("%s has no weights: starting from scratch", directory)
+            module: nn.Module = transformers.AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+            init_head(final_layer(module), seed)
+            return module
+        check_weights(directory)
+        module, info = transformers.AutoModelForSequenceClassification.from_pretrained(
+            directory, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True,
+            ignore_mismatched_sizes=True, output_loading_info=True,
+        )
+    _init_missing(module, info, seed)
+    return module
+
+
+def _init_missing(module: nn.Module, info: dict[str, Any], seed: int) -> None:
+    """Seeded weights for the head where the checkpoint has none; anything else missing is an error."""
+    missing = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
+    names = {id(layer): name for name, layer in module.named_modules()}
+    for layer in (pooler(module), final_layer(module)):
+        if layer is not None and f"{names[id(layer)]}.weight" in missing:
+            init_head(layer, seed)
+            missing -= {f"{names[id(layer)]}.{part}" for part in ("weight", "bias")}
+    if missing:
+        raise CheckpointError(f"the base has no weights for {sorted(missing)[0]}; is it a complete checkpoint?")
+
+
+def _contract(directory: Path, architecture: str, max_length: int | None) -> RewardContract:
+    limit = infer.max_length(directory)
+    if (directory / FILE_NAME).is_file():
+        known = contracts.read(directory)
+        return replace(known, max_length=min(max_length or known.max_length, limit), architecture=architecture,
+                       lineage={}, evaluation={}, label="")
+    template = infer.infer_template(directory)
+    if template is None:
+        logger.warning("%s has no chat template: conversations are rendered as ChatML text", directory)
+        template = Template.of("chat", CHATML)
+    return RewardContract(
+        architecture=architecture, template=template, max_length=min(max_length or limit, limit),
+        pooling="first" if template.kind == "pair" else "last",
+    )
+
+
+def _pad_token(directory: Path, config: Any) -> int | None:
+    """A padding id other than the end of text. Our own forward needs none; plain transformers, which pools at
+    the rightmost token that is not padding, does."""
+    path = directory / TOKENIZER_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{directory} has no {TOKENIZER_FILE}; only fast tokenizers are read")
+    tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    for token in (special_tokens(directory).get("pad_token", ""), *_RESERVED_PADS):
+        found = tokenizer.token_to_id(token)
+        if found is not None and found != config.eos_token_id:
+            return int(found)
+    return first_id(config.eos_token_id)
+
+
+def first_id(value: int | list[int] | None) -> int | None:
+    """A configuration's token id, which may be a list of them."""
+    return value[0] if isinstance(value, list) else value

@@ -1,0 +1,143 @@
+"""`plaudit info` and `plaudit verify`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from .oracle import Agreement
+    from .records import Conversation
+
+_console = Console()
+_notes = Console(stderr=True)
+
+ModelArgument = Annotated[str, typer.Argument(help="A directory, a Hub id, or the word `starter`.", show_default=False)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+
+
+def info(
+    model: ModelArgument,
+    as_json: JsonOption = False,
+    save_contract: Annotated[
+        bool, typer.Option("--save-contract", help="Write the inferred contract as reward.json beside the weights.")
+    ] = False,
+    pin_date: Annotated[
+        str, typer.Option(help="With --save-contract: the date that a date-writing chat template is fixed to.")
+    ] = "",
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of reward.json and stop.")] = False,
+) -> None:
+    """Show what a model's contract says: how text becomes a score."""
+    from . import contract as contracts
+
+    if schema:
+        _console.print_json(json.dumps(contracts.json_schema()))
+        return
+    from .infer import resolve
+
+    directory = resolve(model)
+    contract = _contract(directory, pin_date)
+    if save_contract:
+        contracts.write(contract, directory)
+        _notes.print(f"wrote {directory / contracts.FILE_NAME}")
+    if as_json:
+        _console.print_json(json.dumps({"revision": contract.revision(), **contracts.to_json(contract)}))
+        return
+    table = Table(title=f"{directory}  ·  revision {contract.revision()}", show_header=False)
+    for name, value in contracts.to_json(contract).items():
+        if name != "files":
+            table.add_row(name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    _console.print(table)
+
+
+def verify(
+    model: ModelArgument,
+    data: Annotated[
+        Path | None, typer.Option(help="JSONL with items to score; default: 64 of the starter tasks.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=2, help="Use at most this many responses.")] = 1000,
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; default: the contract's.")] = None,
+    mode: Annotated[str | None, typer.Option(help="exact or fast; default: the contract's.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="URL of a running plaudit server to compare with, instead of transformers.")
+    ] = None,
+    write: Annotated[bool, typer.Option("--write", help="On success record dtype and mode in the contract.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare our scores with plain fp32 transformers, one item at a time. Exit code 1 if they disagree."""
+    import numpy as np
+
+    from . import contract as contracts
+    from .encode import Encoded
+    from .oracle import PlainModel, agreement
+    from .reward_model import RewardModel
+
+    ours = RewardModel.load(model, dtype=dtype, mode=mode)
+    conversations = _conversations(data, limit)
+    encoded: list[Encoded] = [ours.encoder.encode(prompt, response) for prompt, response in conversations]
+    scores = ours.score_encoded(encoded)[:, 0]
+    reference = (
+        _served(against, conversations) if against else PlainModel(ours.directory).score(conversations)[:, 0]
+    )
+    result = agreement(scores, np.asarray(reference, dtype=np.float32), ours.dtype)
+    if write and result.holds:
+        serving = replace(ours.contract.serving, dtype=ours.dtype, mode=ours.mode)  # type: ignore[arg-type]
+        contracts.write(replace(ours.contract, serving=serving), ours.directory)
+    _show(result, ours.numerics, against or "transformers, eager fp32, one by one", as_json)
+    if not result.holds:
+        raise typer.Exit(1)
+
+
+def _contract(directory: Path, pin_date: str) -> Any:
+    from . import template as templates
+    from .contract import Template
+    from .infer import contract_for, infer_contract
+
+    if not pin_date:
+        return contract_for(directory)
+    contract = infer_contract(directory)
+    return replace(contract, template=Template.of("chat", templates.pin_date(contract.template.source, pin_date)))
+
+
+def _conversations(data: Path | None, limit: int) -> list[Conversation]:
+    from .items import conversation, flatten
+
+    if data is None:
+        from .starter import preference_records
+
+        records = preference_records(32, seed=7)
+        return [(r.prompt, response) for r in records for response in r.responses][: min(limit, 64)]
+    with data.open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines if line.strip()]
+    return [conversation(item) for row in rows for item in flatten(row)][:limit]
+
+
+def _served(url: str, conversations: list[Conversation]) -> list[float]:
+    from plaudit import Client
+
+    items = [
+        {"prompt": [{"role": m.role, "content": m.content} for m in prompt], "response": response}
+        for prompt, response in conversations
+    ]
+    with Client(url) as client:
+        return [float(score) for score in client.score_items(items).scores if score is not None]
+
+
+def _show(result: Agreement, numerics: str, reference: str, as_json: bool) -> None:
+    if as_json:
+        _console.print_json(json.dumps({"numerics": numerics, "holds": result.holds, **asdict(result)}))
+        return
+    verdict = "[green]agree[/]" if result.holds else "[red]DISAGREE[/]"
+    table = Table(title=f"{numerics}  against  {reference}: {verdict}", show_header=False)
+    table.add_row("items", str(result.n))
+    table.add_row("max |difference|", f"{result.max_difference:.3g} (tolerance {result.tolerance:.3g})")
+    table.add_row("sd of the scores", f"{result.std:.4g}")
+    table.add_row("Kendall tau", f"{result.kendall_tau:.6f}")
+    table.add_row("order flips", f"{result.flips} of {result.far_pairs} pairs farther apart than twice the tolerance")
+    _console.print(table)

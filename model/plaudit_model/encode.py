@@ -1,0 +1,208 @@
+"""Conversation -> token ids with the boundary between prompt and response.
+
+Training and serving both go through here and nowhere else, so a model is served the ids it was trained on.
+Imports no torch and no transformers: the tokenizer is the raw `tokenizers.Tokenizer`, without truncation or
+padding state. One `Encoder` per thread: a shared one can truncate wrongly without an error (`clone`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+
+from . import contract as contracts
+from .contract import RewardContract
+from .errors import CheckpointError, ItemError
+from .records import Message
+from .template import ChatTemplate
+
+Overlong = Literal["error", "truncate_prompt", "truncate_left"]
+
+TOKENIZER_FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """How many tokens were cut, and from where: the `prompt`, or the `left` of the whole sequence."""
+
+    side: Literal["prompt", "left"]
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoded:
+    """Token ids (L,) int32 of one item; the first `prompt_tokens` are the prompt's. A token whose characters
+    lie on both sides of the boundary belongs to the response."""
+
+    ids: NDArray[np.int32]
+    prompt_tokens: int
+    truncated: Truncation | None = None
+
+
+class Encoder:
+    """Encodes items as the contract says. Not thread-safe."""
+
+    def __init__(self, tokenizer_json: str, special_tokens: Mapping[str, str], contract: RewardContract) -> None:
+        self.contract = contract
+        self._json = tokenizer_json
+        self._special_tokens = dict(special_tokens)
+        self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._template = ChatTemplate(contract.template, special_tokens)
+        self._lead = self._leading_ids()
+        self._vocabulary = self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    @classmethod
+    def open(cls, directory: Path, contract: RewardContract | None = None) -> Encoder:
+        """The encoder of a checkpoint directory; the contract is read from it unless given.
+
+        Raises CheckpointError if there is no `tokenizer.json`, ContractError if the contract is invalid.
+        """
+        path = directory / TOKENIZER_FILE
+        if not path.is_file():
+            raise CheckpointError(f"{directory} has no {TOKENIZER_FILE}; only fast tokenizers are read")
+        contract = contract or contracts.read(directory)
+        return cls(path.read_text(encoding="utf-8"), special_tokens(directory), contract)
+
+    def clone(self) -> Encoder:
+        """The same encoder with its own tokenizer instance, for another thread."""
+        return Encoder(self._json, self._special_tokens, self.contract)
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids."""
+        return self._vocabulary
+
+    def encode(self, prompt: str | Sequence[Message], response: str, overlong: Overlong = "error") -> Encoded:
+        """A prompt (text is one user message) and the assistant's response. Raises ItemError."""
+        messages = [Message("user", prompt)] if isinstance(prompt, str) else list(prompt)
+        if not messages:
+            raise ItemError("invalid_messages", "the prompt has no messages")
+        if self.contract.template.kind == "pair":
+            return self._fit(*self._pair(messages, response), overlong)
+        return self._fit(*self._chat(messages, response), overlong)
+
+    def encode_conversation(self, messages: Sequence[Message], overlong: Overlong = "error") -> Encoded:
+        """A conversation that ends with the assistant's turn, which is what is scored. Raises ItemError."""
+        if len(messages) < 2 or messages[-1].role != "assistant":
+            raise ItemError("invalid_messages", "a conversation needs a prompt and must end with the assistant's turn")
+        return self.encode(messages[:-1], messages[-1].content, overlong)
+
+    def encode_text(self, text: str, overlong: Overlong = "error") -> Encoded:
+        """Text that is already rendered: no template, no special tokens besides the contract's BOS rule."""
+        if self.contract.template.kind == "pair":
+            ids = self._tokenizer.encode(_checked(text)).ids
+        else:
+            ids = self._with_bos(self._tokenizer.encode(_checked(text), add_special_tokens=False).ids)
+        return self._fit(ids + list(self.contract.tokens.suffix), 0, overlong)
+
+    def encode_ids(self, ids: Sequence[int], prompt_tokens: int = 0, overlong: Overlong = "error") -> Encoded:
+        """Token ids as they are."""
+        if any(not 0 <= i < self._vocabulary for i in ids):
+            raise ItemError("invalid_token_ids", f"token ids must lie in 0..{self._vocabulary - 1}")
+        if not 0 <= prompt_tokens <= len(ids):
+            raise ItemError("invalid_token_ids", f"prompt_tokens must lie in 0..{len(ids)}, got {prompt_tokens}")
+        return self._fit(list(ids), prompt_tokens, overlong)
+
+    def _chat(self, messages: list[Message], response: str) -> tuple[list[int], int]:
+        before = _checked(self._template.render(messages, add_generation_prompt=True))
+        messages = [*messages, Message("assistant", response)]
+        whole = _checked(self._template.render(messages, add_generation_prompt=False))
+        boundary = _common_prefix(before, whole)
+        encoding = self._tokenizer.encode(whole, add_special_tokens=False)
+        prompt_tokens = sum(1 for _ in _ending_by(encoding.offsets, boundary))
+        ids = self._with_bos(encoding.ids)
+        prompt_tokens += len(ids) - len(encoding.ids)
+        return ids + list(self.contract.tokens.suffix), prompt_tokens
+
+    def _pair(self, messages: list[Message], response: str) -> tuple[list[int], int]:
+        prompt = _checked(self._template.render(messages, add_generation_prompt=False))
+        encoding = self._tokenizer.encode(prompt, _checked(response))
+        prompt_tokens = encoding.type_ids.index(1) if 1 in encoding.type_ids else 0
+        return encoding.ids + list(self.contract.tokens.suffix), prompt_tokens
+
+    def _with_bos(self, ids: list[int]) -> list[int]:
+        """BOS in front if the contract adds one; never twice."""
+        if self.contract.tokens.bos == "template" or not self._lead or ids[: len(self._lead)] == self._lead:
+            return ids
+        return self._lead + ids
+
+    def _leading_ids(self) -> list[int]:
+        """The BOS or CLS token, kept at the front when the prompt is cut."""
+        for name in ("bos_token", "cls_token"):
+            token = self._tokenizer.token_to_id(self._special_tokens.get(name, ""))
+            if token is not None:
+                return [token]
+        return []
+
+    def _fit(self, ids: list[int], prompt_tokens: int, overlong: Overlong) -> Encoded:
+        """Apply the length rule: the response and the suffix that the head reads are never cut from the right."""
+        if not ids:
+            raise ItemError("empty_input", "the item gives no tokens")
+        excess = len(ids) - self.contract.max_length
+        if excess <= 0:
+            return Encoded(np.array(ids, dtype=np.int32), prompt_tokens)
+        if overlong == "error":
+            raise self._too_long(len(ids), "send overlong=truncate_prompt, or a shorter item")
+        lead = len(self._lead) if ids[: len(self._lead)] == self._lead else 0
+        if overlong == "truncate_left":
+            kept = ids[:lead] + ids[lead + excess :]
+            return Encoded(np.array(kept, dtype=np.int32), max(prompt_tokens - excess, 0), Truncation("left", excess))
+        if prompt_tokens - lead <= excess:
+            raise self._too_long(len(ids), "the response alone exceeds it; cutting the prompt cannot help")
+        kept = ids[:lead] + ids[lead + excess :]
+        return Encoded(np.array(kept, dtype=np.int32), prompt_tokens - excess, Truncation("prompt", excess))
+
+    def _too_long(self, tokens: int, advice: str) -> ItemError:
+        return ItemError("too_long", f"{tokens} tokens, the limit is {self.contract.max_length}: {advice}")
+
+
+def special_tokens(directory: Path) -> dict[str, str]:
+    """`bos_token`, `eos_token`, ... of a tokenizer directory, as template variables."""
+    found: dict[str, str] = {}
+    for name in ("special_tokens_map.json", CONFIG_FILE):
+        path = directory / name
+        if path.is_file():
+            for key, value in json.loads(path.read_text(encoding="utf-8")).items():
+                if key.endswith("_token") and (text := _token_text(value)):
+                    found[key] = text
+    return found
+
+
+def _token_text(value: Any) -> str:
+    content = value.get("content") if isinstance(value, dict) else value
+    return content if isinstance(content, str) else ""
+
+
+def _checked(text: str) -> str:
+    """The text, if it can be UTF-8. NUL is text like any other; a lone surrogate is not text."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ItemError("invalid_unicode", f"the text has a lone surrogate at character {error.start}") from error
+    return text
+
+
+def _common_prefix(a: str, b: str) -> int:
+    """Length in characters of what two renderings begin with. Usually `a` itself: templates that close the
+    prompt differently without a response (an empty think block, say) share less."""
+    if b.startswith(a):
+        return len(a)
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _ending_by(offsets: Sequence[tuple[int, int]], boundary: int) -> Sequence[tuple[int, int]]:
+    """The leading tokens that end at or before character `boundary`."""
+    for index, (_, end) in enumerate(offsets):
+        if end > boundary:
+            return offsets[:index]
+    return offsets

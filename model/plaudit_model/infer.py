@@ -1,0 +1,161 @@
+"""From a name to a directory, and from a directory to its contract. Imports no torch.
+
+A checkpoint without `reward.json` gets an inferred contract, from its configuration files alone. What cannot
+be known from them is refused with the reason, never guessed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from . import contract as contracts
+from .contract import Head, RewardContract, Serving, Template
+from .errors import CheckpointError, ContractError
+from .template import PAIR_PROMPT, compile_source, writes_date
+
+logger = logging.getLogger("plaudit.model")
+
+ENCODERS = frozenset({"bert", "roberta", "modernbert", "deberta-v2", "electra", "xlm-roberta"})
+"""Model types that read a text pair and pool their first token."""
+
+_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+_NO_LIMIT = 1 << 20
+
+
+def resolve(name: str | Path) -> Path:
+    """The local directory of a model: a path, the word `starter`, or a Hub id (which is downloaded here).
+
+    Raises CheckpointError if there is no such thing.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if str(name) == "starter":
+        return _starter()
+    if path.is_absolute() or str(name).startswith(".") or str(name).count("/") != 1:
+        raise CheckpointError(f"{name} is not a directory (and not a Hub id of the form owner/name)")
+    return _download(str(name))
+
+
+def contract_for(directory: Path) -> RewardContract:
+    """The contract in `directory`, or one inferred from its configuration.
+
+    Raises ContractError where the configuration does not say what a score is.
+    """
+    if (directory / contracts.FILE_NAME).is_file():
+        contract = contracts.read(directory)
+    else:
+        contract = infer_contract(directory)
+        logger.warning("%s has no reward.json; this contract was inferred: %s", directory, _summary(contract))
+    if writes_date(contract.template.source):
+        raise ContractError(
+            "the chat template writes today's date, so scores would change overnight; save a contract with a fixed "
+            f"date: plaudit info {directory} --save-contract --pin-date '26 Jul 2024'"
+        )
+    compile_source(contract.template.source)
+    return contract
+
+
+def infer_template(directory: Path) -> Template | None:
+    """The chat template of a tokenizer directory, the pair rule of an encoder, or None."""
+    config = read_json(directory / "config.json")
+    if config.get("model_type") in ENCODERS:
+        return Template.of("pair", PAIR_PROMPT)
+    path = directory / "chat_template.jinja"
+    source = path.read_text(encoding="utf-8") if path.is_file() else _tokenizer_template(directory)
+    return Template.of("chat", source) if source else None
+
+
+def max_length(directory: Path) -> int:
+    """The longest sequence that both the model's positions and its tokenizer admit."""
+    config = read_json(directory / "config.json")
+    tokenizer = _read_optional(directory / "tokenizer_config.json")
+    limits = [config.get("max_position_embeddings"), tokenizer.get("model_max_length")]
+    known = [int(limit) for limit in limits if isinstance(limit, (int, float)) and 0 < limit < _NO_LIMIT]
+    if not known:
+        raise ContractError(f"{directory} does not say how long a sequence may be; save a contract with max_length")
+    return min(known)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises CheckpointError if the file is missing or is something else."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} is not a JSON object")
+    return data
+
+
+def infer_contract(directory: Path) -> RewardContract:
+    """A contract from `config.json` and the tokenizer's files alone. Raises ContractError where they do not say
+    what a score is."""
+    config = read_json(directory / "config.json")
+    architecture = (config.get("architectures") or [""])[0]
+    if not architecture.endswith("ForSequenceClassification"):
+        raise ContractError(
+            f"{directory} is {architecture or 'of no stated architecture'}: it has no score head. Train one with "
+            f"`plaudit train DATA --base {directory}`"
+        )
+    template = infer_template(directory)
+    if template is None:
+        raise ContractError(f"{directory} has no chat template, so it is unknown what it was trained to read")
+    labels = config.get("id2label") or {str(i): "" for i in range(config.get("num_labels", 2))}
+    if len(labels) != 1:
+        raise ContractError(
+            f"{directory} has {len(labels)} outputs; which of them is the score? Save a contract that names them"
+        )
+    return RewardContract(
+        architecture=architecture, template=template, max_length=max_length(directory), head=Head(),
+        pooling="first" if template.kind == "pair" else "last",
+        serving=Serving(dtype="bfloat16" if _dtype(config) == "bfloat16" else "float32"),
+    )
+
+
+def _dtype(config: dict[str, Any]) -> str:
+    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+
+
+def _tokenizer_template(directory: Path) -> str:
+    value = _read_optional(directory / "tokenizer_config.json").get("chat_template")
+    if isinstance(value, list):  # several named templates; "default" is the one apply_chat_template takes
+        value = {entry["name"]: entry["template"] for entry in value}.get("default")
+    return value if isinstance(value, str) else ""
+
+
+def _read_optional(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _summary(contract: RewardContract) -> str:
+    return (
+        f"{contract.architecture}, {contract.template.kind} template {contract.template.sha256[:12]}, "
+        f"{contract.pooling}-token pooling, at most {contract.max_length} tokens, raw logit as the score"
+    )
+
+
+def _starter() -> Path:
+    from . import starter  # the generator of tasks is not needed to find other models
+
+    directory = starter.directory()
+    if not (directory / contracts.FILE_NAME).is_file():
+        raise CheckpointError("the starter model is not fitted yet: run `plaudit train starter`")
+    return directory
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_FILES))
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(f"{name} is neither a local directory nor a model on the Hub") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise CheckpointError(f"{name} is not a local directory, and the Hub could not be reached: {error}") from error

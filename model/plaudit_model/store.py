@@ -1,0 +1,100 @@
+"""Checkpoint directories on disk: written whole or not at all, and hashed.
+
+A directory is written beside its final name, every file is synced, and one rename makes it visible: a crash
+leaves the old checkpoint or the new one, never a mixture. `reward.json` holds the sha256 of every other file,
+because a flipped bit in a weight file loads without an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .contract import FILE_NAME, FileEntry, RewardContract
+from .errors import CheckpointError
+
+_CHUNK = 1 << 20
+_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+@contextmanager
+def atomic_directory(target: Path) -> Iterator[Path]:
+    """A directory to write into, renamed to `target` when the block ends well and removed when it does not.
+    An existing `target` is replaced."""
+    target = target.absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = target.parent / f".{target.name}.writing-{os.getpid()}"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    try:
+        yield staging
+        sync_tree(staging)
+        _replace(staging, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def sync_tree(directory: Path) -> None:
+    """fsync every file and directory below, deepest first."""
+    for path in sorted(directory.rglob("*"), reverse=True):
+        _sync(path)
+    _sync(directory)
+
+
+def hash_file(path: Path) -> FileEntry:
+    """sha256 and size of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return FileEntry(digest.hexdigest(), path.stat().st_size)
+
+
+def hash_files(directory: Path) -> dict[str, FileEntry]:
+    """Every file of a checkpoint directory but the contract itself."""
+    return {
+        path.relative_to(directory).as_posix(): hash_file(path)
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name != FILE_NAME
+    }
+
+
+def check_files(directory: Path, contract: RewardContract) -> None:
+    """Raise CheckpointError unless every file that the contract lists is there, as it was written."""
+    for name, expected in contract.files.items():
+        path = directory / name
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing, though {FILE_NAME} lists it")
+        if path.stat().st_size != expected.bytes or hash_file(path) != expected:
+            raise CheckpointError(f"{path} is not the file that {FILE_NAME} was written for (sha256 differs)")
+
+
+def check_weights(directory: Path) -> None:
+    """Raise CheckpointError unless the weights are safetensors: pickle runs code when it is loaded."""
+    if any(directory.glob("*.safetensors")):
+        return
+    pickled = [path.name for path in directory.iterdir() if path.suffix in _PICKLE_SUFFIXES]
+    if pickled:
+        raise CheckpointError(f"{directory} has only pickle weights ({pickled[0]}); convert them to safetensors first")
+    raise CheckpointError(f"{directory} has no *.safetensors weights")
+
+
+def _replace(staging: Path, target: Path) -> None:
+    old = target.parent / f".{target.name}.old-{os.getpid()}"
+    if target.exists():
+        target.rename(old)
+    staging.rename(target)
+    _sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,53 @@
+"""The nouns between the HTTP edge and the worker. Frozen values; no asyncio, no torch, no pydantic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Priority = Literal["interactive", "batch"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Work:
+    """One item to be scored: token ids (L,) int32 and how many of them are the prompt's."""
+
+    ids: NDArray[np.int32]
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What became of one `Work`. `attributes` are the raw fp32 heads, in the contract's order.
+
+    `shared_tokens` counts the tokens of this item that were computed once for it and others; `cached` says
+    that nothing was computed: the item was identical to one in flight or in the cache.
+    """
+
+    attributes: tuple[float, ...]
+    tokens: int
+    shared_tokens: int
+    cached: bool
+    queue_seconds: float
+    compute_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What the worker said of the model it loaded, once a real score had passed."""
+
+    architecture: str
+    attributes: tuple[str, ...]
+    revision: str
+    numerics: str
+    dtype: str
+    mode: str
+    device: str
+    backend: str
+    path: str
+    sharing: str
+    max_length: int
+    parameters: int
