@@ -61,9 +61,9 @@ def reference_attention(
     key, value = key_TKD.repeat_interleave(fold, 1), value_TKD.repeat_interleave(fold, 1)
     outputs = []
     for start, length, prefix_start, prefix_length in segments:
-        rows = torch.cat([
-            torch.arange(prefix_start, prefix_start + prefix_length), torch.arange(start, start + length)
-        ]).to(query_THD.device)
+        rows = torch.cat(
+            [torch.arange(prefix_start, prefix_start + prefix_length), torch.arange(start, start + length)]
+        ).to(query_THD.device)
         logits = torch.einsum("qhd,khd->hqk", query_THD[start : start + length], key[rows]) * scale
         if causal:
             allowed = torch.ones(length, prefix_length + length, dtype=torch.bool, device=rows.device)

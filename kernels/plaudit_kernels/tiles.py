@@ -83,9 +83,9 @@ def _causal_tiles(segments: NDArray[np.int64]) -> dict[int, list[Tile]]:
     tiles: dict[int, list[Tile]] = {}
     for start, length, prefix_start, prefix_length in segments.tolist():
         total = prefix_length + length
-        logical = np.concatenate([
-            np.arange(prefix_start, prefix_start + prefix_length), np.arange(start, start + length)
-        ])
+        logical = np.concatenate(
+            [np.arange(prefix_start, prefix_start + prefix_length), np.arange(start, start + length)]
+        )
         padded = np.full(-(-total // BLOCK) * BLOCK, start, dtype=np.int64)
         padded[:total] = logical
         positions = np.arange(len(padded))

@@ -62,8 +62,13 @@ def _module(directory: Path, config: Any, seed: int) -> nn.Module:
             return module
         check_weights(directory)
         module, info = transformers.AutoModelForSequenceClassification.from_pretrained(
-            directory, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True,
-            ignore_mismatched_sizes=True, output_loading_info=True,
+            directory,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
     _init_missing(module, info, seed)
     return module
@@ -85,14 +90,22 @@ def _contract(directory: Path, architecture: str, max_length: int | None) -> Rew
     limit = infer.max_length(directory)
     if (directory / FILE_NAME).is_file():
         known = contracts.read(directory)
-        return replace(known, max_length=min(max_length or known.max_length, limit), architecture=architecture,
-                       lineage={}, evaluation={}, label="")
+        return replace(
+            known,
+            max_length=min(max_length or known.max_length, limit),
+            architecture=architecture,
+            lineage={},
+            evaluation={},
+            label="",
+        )
     template = infer.infer_template(directory)
     if template is None:
         logger.warning("%s has no chat template: conversations are rendered as ChatML text", directory)
         template = Template.of("chat", CHATML)
     return RewardContract(
-        architecture=architecture, template=template, max_length=min(max_length or limit, limit),
+        architecture=architecture,
+        template=template,
+        max_length=min(max_length or limit, limit),
         pooling="first" if template.kind == "pair" else "last",
     )
 

@@ -82,9 +82,7 @@ def verify(
     conversations = _conversations(data, limit)
     encoded: list[Encoded] = [ours.encoder.encode(prompt, response) for prompt, response in conversations]
     scores = ours.score_encoded(encoded)[:, 0]
-    reference = (
-        _served(against, conversations) if against else PlainModel(ours.directory).score(conversations)[:, 0]
-    )
+    reference = _served(against, conversations) if against else PlainModel(ours.directory).score(conversations)[:, 0]
     result = agreement(scores, np.asarray(reference, dtype=np.float32), ours.dtype)
     if write and result.holds:
         serving = replace(ours.contract.serving, dtype=ours.dtype, mode=ours.mode)  # type: ignore[arg-type]

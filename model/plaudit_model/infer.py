@@ -112,7 +112,10 @@ def infer_contract(directory: Path) -> RewardContract:
             f"{directory} has {len(labels)} outputs; which of them is the score? Save a contract that names them"
         )
     return RewardContract(
-        architecture=architecture, template=template, max_length=max_length(directory), head=Head(),
+        architecture=architecture,
+        template=template,
+        max_length=max_length(directory),
+        head=Head(),
         pooling="first" if template.kind == "pair" else "last",
         serving=Serving(dtype="bfloat16" if _dtype(config) == "bfloat16" else "float32"),
     )

@@ -1,6 +1,6 @@
 """Items as they travel in JSON: the native shapes of the wire contract, read without a web framework.
 
-    {"prompt", "response"}    {"prompt", "responses"}    {"messages"}    {"text"}    {"input_ids", "prompt_tokens"?}
+{"prompt", "response"}    {"prompt", "responses"}    {"messages"}    {"text"}    {"input_ids", "prompt_tokens"?}
 """
 
 from __future__ import annotations

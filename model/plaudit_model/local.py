@@ -25,8 +25,11 @@ class LocalScorer:
         """Identity of what scores."""
         contract = self.model.contract
         return {
-            "model": str(self.model.directory), "revision": contract.revision(), "numerics": self.model.numerics,
-            "max_length": contract.max_length, "attributes": list(contract.head.attributes),
+            "model": str(self.model.directory),
+            "revision": contract.revision(),
+            "numerics": self.model.numerics,
+            "max_length": contract.max_length,
+            "attributes": list(contract.head.attributes),
         }
 
     def score_items(self, items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -36,8 +39,13 @@ class LocalScorer:
         for item_index, item in enumerate(items):
             for response_index, encoded in enumerate(self._encode(item)):
                 result: dict[str, Any] = {
-                    "index": len(results), "item_index": item_index, "response_index": response_index, "score": None,
-                    "tokens": 0, "truncated": None, "cached": False,
+                    "index": len(results),
+                    "item_index": item_index,
+                    "response_index": response_index,
+                    "score": None,
+                    "tokens": 0,
+                    "truncated": None,
+                    "cached": False,
                 }
                 if isinstance(encoded, ItemError):
                     result["error"] = {"code": encoded.code, "message": encoded.message, "retryable": False}

@@ -39,7 +39,8 @@ class PlainModel:
         source = self.contract.template.source
         if self.contract.template.kind == "pair":
             rendered = self._tokenizer.apply_chat_template(messages, chat_template=source, tokenize=False)
-            return dict(self._tokenizer(rendered, response))
+            # as a batch of one pair: given singly, transformers takes an empty response for no response
+            return {name: ids[0] for name, ids in self._tokenizer([rendered], [response]).items()}
         messages.append({"role": "assistant", "content": response})
         ids = self._tokenizer.apply_chat_template(messages, chat_template=source, tokenize=True, return_dict=True)
         return {"input_ids": list(ids["input_ids"])}

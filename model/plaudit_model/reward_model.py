@@ -64,7 +64,11 @@ class RewardModel:
         store.check_files(directory, contract)
         module = _load_module(directory, contract)
         model = cls(
-            module, contract, directory, device=choose_device(device), dtype=dtype or contract.serving.dtype,
+            module,
+            contract,
+            directory,
+            device=choose_device(device),
+            dtype=dtype or contract.serving.dtype,
             mode=mode or contract.serving.mode,
         )
         prove(model)

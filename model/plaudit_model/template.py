@@ -46,7 +46,10 @@ class ChatTemplate:
         turns = [{"role": m.role, "content": m.content} for m in messages]
         try:
             return self._compiled.render(
-                messages=turns, add_generation_prompt=add_generation_prompt, tools=None, documents=None,
+                messages=turns,
+                add_generation_prompt=add_generation_prompt,
+                tools=None,
+                documents=None,
                 **self._variables,
             )
         except (jinja2.TemplateError, TypeError, ValueError) as error:

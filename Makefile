@@ -1,0 +1,54 @@
+# Three verbs for a newcomer: make run, make test, make check. Everything happens inside .venv and .plaudit.
+SHELL := /bin/bash
+export PYTHONSAFEPATH := 1
+export PLAUDIT_HOME ?= $(CURDIR)/.plaudit
+BIN := .venv/bin
+JOBS ?= 2
+
+.PHONY: help run test check bench soak loadtest install clean
+
+help:
+	@echo 'make run       set up, fit the starter model if needed, serve it on 127.0.0.1:8000'
+	@echo 'make test      set up, check, run every test (at most 10 minutes on 2 cores)'
+	@echo 'make check     ruff, mypy --strict, import-linter, line budget'
+	@echo 'make soak      the tests that take longer'
+	@echo 'make bench     every benchmark; appends to benchmarks/results/*.csv'
+	@echo 'make loadtest  traffic against a server of its own, with an SLO that can fail'
+
+run: .venv/.run
+	@$(BIN)/plaudit train starter --if-missing --out '$(PLAUDIT_HOME)/starter'
+	@exec $(BIN)/plaudit serve starter
+
+test: check
+	$(BIN)/pytest -n $(JOBS) --dist loadscope -m 'not soak'
+
+check: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python tests/line_budget.py
+
+soak: .venv/.dev
+	$(BIN)/pytest -m soak --timeout 3600
+
+bench: .venv/.dev
+	$(BIN)/python benchmarks/convincing_arguments.py
+	$(BIN)/python benchmarks/parity.py
+	$(BIN)/python benchmarks/prompt_sharing.py
+
+loadtest: .venv/.dev
+	$(BIN)/python benchmarks/loadtest.py
+
+install: .venv/.dev
+
+.venv/.run: pyproject.toml constraints.txt
+	./tools/make_venv .venv server,train
+	@touch $@
+
+.venv/.dev: pyproject.toml constraints.txt
+	./tools/make_venv .venv dev
+	@touch .venv/.run $@
+
+clean:
+	rm -rf .venv .plaudit .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,139 @@
+"""Fixtures for every test: where real data lies, and tiny models of each family."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Several test processes share the cores, and so do the workers that they start: threads that spin while they wait
+# for a core that another has cost ten times what they bring.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with real preference data. Skips where it is absent; a CI that sets the variable must have it."""
+    named = os.environ.get("PLAUDIT_SHARED_DATA")
+    path = Path(named) if named else ROOT.parent / "shared" / "data"
+    if not path.is_dir():
+        assert not named, f"PLAUDIT_SHARED_DATA names {path}, which is not there"
+        pytest.skip(f"no real data at {path}; set PLAUDIT_SHARED_DATA")
+    return path
+
+
+@pytest.fixture(scope="session")
+def write_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`write_base("qwen3")` is a directory with a tiny untrained base of that family: configuration and tokenizer."""
+    from transformers import AutoConfig
+
+    made: dict[str, Path] = {}
+
+    def write(family: str) -> Path:
+        if family not in made:
+            made[family] = tmp_path_factory.mktemp(f"base-{family}")
+            _write_tokenizer(made[family], family)
+            AutoConfig.for_model(family, **SHAPES[family]).save_pretrained(made[family])
+        return made[family]
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def reward_model_dir(
+    write_base: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """`reward_model_dir("qwen3")` is a saved reward model of that family with random weights and its contract."""
+    from plaudit_model.reward_model import RewardModel
+
+    made: dict[str, Path] = {}
+
+    def save(family: str) -> Path:
+        if family not in made:
+            model = RewardModel.from_base(write_base(family), seed=3)
+            _spread(model)
+            made[family] = tmp_path_factory.mktemp("models") / family
+            model.save(made[family], model.contract)
+        return made[family]
+
+    return save
+
+
+_COMMON = {
+    "vocab_size": 700, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "max_position_embeddings": 640, "pad_token_id": 0,
+}  # fmt: skip
+SHAPES: dict[str, dict[str, object]] = {
+    "llama": {**_COMMON, "num_key_value_heads": 2, "eos_token_id": 2, "bos_token_id": None},
+    "qwen3": {**_COMMON, "num_key_value_heads": 2, "head_dim": 16, "eos_token_id": 2, "bos_token_id": None},
+    "qwen2": {**_COMMON, "num_key_value_heads": 2, "eos_token_id": 2, "bos_token_id": None},
+    "bert": dict(_COMMON),
+}
+
+
+def _spread(model: object) -> None:
+    """Larger weights than an initialisation has, so that scores differ by more than rounding."""
+    import torch
+
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.module.parameters():  # type: ignore[attr-defined]
+            if parameter.dim() == 2:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * parameter.shape[1] ** -0.5)
+
+
+def _write_tokenizer(directory: Path, family: str) -> None:
+    import json
+
+    from plaudit_model.template import CHATML
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    words = ["Human: what is the best way to learn a language?", "Assistant: practise daily, read, and speak."]
+    special = ["[PAD]", "<|im_start|>", "<|im_end|>", "[CLS]", "[SEP]"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=700, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(words * 20, trainer)
+    config: dict[str, object] = {
+        "pad_token": "[PAD]",
+        "model_max_length": 512,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    if family == "bert":
+        config |= {"cls_token": "[CLS]", "sep_token": "[SEP]"}
+        config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 3), ("[SEP]", 4)]
+        )
+    else:
+        config |= {"eos_token": "<|im_end|>", "chat_template": CHATML}
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+BUDGET_SECONDS = {
+    "kernels": 40, "model": 60, "training": 180, "server": 180, "clients": 80, "contract": 80, "loadtests": 30,
+}  # fmt: skip
+_spent: dict[str, float] = {}
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    package = report.nodeid.split("/")[1] if report.nodeid.count("/") > 1 else "other"
+    _spent[package] = _spent.get(package, 0.0) + report.duration
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Seconds a package took, beside its budget: the suite must stay short enough to be run."""
+    terminalreporter.section("time by package")
+    for package, seconds in sorted(_spent.items(), key=lambda entry: -entry[1]):
+        budget = BUDGET_SECONDS.get(package, 10)
+        note = "  OVER BUDGET: make it faster or mark the long ones `soak`" if seconds > budget else ""
+        terminalreporter.write_line(f"{package:10} {seconds:7.1f} s of {budget} s{note}")

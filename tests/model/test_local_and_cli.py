@@ -1,0 +1,73 @@
+"""Offline scoring in the wire's shapes, `plaudit info` and `plaudit verify`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import typer
+from plaudit_model import cli
+from plaudit_model.local import open_scorer
+from plaudit_model.reward_model import RewardModel
+from typer.testing import CliRunner
+
+ModelDir = Callable[[str], Path]
+
+app = typer.Typer()
+app.command("info")(cli.info)
+app.command("verify")(cli.verify)
+run = CliRunner().invoke
+
+
+def test_every_shape_is_scored_and_a_bad_item_harms_no_neighbour(reward_model_dir: ModelDir) -> None:
+    scorer = open_scorer(reward_model_dir("qwen3"))
+    ids = scorer.model.encoder.encode("Hi", "Hello").ids.tolist()
+    results = scorer.score_items(
+        [
+            {"prompt": "Hi", "response": "Hello"},
+            {"prompt": "Hi", "responses": ["Hello", "\ud800", ""]},
+            {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]},
+            {"text": "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"},
+            {"input_ids": ids},
+            {"prompt": "Hi", "text": "two shapes"},
+        ]
+    )
+    scores = [r["score"] for r in results]
+    same = [scores[i] for i in (0, 1, 4, 5, 6)]
+    assert len(set(same)) == 1 and same[0] is not None
+    assert scores[3] is not None
+    assert [r["error"]["code"] for r in results if "error" in r] == ["invalid_unicode", "invalid_messages"]
+    assert [(r["item_index"], r["response_index"]) for r in results[:4]] == [(0, 0), (1, 0), (1, 1), (1, 2)]
+    assert [r["index"] for r in results] == list(range(8))
+
+
+@pytest.mark.parametrize("family", ["qwen3", "bert"])
+def test_verify_agrees_with_plain_transformers(reward_model_dir: ModelDir, family: str) -> None:
+    result = run(app, ["verify", str(reward_model_dir(family)), "--json", "--limit", "24"])
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["holds"] and report["n"] == 24 and report["flips"] == 0
+
+
+def test_verify_fails_on_a_model_that_does_not_score_as_it_says(
+    reward_model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = RewardModel.score_encoded
+    monkeypatch.setattr(RewardModel, "score_encoded", lambda self, items: right(self, items) * 1.00006)
+    result = run(app, ["verify", str(reward_model_dir("qwen3"))])
+    assert result.exit_code == 1 and "DISAGREE" in result.output
+
+
+def test_verify_reads_items_from_a_file(reward_model_dir: ModelDir, tmp_path: Path) -> None:
+    path = tmp_path / "items.jsonl"
+    path.write_text('{"prompt": "Hi", "responses": ["Hello", "No"]}\n\n{"prompt": "Hi", "response": "Yes"}\n')
+    result = run(app, ["verify", str(reward_model_dir("qwen3")), "--data", str(path), "--json"])
+    assert json.loads(result.stdout)["n"] == 3
+
+
+def test_info_shows_the_contract(reward_model_dir: ModelDir) -> None:
+    shown = json.loads(run(app, ["info", str(reward_model_dir("qwen3")), "--json"]).stdout)
+    assert shown["architecture"] == "Qwen3ForSequenceClassification" and shown["revision"]
+    assert "Qwen3ForSequenceClassification" in run(app, ["info", str(reward_model_dir("qwen3"))]).stdout

@@ -1,0 +1,183 @@
+"""The model against plain transformers, and its promise that a score is a function of its item."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from plaudit_model.contract import FILE_NAME
+from plaudit_model.encode import Encoded
+from plaudit_model.errors import CheckpointError, ContractError
+from plaudit_model.oracle import PlainModel, agreement
+from plaudit_model.packing import group_items, pack
+from plaudit_model.proof import prove
+from plaudit_model.records import Conversation, Message
+from plaudit_model.reward_model import RewardModel
+
+ModelDir = Callable[[str], Path]
+
+PACKED = ["llama", "qwen3", "bert"]
+
+
+def conversations() -> list[Conversation]:
+    opening = "What is the best way to learn a language? I have an hour a day and no teacher."
+    short = (Message("user", "Hi."),)
+    long = (Message("user", opening), Message("assistant", "Practise daily."), Message("user", "And then?"))
+    answers = [
+        "Read, and speak.",
+        "",
+        "No idea at all, sorry. " * 9,
+        "Speak\n\nwith people.",
+        "Nul \x00 is text: é 漢字",
+    ]
+    return [(prompt, answer) for prompt in (short, long) for answer in answers]
+
+
+@pytest.mark.parametrize("family", [*PACKED, "qwen2"])
+def test_scores_are_those_of_plain_transformers_one_by_one(reward_model_dir: ModelDir, family: str) -> None:
+    directory = reward_model_dir(family)
+    model, plain = RewardModel.load(directory), PlainModel(directory)
+    encoded = [model.encoder.encode(prompt, response) for prompt, response in conversations()]
+    for (prompt, response), item in zip(conversations(), encoded, strict=True):
+        assert item.ids.tolist() == plain.encode(prompt, response)["input_ids"]
+    result = agreement(model.score_encoded(encoded)[:, 0], plain.score(conversations())[:, 0], "float32")
+    assert result.std > 0.05, "the items must differ for the comparison to mean something"
+    assert result.holds, result
+
+
+def random_items(model: RewardModel, seed: int) -> list[Encoded]:
+    generator = np.random.default_rng(seed)
+    items = []
+    for _ in range(4):
+        prompt = generator.integers(0, 600, int(generator.integers(0, 150)), dtype=np.int32)
+        for _ in range(int(generator.integers(1, 6))):
+            own = generator.integers(0, 600, int(generator.integers(1, 90)), dtype=np.int32)
+            items.append(Encoded(np.concatenate([prompt, own]), len(prompt)))
+    return items
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", [*PACKED, "qwen2"])
+def test_exact_scores_are_the_same_bits_in_any_company(reward_model_dir: ModelDir, family: str, dtype: str) -> None:
+    model = RewardModel.load(reward_model_dir(family), dtype=dtype, mode="exact")
+    items = random_items(model, 1)
+    alone = np.concatenate([model.score_encoded([item]) for item in items])
+    generator = np.random.default_rng(2)
+    for _ in range(6):
+        chosen = generator.permutation(len(items))[: int(generator.integers(1, len(items) + 1))]
+        scores = model.score_encoded([items[i] for i in chosen], token_budget=int(generator.integers(64, 4096)))
+        assert np.array_equal(scores, alone[chosen])
+    assert np.array_equal(RewardModel.load(reward_model_dir(family), dtype=dtype).score_encoded(items), alone)
+
+
+def test_fast_scores_stay_within_the_published_tolerance(reward_model_dir: ModelDir) -> None:
+    exact, fast = (RewardModel.load(reward_model_dir("qwen3"), mode=mode) for mode in ("exact", "fast"))
+    items = random_items(exact, 3)
+    assert agreement(fast.score_encoded(items)[:, 0], exact.score_encoded(items)[:, 0], "float32").holds
+
+
+def test_a_prompt_is_computed_once(reward_model_dir: ModelDir) -> None:
+    model = RewardModel.load(reward_model_dir("qwen3"))
+    prompt = np.arange(100, dtype=np.int32)
+    items = [Encoded(np.append(prompt, np.int32(200 + i)), 100) for i in range(16)]
+    assert pack(group_items(items, share=model.shares_prompt)).tokens == 100 + 16
+
+
+def test_gradients_equal_those_of_plain_transformers(reward_model_dir: ModelDir) -> None:
+    model = RewardModel.load(reward_model_dir("qwen3"))
+    plain = PlainModel(reward_model_dir("qwen3"))
+    module = plain._module
+    items = random_items(model, 4)[:5]
+    batch = pack(group_items(items, share=True))
+    weights = torch.linspace(-1, 1, len(items))
+    (model.forward(batch)[:, 0] * weights[torch.from_numpy(batch.indices)]).sum().backward()
+    for weight, item in zip(weights, items, strict=True):
+        (module(torch.from_numpy(item.ids.astype(np.int64))[None]).logits[0, 0] * weight).backward()
+    truth = dict(module.named_parameters())
+    for name, parameter in model.module.named_parameters():
+        scale = truth[name].grad.abs().max()
+        assert (parameter.grad - truth[name].grad).abs().max() <= 2e-5 * max(float(scale), 1.0), name
+
+
+def copy(directory: Path, target: Path) -> Path:
+    target.mkdir()
+    for path in directory.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+def test_a_flipped_bit_is_refused(reward_model_dir: ModelDir, tmp_path: Path) -> None:
+    directory = copy(reward_model_dir("qwen3"), tmp_path / "m")
+    data = bytearray((directory / "model.safetensors").read_bytes())
+    data[-100] ^= 1
+    (directory / "model.safetensors").write_bytes(data)
+    with pytest.raises(CheckpointError, match="sha256"):
+        RewardModel.load(directory)
+
+
+def test_a_fresh_head_is_refused(reward_model_dir: ModelDir, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    directory = copy(reward_model_dir("qwen3"), tmp_path / "m")
+    (directory / FILE_NAME).unlink()
+    weights = load_file(directory / "model.safetensors")
+    del weights["score.weight"]
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ContractError, match="random"):
+        RewardModel.load(directory)
+
+
+def test_pickle_weights_are_refused(reward_model_dir: ModelDir, tmp_path: Path) -> None:
+    directory = copy(reward_model_dir("qwen3"), tmp_path / "m")
+    (directory / FILE_NAME).unlink()
+    (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="pickle"):
+        RewardModel.load(directory)
+
+
+def test_a_contract_that_contradicts_the_weights_is_refused(reward_model_dir: ModelDir, tmp_path: Path) -> None:
+    directory = copy(reward_model_dir("qwen3"), tmp_path / "m")
+    data = json.loads((directory / FILE_NAME).read_text())
+    data["head"]["attributes"] = ["helpful", "harmless"]
+    (directory / FILE_NAME).write_text(json.dumps(data))
+    with pytest.raises(ContractError, match="1 outputs"):
+        RewardModel.load(directory)
+
+
+def test_the_self_test_sees_a_wrong_attention(reward_model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    from plaudit_model import trunk
+
+    model = RewardModel.load(reward_model_dir("qwen3"))
+    right = trunk.packed_attention
+    monkeypatch.setattr(trunk, "packed_attention", lambda *args, scale: right(*args, scale=scale * 1.1))
+    with pytest.raises(ContractError, match="plain model"):
+        prove(model)
+
+
+def test_not_a_number_never_leaves_the_model(reward_model_dir: ModelDir, tmp_path: Path) -> None:
+    model = RewardModel.load(reward_model_dir("qwen3"))
+    with torch.no_grad():
+        model.module.score.weight[0, 0] = float("nan")
+    model.save(tmp_path / "nan", model.contract)
+    with pytest.raises(ContractError, match="not finite"):
+        RewardModel.load(tmp_path / "nan")
+
+
+def test_bf16_keeps_the_head_in_fp32(reward_model_dir: ModelDir) -> None:
+    exact, half = (RewardModel.load(reward_model_dir("bert"), dtype=dtype) for dtype in ("float32", "bfloat16"))
+    assert half.module.bert.encoder.layer[0].attention.self.query.weight.dtype == torch.bfloat16
+    for name in ("bert.pooler.dense.weight", "classifier.weight"):
+        assert torch.equal(half.module.state_dict()[name], exact.module.state_dict()[name])
+
+
+def test_saving_and_loading_changes_no_score(reward_model_dir: ModelDir, tmp_path: Path) -> None:
+    model = RewardModel.load(reward_model_dir("qwen3"))
+    items = random_items(model, 5)
+    model.save(tmp_path / "again", model.contract)
+    again = RewardModel.load(tmp_path / "again")
+    assert np.array_equal(again.score_encoded(items), model.score_encoded(items))
+    assert again.contract.revision() == model.contract.revision()
