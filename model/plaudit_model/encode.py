@@ -82,6 +82,10 @@ class Encoder:
         """Number of token ids."""
         return self._vocabulary
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens included."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+
     def encode(self, prompt: str | Sequence[Message], response: str, overlong: Overlong = "error") -> Encoded:
         """A prompt (text is one user message) and the assistant's response. Raises ItemError."""
         messages = [Message("user", prompt)] if isinstance(prompt, str) else list(prompt)

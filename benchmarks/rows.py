@@ -1,0 +1,77 @@
+"""One row of a benchmark: what was measured, with the hardware, the commit and the date.
+
+Rows are appended to `results/<name>.csv`; a number without its circumstances is not a result.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def append(name: str, row: Mapping[str, object]) -> None:
+    """Append a row to `results/<name>.csv` and print it. A new column starts a new file header: columns are fixed."""
+    path = RESULTS / f"{name}.csv"
+    full = {**row, **circumstances()}
+    RESULTS.mkdir(exist_ok=True)
+    fresh = not path.exists()
+    if not fresh:
+        with path.open(encoding="utf-8", newline="") as stream:
+            header = next(csv.reader(stream))
+        if header != list(full):
+            raise SystemExit(f"{path} has the columns {header}; this run has {list(full)}. Move the old file away")
+    with path.open("a", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(full))
+        if fresh:
+            writer.writeheader()
+        writer.writerow(full)
+    print("  ".join(f"{key}={value}" for key, value in row.items()))
+
+
+def circumstances() -> dict[str, object]:
+    import torch
+
+    return {
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": _commit(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """p20, p50 and p80 of repeated measurements."""
+    ordered = sorted(values)
+    if len(ordered) < 2:
+        return {"p20": ordered[0], "p50": ordered[0], "p80": ordered[0]}
+    cuts = statistics.quantiles(ordered, n=10, method="inclusive")
+    return {"p20": round(cuts[1], 4), "p50": round(statistics.median(ordered), 4), "p80": round(cuts[7], 4)}
+
+
+def _cpu() -> str:
+    import torch
+
+    names = [
+        line.split(":", 1)[1].strip()
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        if line.startswith("model name")
+    ]
+    return f"{names[0] if names else platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _commit() -> str:
+    root = Path(__file__).resolve().parent.parent
+    run = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False
+    )
+    return run.stdout.strip() or "unknown"
