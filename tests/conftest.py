@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -63,6 +67,50 @@ def reward_model_dir(
     return save
 
 
+@dataclass(frozen=True)
+class Running:
+    """A `plaudit serve` that is ready. `said` is what it printed, `log` is where its log lines go."""
+
+    url: str
+    process: subprocess.Popen[str]
+    said: str
+    log: Path
+
+    def end(self) -> int:
+        """Ask it to leave; its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+
+@pytest.fixture(scope="session")
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Running]]:
+    """`serve(MODEL, "--option", ..., VARIABLE=value)` runs the real command on a free port until the tests end."""
+    started: list[Running] = []
+
+    def run(*arguments: str | Path, **environment: str) -> Running:
+        log = tmp_path_factory.mktemp("serve") / "log"
+        command = [sys.executable, "-P", "-c", "from plaudit.cli import main; main()", "serve", "--port", "0"]
+        with log.open("w") as errors:
+            process = subprocess.Popen(
+                [*command, *map(str, arguments)], stdout=subprocess.PIPE, stderr=errors, text=True,
+                env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
+            )  # fmt: skip
+        said = ""
+        assert process.stdout is not None
+        while line := process.stdout.readline():
+            said += line
+            if line.startswith("ready: "):
+                started.append(Running(line.split()[1], process, said, log))
+                return started[-1]
+        raise AssertionError(f"exit code {process.wait()}: {said}{log.read_text()}")
+
+    yield run
+    for running in started:
+        running.process.kill()
+        running.process.wait()
+        running.process.stdout.close()  # type: ignore[union-attr]
+
+
 _COMMON = {
     "vocab_size": 700, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4,
     "max_position_embeddings": 640, "pad_token_id": 0,
@@ -89,8 +137,9 @@ def _spread(model: object) -> None:
 def _write_tokenizer(directory: Path, family: str) -> None:
     import json
 
-    from plaudit_model.template import CHATML
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    from plaudit_model.template import CHATML
 
     words = ["Human: what is the best way to learn a language?", "Assistant: practise daily, read, and speak."]
     special = ["[PAD]", "<|im_start|>", "<|im_end|>", "[CLS]", "[SEP]"]

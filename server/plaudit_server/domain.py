@@ -37,7 +37,11 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What the worker said of the model it loaded, once a real score had passed."""
+    """What the worker said of the model it loaded, once a real score had passed.
+
+    `revision` identifies the files: equal revisions and equal numerics give equal scores. `sharing` says in
+    words what `shares_prompt` says to the batcher.
+    """
 
     architecture: str
     attributes: tuple[str, ...]
@@ -51,3 +55,4 @@ class ModelInfo:
     sharing: str
     max_length: int
     parameters: int
+    shares_prompt: bool = False

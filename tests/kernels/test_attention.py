@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from plaudit_kernels import BLOCK, packed_attention, plan_tiles, reference_attention
 
 Segments = list[tuple[int, int, int, int]]

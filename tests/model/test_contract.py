@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from plaudit_model import contract as contracts
 from plaudit_model.contract import Calibration, FileEntry, RewardContract, Statistics, Template
 from plaudit_model.errors import ContractError

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from plaudit_model.contract import Tokens
 from plaudit_model.encode import Encoder
 from plaudit_model.errors import ItemError

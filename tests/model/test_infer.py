@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from plaudit_model import infer
 from plaudit_model.contract import FILE_NAME
 from plaudit_model.errors import CheckpointError, ContractError

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
+
 from plaudit_model import cli
 from plaudit_model.local import open_scorer
 from plaudit_model.reward_model import RewardModel
-from typer.testing import CliRunner
 
 ModelDir = Callable[[str], Path]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from plaudit_model.contract import FILE_NAME
 from plaudit_model.encode import Encoded
 from plaudit_model.errors import CheckpointError, ContractError

@@ -1,0 +1,154 @@
+"""Scoring a file: rows in batches, results in order, and taking up where an earlier run stopped."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ._jsonl import ABOUT, Row, result_line
+from ._scorers import Scorer
+from .errors import InvalidInput, RevisionChanged
+from .types import Identity, ItemError, ScoreResult
+
+B = TypeVar("B")
+T = TypeVar("T")
+
+BATCH_BYTES = 4 * 1024 * 1024
+"""A batch is closed at so many bytes of rows, whatever their number: memory stays bounded."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What the output holds: rows, how many of them failed (or one of their responses did), how many were there
+    before this run, and what scored them."""
+
+    rows: int = 0
+    failed: int = 0
+    earlier: int = 0
+    identity: Identity | None = None
+
+    def admit(self, identity: Identity | None) -> None:
+        """One file holds the scores of one model. Raises RevisionChanged."""
+        if identity is not None and self.identity not in (None, identity):
+            raise RevisionChanged(
+                f"the rows before were scored by {_name(self.identity)}, these by {_name(identity)}; write them to "
+                "another file with --out"
+            )
+        self.identity = self.identity or identity
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A finished row: its output line and, if it failed, the first reason."""
+
+    row: Row
+    line: bytes
+    error: ItemError | None
+
+
+def take_up(out: Path, rows: Iterator[Row], prefix: str = "") -> Tally:
+    """What an earlier run has left in `out`; its rows are taken from `rows`, a torn last line is cut off.
+
+    Raises InvalidInput, and changes nothing, unless every complete line was made from the row in its place.
+    """
+    tally, complete = Tally(), 0
+    with out.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):
+                break
+            value = _result(line, prefix)
+            row = next(rows, None)
+            if row is None or value is None or value[prefix + ABOUT].get("row_sha256") != row.sha256:
+                raise InvalidInput(f"{out}:{number} was not made from the row in its place; choose another --out")
+            tally.admit(_identity(value[prefix + ABOUT]))
+            tally.failed += prefix + "error" in value or prefix + "errors" in value
+            complete += len(line)
+            tally.earlier = tally.rows = number
+    with out.open("r+b") as file:
+        file.truncate(complete)
+    return tally
+
+
+def score_rows(rows: Iterable[Row], scorer: Scorer, tally: Tally, *, size: int, prefix: str = "") -> Iterator[Done]:
+    """Every row scored, in order, counted in `tally`. At most `size` responses travel in one call."""
+
+    def score(batch: Sequence[Row]) -> tuple[list[list[ScoreResult]], Identity | None]:
+        scores = scorer.score_items([row.item for row in batch if row.item is not None])
+        results = iter(scores)
+        return [[next(results) for _ in range(row.responses)] for row in batch], scores.identity
+
+    for batch, (results, identity) in in_order(batches(rows, size), score, scorer.ahead):
+        tally.admit(identity)
+        for row, own in zip(batch, results, strict=True):
+            error = row.problem or next((result.error for result in own if result.error), None)
+            tally.rows += 1
+            tally.failed += error is not None
+            yield Done(row, result_line(row, own, identity, prefix), error)
+
+
+def batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
+    """Consecutive rows with at most `size` responses and `BATCH_BYTES` together, but at least one row each."""
+    batch: list[Row] = []
+    responses = length = 0
+    for row in rows:
+        if batch and (responses + row.responses > size or length + row.bytes > BATCH_BYTES or len(batch) >= size):
+            yield batch
+            batch, responses, length = [], 0, 0
+        batch.append(row)
+        responses, length = responses + row.responses, length + row.bytes
+    if batch:
+        yield batch
+
+
+def in_order(jobs: Iterable[B], work: Callable[[B], T], ahead: int) -> Iterator[tuple[B, T]]:
+    """`work(job)` for every job, `ahead` of them at a time, results in the order of the jobs.
+
+    Daemon threads: an interrupted command ends at once and does not wait for answers that nobody wants.
+    """
+    window: deque[tuple[B, Future[T]]] = deque()
+    for job in jobs:
+        if len(window) == ahead:
+            first, future = window.popleft()
+            yield first, future.result()
+        window.append((job, _started(work, job)))
+    while window:
+        first, future = window.popleft()
+        yield first, future.result()
+
+
+def _started(work: Callable[[B], T], job: B) -> Future[T]:
+    future: Future[T] = Future()
+
+    def fulfil() -> None:
+        try:
+            future.set_result(work(job))
+        except BaseException as error:  # raised again by future.result()
+            future.set_exception(error)
+
+    threading.Thread(target=fulfil, daemon=True, name="plaudit-score").start()
+    return future
+
+
+def _result(line: bytes, prefix: str) -> dict[str, Any] | None:
+    """An output line of ours, None if it is something else."""
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    about = value.get(prefix + ABOUT) if isinstance(value, dict) else None
+    known = isinstance(about, dict) and ("revision" not in about or {"model", "numerics"} <= about.keys())
+    return value if known else None
+
+
+def _identity(about: dict[str, Any]) -> Identity | None:
+    return Identity(about["model"], about["revision"], about["numerics"]) if "revision" in about else None
+
+
+def _name(identity: Identity | None) -> str:
+    return "nothing" if identity is None else f"{identity.model}@{identity.revision} ({identity.numerics})"

@@ -1,0 +1,226 @@
+"""What a client does, as plans (see `_plan.py`): no sockets, no clock, no threads."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
+from functools import partial
+from typing import NoReturn, TypeVar
+
+from . import _wire as wire
+from ._items import Chunk, Limits, check, pieces, plan_chunks
+from ._plan import Gather, Plan, Send, Sleep, exchange, outcome_failure, raise_for
+from ._retry import GiveUp
+from ._settings import Settings
+from ._wire import Reply, Request
+from .errors import BadRequest, InvalidInput, ItemFailed, NotFound, RevisionChanged, TimedOut, Unavailable
+from .types import (
+    Comparison,
+    Identity,
+    Item,
+    ItemError,
+    Prompt,
+    Ranking,
+    ScoreResult,
+    Scores,
+    ServerInfo,
+    Timing,
+    Usage,
+)
+
+T = TypeVar("T")
+
+UNASKED = Limits(items=64, bytes=256 * 1024)
+"""A list within these limits is sent without asking for the server's: every server takes that much."""
+
+READY_PAUSES = (0.1, 2.0)
+"""First and longest pause between two questions for readiness, in seconds."""
+
+SCORE_OPTIONS = ("model", "overlong", "transform", "priority", "include")
+COMPARE_OPTIONS = ("model", "overlong", "priority")
+
+
+class Core:
+    """The plans of one client. `draw` gives random numbers in [0, 1) for the retry pauses."""
+
+    def __init__(self, settings: Settings, draw: Callable[[], float] = random.random) -> None:
+        self.settings = settings
+        self._draw = draw
+        self._limits: Limits | None = None
+
+    def score(self, prompt: Prompt, response: str) -> Plan[ScoreResult]:
+        scores = yield from self.score_items([{"prompt": prompt, "response": response}])
+        return scores[0]
+
+    def score_responses(self, prompt: Prompt, responses: Sequence[str]) -> Plan[Scores]:
+        return (yield from self.score_items([{"prompt": prompt, "responses": list(responses)}]))
+
+    def score_items(self, items: Iterable[Item]) -> Plan[Scores]:
+        encoded = pieces(items)
+        deadline = yield from self._deadline()
+        chunks = plan_chunks(encoded, UNASKED)
+        if len(chunks) > 1:
+            chunks = plan_chunks(encoded, (yield from self._server_limits(deadline)))
+        scores = yield from self._score_chunks(chunks, deadline)
+        if scores.failed and self.settings.on_error == "raise":
+            self._raise_failed(scores)
+        return scores
+
+    def rank(self, prompt: Prompt, responses: Sequence[str], top_n: int | None) -> Plan[Ranking]:
+        if top_n is not None and top_n < 1:
+            raise InvalidInput(f"top_n must be at least 1, got {top_n}")
+        return ranking((yield from self.score_responses(prompt, responses)), top_n)
+
+    def compare(self, prompt: Prompt, response_a: str, response_b: str) -> Plan[Comparison]:
+        check({"prompt": prompt, "responses": [response_a, response_b]})
+        pair = {"prompt": prompt, "response_a": response_a, "response_b": response_b}
+        request = Request("POST", "/compare", wire.object_fields(pair | self._options(COMPARE_OPTIONS)))
+        comparison = yield from self._ask(request, wire.parse_comparison)
+        self._check_pin(comparison.identity)
+        return comparison
+
+    def info(self) -> Plan[ServerInfo]:
+        return (yield from self._ask(Request("GET", "/info"), self._parse_info))
+
+    def models(self) -> Plan[tuple[str, ...]]:
+        return (yield from self._ask(Request("GET", "/v1/models"), wire.parse_models))
+
+    def wait_until_ready(self, timeout: float | None) -> Plan[None]:
+        request, url = Request("GET", "/readyz"), self.settings.base_url
+        started = (yield Sleep(0)).now
+        pause, longest = READY_PAUSES
+        while True:
+            heard = yield Send(request, self.settings.connect_timeout)
+            failure, now = outcome_failure(heard.value), heard.now
+            if failure is None:
+                return
+            if failure.status in (401, 403, 404):
+                raise_for(failure, GiveUp("refused"), url + request.path, 1, now - started)
+            left = math.inf if timeout is None else started + timeout - now
+            if left <= 0:
+                raise TimedOut(
+                    f"{url} is not ready after {now - started:.1f} s: {failure.message}; look at the server's log, "
+                    "or wait longer",
+                    url=url,
+                    code=failure.code,
+                )
+            yield Sleep(min(pause, left))
+            pause = min(2 * pause, longest)
+
+    def _ask(self, request: Request, parse: Callable[[Reply], T]) -> Plan[T]:
+        deadline = yield from self._deadline()
+        return (yield from self._ask_until(deadline, request, parse))
+
+    def _ask_until(self, deadline: float | None, request: Request, parse: Callable[[Reply], T]) -> Plan[T]:
+        heard = yield Gather((exchange(self.settings, self._draw, request, deadline, parse),), deadline)
+        answer: T = heard.value[0]
+        return answer
+
+    def _deadline(self) -> Plan[float | None]:
+        if self.settings.timeout is None:
+            return None
+        return (yield Sleep(0)).now + self.settings.timeout
+
+    def _server_limits(self, deadline: float | None) -> Plan[Limits]:
+        if self._limits is None:
+            info = yield from self._ask_until(deadline, Request("GET", "/info"), self._parse_info)
+            self._limits = wire.limits_of(info)
+        return self._limits
+
+    def _score_chunks(self, chunks: Sequence[Chunk], deadline: float | None) -> Plan[Scores]:
+        """All chunks from one revision. A swap in the middle of a list costs one repetition, not an error."""
+        for _ in range(2):
+            heard = yield Gather(tuple(self._score_chunk(chunk, deadline) for chunk in chunks), deadline)
+            identities = {part.identity for part in heard.value if part.identity is not None}
+            if len(identities) <= 1:
+                return _joined(heard.value)
+        names = " and ".join(sorted(f"{i.model}@{i.revision} ({i.numerics})" for i in identities))
+        raise RevisionChanged(
+            f"{self.settings.base_url} answered parts of one list as {names}; score it again, and if several servers "
+            "share this URL, give them the same model and numerics",
+            url=self.settings.base_url,
+        )
+
+    def _score_chunk(self, chunk: Chunk, deadline: float | None) -> Plan[Scores]:
+        request = wire.score_request(chunk, wire.object_fields(self._options(SCORE_OPTIONS)))
+        parse = partial(wire.parse_scores, places=chunk.places)
+        try:
+            scores = yield from exchange(self.settings, self._draw, request, deadline, parse, wire.unfinished)
+        except Unavailable as error:
+            if self.settings.on_error == "raise":
+                raise
+            why = ItemError(error.code or "unavailable", str(error), retryable=True)
+            return _unscored(chunk, why, error.request_id)
+        except BadRequest as error:
+            if not _is_about_the_item(error, chunk):
+                raise
+            return _unscored(chunk, ItemError(error.code or "refused", error.reason), error.request_id)
+        except NotFound as error:
+            if self.settings.revision is None or error.code != "unknown_model":
+                raise
+            raise RevisionChanged(f"the pinned revision is not served: {error}", url=error.url) from error
+        assert scores.identity is not None
+        self._check_pin(scores.identity)
+        return scores
+
+    def _options(self, names: Sequence[str]) -> dict[str, object]:
+        """The options that go into a body. A pinned revision is part of the model's name, if it has one."""
+        options = {name: getattr(self.settings, name) for name in names}
+        if self.settings.model and self.settings.revision:
+            options["model"] = f"{self.settings.model}@{self.settings.revision}"
+        return {name: value for name, value in options.items() if value not in (None, ())}
+
+    def _parse_info(self, reply: Reply) -> ServerInfo:
+        return wire.parse_info(reply, self.settings.model)
+
+    def _check_pin(self, identity: Identity) -> None:
+        pinned = self.settings.revision
+        if pinned is not None and identity.revision != pinned:
+            raise RevisionChanged(
+                f"{self.settings.base_url} answers as {identity.model}@{identity.revision}, but revision {pinned} is "
+                "pinned; serve that revision, or pin the new one",
+                url=self.settings.base_url,
+            )
+
+    def _raise_failed(self, scores: Scores) -> NoReturn:
+        first = scores.failed[0]
+        assert first.error is not None
+        raise ItemFailed(
+            f"{len(scores.failed)} of {len(scores)} items have no score; the first is item {first.index}: "
+            f"{first.error.code}: {first.error.message} (on_error='none' gives None for such items)",
+            url=self.settings.base_url,
+            request_id=scores.request_id,
+            code=first.error.code,
+            index=first.index,
+            scores=scores,
+        )
+
+
+def ranking(scores: Scores, top_n: int | None = None) -> Ranking:
+    """The scores sorted, best first; equal ones in the order of the input."""
+    ranked = sorted((r for r in scores if r.score is not None), key=lambda result: -float(result))
+    return Ranking(tuple(ranked[:top_n]), scores.failed, scores.identity)
+
+
+def _is_about_the_item(error: BadRequest, chunk: Chunk) -> bool:
+    """A body with one item alone gets the item's error, or its size, as its own."""
+    return len(chunk.places) == 1 and (error.type == "item_error" or error.status == 413)
+
+
+def _unscored(chunk: Chunk, error: ItemError, request_id: str | None) -> Scores:
+    results = tuple(ScoreResult(None, p.index, p.item_index, p.response_index, error=error) for p in chunk.places)
+    return Scores(results, request_ids=() if request_id is None else (request_id,))
+
+
+def _joined(parts: Sequence[Scores]) -> Scores:
+    scored = [part for part in parts if part.identity is not None]
+    return Scores(
+        tuple(result for part in parts for result in part.results),
+        identity=scored[0].identity if scored else None,
+        transform=scored[0].transform if scored else "none",
+        request_ids=tuple(request_id for part in parts for request_id in part.request_ids),
+        usage=Usage(*(sum(getattr(part.usage, f.name) for part in parts) for f in fields(Usage))),
+        timing=Timing(*(sum(getattr(part.timing, f.name) for part in parts) for f in fields(Timing))),
+    )

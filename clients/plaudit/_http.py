@@ -1,0 +1,75 @@
+"""The HTTP library: httpx2, or httpx where that is what is installed. Nothing else here imports either.
+
+Loaded on first use, so that `import plaudit` costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import httpx2 as http
+else:
+    try:
+        import httpx2 as http
+    except ImportError:
+        import httpx as http
+
+from ._retry import Failure, FailureKind
+from ._settings import Settings, installed_version
+from ._wire import Reply, Request
+
+__all__ = ["RequestError", "call", "failure_of_error", "headers", "http", "limits", "reply_of", "timeouts"]
+
+RequestError = http.RequestError
+
+# First match wins: a connect timeout is a TimeoutException too, but the server never saw that request.
+_KINDS: tuple[tuple[type[Exception], FailureKind], ...] = (
+    (http.ConnectTimeout, "connect"),
+    (http.ConnectError, "connect"),
+    (http.ProxyError, "connect"),
+    (http.TimeoutException, "timeout"),
+    (http.RequestError, "broken"),
+)
+
+
+def failure_of_error(error: Exception) -> Failure:
+    """What an exception of the HTTP library says about the attempt."""
+    kind = next(kind for library_type, kind in _KINDS if isinstance(error, library_type))
+    return Failure(kind, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+
+
+def call(settings: Settings, request: Request, seconds: float | None) -> dict[str, Any]:
+    """The arguments with which the HTTP library sends `request`, with so many seconds left."""
+    return {
+        "method": request.method,
+        "url": settings.base_url + request.path,
+        "content": request.body(seconds),
+        "headers": headers(settings),
+        "timeout": timeouts(settings, seconds),
+    }
+
+
+def reply_of(response: http.Response, body: bytes) -> Reply:
+    """A complete response in our own terms."""
+    return Reply(response.status_code, {k.lower(): v for k, v in response.headers.items()}, body)
+
+
+def headers(settings: Settings) -> dict[str, str]:
+    """Headers of every request."""
+    json = "application/json"
+    known = {"user-agent": f"plaudit/{installed_version()}", "accept": json, "content-type": json}
+    if settings.api_key:
+        known["authorization"] = f"Bearer {settings.api_key}"
+    return known
+
+
+def limits(settings: Settings) -> http.Limits:
+    """Of connections: our own slots bound the requests in flight, so the pool never makes one wait."""
+    return http.Limits(max_connections=None, max_keepalive_connections=settings.concurrency)
+
+
+def timeouts(settings: Settings, seconds: float | None) -> http.Timeout:
+    """Connecting has its own limit; an answer may take all the time that is left."""
+    connect = settings.connect_timeout if seconds is None else min(seconds, settings.connect_timeout)
+    return http.Timeout(seconds, connect=connect, pool=None)

@@ -1,0 +1,163 @@
+"""The steps a plan is made of, and the one plan that all others stand on: a request with its retries.
+
+A plan is a generator. It yields steps; whoever runs it (the shells in `_client.py`, or a test) carries them out
+and sends back what was heard. No sockets, no clock, no threads in here.
+
+Sleep(seconds)          wait; Sleep(0) asks for the time
+Send(request, seconds)  one HTTP exchange within so many seconds; heard: a `Reply` or a `Failure`
+Gather(plans)           run these at the same time, each in one of the client's slots; heard: their results
+
+A slot is held from the first attempt to the last, pauses included: when a server is down, its callers queue in
+the client and do not all knock at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
+
+from ._retry import Failure, GiveUp, decide
+from ._settings import Settings
+from ._wire import Reply, Request, failure_of
+from .errors import (
+    BadRequest,
+    ConnectionFailed,
+    DeadlineExceeded,
+    NotFound,
+    Overloaded,
+    Refused,
+    ResponseInvalid,
+    ServerFailed,
+    TimedOut,
+    Unauthorized,
+    Unavailable,
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    request: Request
+    seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Gather:
+    """`deadline` limits the wait for a slot; a plan whose turn comes too late is run and fails by itself."""
+
+    plans: tuple[Plan[Any], ...]
+    deadline: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What became of a step, and the time after it, in seconds on a monotonic clock."""
+
+    now: float
+    value: Any = None
+
+
+Step = Sleep | Send | Gather
+Plan = Generator[Step, Heard, T]
+
+
+def exchange(
+    settings: Settings,
+    draw: Callable[[], float],
+    request: Request,
+    deadline: float | None,
+    parse: Callable[[Reply], T],
+    again: Callable[[T], Failure | None] = lambda answer: None,
+) -> Plan[T]:
+    """Send until there is an answer, retries are used up, or the deadline has passed.
+
+    `parse` checks a 200. `again` may call an answer a failure that is worth another attempt; if that is the last
+    one, the answer is returned as it is. Raises Refused, Unavailable, ResponseInvalid.
+    """
+    url = settings.base_url + request.path
+    started = now = (yield Sleep(0)).now
+    if deadline is not None and now >= deadline:
+        raise TimedOut(
+            f"{url}: the whole timeout of {settings.timeout} s passed while waiting for one of the client's "
+            f"{settings.concurrency} slots; raise timeout or concurrency",
+            url=url,
+        )
+    attempt = 0
+    while True:
+        heard = yield Send(request, None if deadline is None else max(0.001, deadline - now))
+        failure, answer = outcome_failure(heard.value), None
+        if failure is None:
+            answer = _parsed(url, heard.value, parse)
+            failure = again(answer)
+            if failure is None:
+                return answer
+        decision = decide(settings.retry, failure, attempt=attempt, now=heard.now, deadline=deadline, draw=draw())
+        if isinstance(decision, GiveUp):
+            if answer is not None:
+                return answer
+            raise_for(failure, decision, url, attempt + 1, heard.now - started)
+        now = (yield Sleep(decision.seconds)).now
+        attempt += 1
+
+
+def _parsed(url: str, reply: Reply, parse: Callable[[Reply], T]) -> T:
+    try:
+        return parse(reply)
+    except ResponseInvalid as error:
+        request_id = reply.headers.get("x-request-id")
+        trace = f" [request {request_id}]" if request_id else ""
+        raise ResponseInvalid(f"{url}: {error}{trace}", url=url, request_id=request_id) from None
+
+
+def outcome_failure(outcome: Reply | Failure) -> Failure | None:
+    """What went wrong with one attempt, None if nothing did."""
+    return outcome if isinstance(outcome, Failure) else failure_of(outcome)
+
+
+def raise_for(failure: Failure, decision: GiveUp, url: str, attempts: int, seconds: float) -> NoReturn:
+    """Raise the error that says what happened, where, how often it was tried, and what to do."""
+    trace = f" [request {failure.request_id}]" if failure.request_id else ""
+    tried = "" if decision.why == "refused" else f" ({decision.why}; {attempts} attempts in {seconds:.1f} s)"
+    status = f"{failure.status} {failure.code or ''}".strip() + ": " if failure.status is not None else ""
+    text = f"{url}: {status}{failure.message}{trace}{tried}"
+    if failure.status is not None and failure.status < 500 and failure.status not in (408, 429):
+        raise _refusal(failure, text, url)
+    raise _unavailable(failure, decision, text, url)
+
+
+def _refusal(failure: Failure, text: str, url: str) -> Refused:
+    kind, advice = {
+        401: (Unauthorized, "pass api_key=, or set PLAUDIT_API_KEY"),
+        403: (Unauthorized, "this key may not do that"),
+        404: (NotFound, "check the URL and the model's name"),
+    }.get(failure.status or 0, (BadRequest, ""))
+    return kind(
+        f"{text}; {advice}" if advice else text,
+        url=url,
+        request_id=failure.request_id,
+        code=failure.code,
+        status=failure.status,
+        param=failure.param,
+        type=failure.type,
+        reason=failure.message,
+    )
+
+
+def _unavailable(failure: Failure, decision: GiveUp, text: str, url: str) -> Unavailable:
+    known = {"url": url, "request_id": failure.request_id, "code": failure.code}
+    if failure.status in (429, 503) and failure.retryable is not False:
+        return Overloaded(f"{text}; lower the concurrency or try later", retry_after=failure.retry_after, **known)
+    if failure.status == 504:
+        return DeadlineExceeded(f"{text}; raise timeout", **known)
+    if failure.kind == "timeout":
+        return TimedOut(f"{text}; raise timeout, or pass None for no limit", **known)
+    if failure.status is not None:
+        return ServerFailed(f"{text}; look for the request in the server's log", **known)
+    return ConnectionFailed(f"{text}; is the server running there?", **known)

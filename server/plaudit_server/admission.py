@@ -1,0 +1,91 @@
+"""Who is let in. Pure: what waits, what is asked and how fast we are go in; nothing or a refusal comes out.
+
+The rule looks at what already waits, not at the size of the request: while the queue is below its bound, one
+more request is taken whole, large or small. So a burst of thousands of items stands the same chance as a
+single one, the bound is exceeded by at most one request, and nothing that fits at all can starve.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .engine_errors import Overloaded, TooLarge
+
+_TOKEN_BYTES = 8
+_ITEM_BYTES = 1500
+"""What an item holds while it waits, besides its tokens (as ids and as a sort key): objects, future, heap slot."""
+
+_LEAST_WAIT, _MOST_WAIT = 0.5, 60.0
+_SMOOTHING = 0.2
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """`tokens`: of one class, waiting. `bytes`: of everything that has no answer yet. `item_tokens`: what the
+    model takes at most."""
+
+    tokens: int
+    bytes: int
+    item_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a request asks for; `longest` is its longest item, in tokens."""
+
+    items: int
+    tokens: int
+    longest: int
+
+    @property
+    def bytes(self) -> int:
+        return item_bytes(self.tokens, self.items)
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """`tokens` is what goes before or beside the request; `bytes` what is held altogether."""
+
+    tokens: int
+    bytes: int
+
+
+def item_bytes(tokens: int, items: int = 1) -> int:
+    """An estimate of the memory that waiting items hold."""
+    return items * _ITEM_BYTES + tokens * _TOKEN_BYTES
+
+
+class Throughput:
+    """Tokens answered per second of compute: an exponentially weighted mean of real batches. A shared prompt
+    counts in each sequence, as it does in the queue."""
+
+    def __init__(self) -> None:
+        self.tokens_per_second: float | None = None
+
+    def observe(self, tokens: int, seconds: float) -> None:
+        rate = tokens / max(seconds, 1e-9)
+        known = self.tokens_per_second
+        self.tokens_per_second = rate if known is None else known + _SMOOTHING * (rate - known)
+
+
+def admit(demand: Demand, backlog: Backlog, bounds: Bounds, rate: float | None, time_left: float | None) -> None:
+    """Return if the request is let in, whole. `rate` is in tokens per second, `time_left` in seconds.
+
+    Raises TooLarge for what can never fit, Overloaded at capacity or when the deadline cannot be met.
+    """
+    if demand.longest > bounds.item_tokens:
+        raise TooLarge(f"an item has {demand.longest} tokens; the model takes {bounds.item_tokens}")
+    if demand.bytes > bounds.bytes:
+        raise TooLarge(f"the request would hold {demand.bytes} bytes; the queue may hold {bounds.bytes}: split it")
+    retry_after = _retry_after(backlog, bounds, rate)
+    if backlog.tokens >= bounds.tokens or backlog.bytes + demand.bytes > bounds.bytes:
+        raise Overloaded(f"the queue is full ({backlog.tokens} tokens wait)", retry_after)
+    if backlog.tokens and rate and time_left is not None and (backlog.tokens + demand.tokens) / rate > time_left:
+        raise Overloaded("the queue is too long for this deadline", retry_after)
+
+
+def _retry_after(backlog: Backlog, bounds: Bounds, rate: float | None) -> float:
+    """Seconds until about half of the queue's bound is free again."""
+    if not rate:
+        return 1.0
+    return min(max((backlog.tokens - bounds.tokens / 2) / rate, _LEAST_WAIT), _MOST_WAIT)

@@ -1,0 +1,118 @@
+"""`plaudit serve`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from .engine import EngineSettings
+    from .served import Models
+    from .settings import ServerSettings
+
+Overlong = Literal["error", "truncate_prompt", "truncate_left"]
+RenderedText = Literal["refuse", "as-is", "rerender"]
+_KEY = "API key of every route but the probes"
+
+
+def serve(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="directory, Hub id or `starter`; NAME=MODEL")],
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port; 0 takes a free one")] = 8000,
+    api_key: Annotated[str | None, typer.Option(envvar="PLAUDIT_API_KEY", help=_KEY, show_envvar=True)] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="serve other machines without a key")] = False,
+    allowed_host: Annotated[list[str] | None, typer.Option(help="a Host name to answer to; repeatable")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16", show_default="the contract's")] = None,
+    mode: Annotated[str | None, typer.Option(help="exact or fast", show_default="the contract's")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    overlong: Annotated[
+        Overlong | None, typer.Option(help="of compatibility routes", show_default="each route's")
+    ] = None,
+    rendered_text: Annotated[RenderedText, typer.Option(help="text in another model's template")] = "refuse",
+    token_budget: Annotated[int | None, typer.Option(help="tokens of one batch", show_default="4096")] = None,
+    max_wait_ms: Annotated[float | None, typer.Option(help="how long a batch may form", show_default="50")] = None,
+    queue_tokens: Annotated[int | None, typer.Option(help="tokens that may wait", show_default="1000000")] = None,
+    threads: Annotated[int | None, typer.Option(help="torch's threads", show_default="torch's choice")] = None,
+    encode_threads: Annotated[int | None, typer.Option(help="tokenizers", show_default="up to 4")] = None,
+    deadline_seconds: Annotated[float, typer.Option(help="of a request that names none")] = 170.0,
+    lameduck_seconds: Annotated[float, typer.Option(help="after SIGTERM, time in which work is still taken")] = 0.0,
+    drain_seconds: Annotated[float, typer.Option(help="after that, time to finish what was taken")] = 45.0,
+    log_level: Annotated[str, typer.Option(help="debug also logs successes")] = "info",
+    log_json: Annotated[bool, typer.Option("--log-json", help="log lines as JSON")] = False,
+) -> None:
+    """Serve the scores of one or several reward models over HTTP."""
+    from . import logs
+    from .engine import EngineSettings
+    from .settings import ServerSettings
+
+    logs.configure(log_level, as_json=log_json)
+    settings = ServerSettings(
+        host=host, port=port, api_key=api_key, insecure=insecure, allowed_hosts=tuple(allowed_host or ()),
+        overlong=overlong, rendered_text=rendered_text, deadline_seconds=deadline_seconds,
+        lameduck_seconds=lameduck_seconds, drain_seconds=drain_seconds, **_given(encode_threads=encode_threads),
+    )
+    engine = EngineSettings(
+        device=device, dtype=dtype, mode=mode, threads=threads,
+        **_given(token_budget=token_budget, max_wait_ms=max_wait_ms, queue_tokens=queue_tokens),
+    )
+    run(models, settings, engine)
+
+
+def run(names: list[str], settings: ServerSettings, engine: EngineSettings) -> None:
+    """Serve until a signal. Raises SettingsError, ModelError or WorkerFailed, each with one clear line."""
+    import asyncio
+
+    import uvloop
+
+    from .app import build_app
+    from .lifecycle import Lifecycle, allow_connections, listen
+    from .metrics import Metrics
+    from .served import Models, Name, open_model
+
+    allow_connections()
+    metrics = Metrics()
+    models = Models([open_model(Name.parse(name), settings, engine, metrics) for name in names])
+    app = build_app(settings, models, metrics)
+    listener = listen(settings)
+
+    async def main() -> None:
+        port = listener.getsockname()[1]
+        await Lifecycle(settings, app, models, listener).run(lambda: announce(settings, models, port))
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+
+
+def announce(settings: ServerSettings, models: Models, port: int) -> None:
+    """Say what is served, where, and how to ask for a score."""
+    from rich.console import Console
+
+    console = Console(soft_wrap=True, highlight=False)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{host}:{port}"
+    for model in models:
+        info, template = model.loaded, model.contract.template
+        facts = {
+            "model": f"{model.id}, {info.architecture}, {info.parameters / 1e6:,.1f} M parameters",
+            "contract": f"{template.kind} template {template.sha256[:12]}, at most {info.max_length:,} tokens",
+            "revision": info.revision, "numerics": info.numerics, "path": info.path, "sharing": info.sharing,
+        }  # fmt: skip
+        for name, value in facts.items():
+            console.print(f"{name:>10}  {value}", markup=False)
+    console.print(_examples(settings, models, url), markup=False)
+    console.print(f"ready: {url}", markup=False)
+
+
+def _examples(settings: ServerSettings, models: Models, url: str) -> str:
+    """A curl line and a Python line that work as they stand."""
+    names = [model.id for model in models]
+    field, argument = (f'"model": "{names[0]}", ', f', model="{names[0]}"') if len(names) > 1 else ("", "")
+    key = ' -H "authorization: Bearer $PLAUDIT_API_KEY"' if settings.api_key else ""
+    curl = f"""curl -s {url}/score{key} -d '{{{field}"prompt": "Name a prime.", "response": "Seven."}}'"""
+    call = f'Client("{url}"{argument}).score("Name a prime.", "Seven.")'
+    return f"\n  {curl}\n  python -c 'from plaudit import Client; print({call})'\n"
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}

@@ -1,0 +1,178 @@
+"""Every promise the engine has made and not kept yet. Each is kept exactly once: with a score or an error."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from plaudit_model.packing import Group
+
+from .admission import Backlog, Bounds, Demand, Throughput, admit, item_bytes
+from .batcher import Batcher
+from .cache import ScoreCache, ScoreKeys
+from .domain import Priority, Scored, Work
+from .engine_errors import DeadlineExceeded, EngineError, NonFinite
+from .messages import Scores
+from .observer import BatchReport, EngineObserver
+from .waiting import Batch, Entry, Job
+
+logger = logging.getLogger("plaudit.engine")
+
+Answer = asyncio.Future[Scored]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Flight:
+    """A batch that the worker has, as it was sent."""
+
+    batch: Batch
+    groups: tuple[Group, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens to compute."""
+        return sum(group.tokens for group in self.groups)
+
+
+class Ledger:
+    """Owns the futures, the cache and the accounts; the batcher decides what is computed when."""
+
+    def __init__(
+        self, batcher: Batcher, cache: ScoreCache, keys: ScoreKeys, bounds: Bounds, observer: EngineObserver
+    ) -> None:
+        self._batcher = batcher
+        self._cache = cache
+        self._keys = keys
+        self._bounds = bounds
+        self._observer = observer
+        self._throughput = Throughput()
+        self._answers: dict[Job, Answer] = {}
+        self._bytes = 0
+
+    @property
+    def open(self) -> list[Answer]:
+        """The futures that have no answer yet."""
+        return list(self._answers.values())
+
+    @property
+    def queued_tokens(self) -> int:
+        """Tokens that wait for the worker, a shared prompt counted in each sequence."""
+        return self._batcher.queued_tokens("interactive") + self._batcher.queued_tokens("batch")
+
+    def submit(self, work: Sequence[Work], now: float, deadline: float | None, priority: Priority) -> list[Answer]:
+        """One future an item, in order; all or none are taken. Raises Overloaded or TooLarge, and ValueError for
+        what is no item: it would stop the engine later."""
+        for item in work:
+            if item.ids.dtype != np.int32 or item.ids.ndim != 1 or not 0 <= item.prompt_tokens <= len(item.ids) > 0:
+                raise ValueError("an item is at least one token id (int32), with its prompt's tokens among them")
+        keys = [self._keys.key(item) for item in work]
+        known = [self._cache.get(key) for key in keys]
+        unknown = [item for item, attributes in zip(work, known, strict=True) if attributes is None]
+        if unknown:
+            self._admit(unknown, now, deadline, priority)
+        loop = asyncio.get_running_loop()
+        answers = []
+        for item, key, attributes in zip(work, keys, known, strict=True):
+            answer: Answer = loop.create_future()
+            answers.append(answer)
+            if attributes is not None:
+                answer.set_result(_reused(item, attributes))
+                self._observer.item_reused("cache", len(item.ids))
+            else:
+                self._promise(Job(item, key, priority, now, deadline), answer)
+        self.report_queue()
+        return answers
+
+    def expire(self, now: float) -> None:
+        """Answer whoever has run out of time."""
+        for job, started in self._batcher.expire(now):
+            when = "while it was being computed" if started else "before its turn came"
+            self._fail(job, DeadlineExceeded(f"the deadline passed {when}", started=started))
+
+    def scored(self, flight: Flight, scores: Scores, now: float) -> None:
+        """Hand out the scores of a batch."""
+        logical = sum(entry.tokens for entry in flight.batch.entries)
+        self._throughput.observe(logical, scores.seconds)
+        rows = iter(scores.attributes.tolist())
+        for family, group in zip(flight.batch.families, flight.groups, strict=True):
+            for entry in family:
+                attributes = tuple(next(rows))
+                if all(map(math.isfinite, attributes)):
+                    self._resolve(entry, attributes, len(group.prefix), scores.seconds, now)
+                else:
+                    self.fail(entry, NonFinite, "the model gives NaN or infinity for this item")
+        computed = flight.tokens
+        self._observer.batch_done(BatchReport(len(flight.batch.entries), computed, logical - computed, scores.seconds))
+        self.report_queue()
+
+    def fail(self, entry: Entry, error: type[EngineError], message: str) -> None:
+        """Answer everyone who waits for a sequence with an error."""
+        for job in self._batcher.answered(entry):
+            self._fail(job, error(message))
+        self.report_queue()
+
+    def fail_all(self, error: type[EngineError], message: str) -> None:
+        """Answer everyone with an error."""
+        for job in list(self._answers):
+            self._batcher.discard(job)
+            self._fail(job, error(message))
+        self.report_queue()
+
+    def report_queue(self) -> None:
+        """Tell the observer what waits."""
+        self._observer.queue_changed(self.queued_tokens, len(self._answers))
+
+    def _admit(self, work: Sequence[Work], now: float, deadline: float | None, priority: Priority) -> None:
+        lengths = [len(item.ids) for item in work]
+        ahead = self._batcher.queued_tokens("interactive") if priority == "interactive" else self.queued_tokens
+        time_left = deadline - now if deadline is not None and deadline > now else None
+        admit(
+            Demand(len(work), sum(lengths), max(lengths)), Backlog(ahead, self._bytes), self._bounds,
+            self._throughput.tokens_per_second, time_left,
+        )  # fmt: skip
+
+    def _promise(self, job: Job, answer: Answer) -> None:
+        self._answers[job] = answer
+        self._bytes += item_bytes(len(job.work.ids))
+        answer.add_done_callback(partial(self._cancelled, job))
+        if self._batcher.add(job):
+            self._observer.item_reused("duplicate", len(job.work.ids))
+
+    def _cancelled(self, job: Job, answer: Answer) -> None:
+        """The client is gone. (Also called for answers that were given, which `_take` has struck off already.)"""
+        if job in self._answers:
+            self._take(job)
+            self._batcher.discard(job)
+            self.report_queue()
+
+    def _resolve(self, entry: Entry, attributes: tuple[float, ...], shared: int, seconds: float, now: float) -> None:
+        self._cache.put(entry.key, attributes)
+        jobs = self._batcher.answered(entry)
+        if not jobs:
+            self._observer.tokens_wasted(entry.tokens - shared)
+        for number, job in enumerate(jobs):
+            waited = max(now - job.arrived - seconds, 0.0)
+            scored = Scored(attributes, entry.tokens, shared, number > 0, waited, seconds)
+            answer = self._take(job)
+            if not answer.done():
+                answer.set_result(scored)
+
+    def _fail(self, job: Job, error: EngineError) -> None:
+        answer = self._take(job)
+        if not answer.done():
+            answer.set_exception(error)
+            self._observer.item_failed(error.code)
+
+    def _take(self, job: Job) -> Answer:
+        self._bytes -= item_bytes(len(job.work.ids))
+        return self._answers.pop(job)
+
+
+def _reused(work: Work, attributes: tuple[float, ...]) -> Scored:
+    return Scored(attributes, len(work.ids), 0, True, 0.0, 0.0)

@@ -1,0 +1,223 @@
+"""What stands between the socket and the routes: pure ASGI, because Starlette's BaseHTTPMiddleware hides
+disconnects from what is behind it. From the outside in:
+
+Report       request id, metrics, the log line, and every error's answer
+Gate         headers, host, key, content encoding: before a byte of the body is read
+ModelPath    /m/{model}[@revision]/... is the same route with the model named
+Body         reads and bounds the body, and cancels the route when its client goes away
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .errors import RequestError
+from .gates import PUBLIC, header
+from .gates import Gate as Check
+from .metrics import Metrics
+from .results import dumps
+from .settings import Limits
+
+logger = logging.getLogger("plaudit.server")
+access = logging.getLogger("plaudit.access")
+
+CLIENT_GONE = 499
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_MODEL_PATH = re.compile(r"/m/(?P<model>[^/]+)(?P<rest>/.*)", re.DOTALL)
+
+
+@dataclass(slots=True)
+class _Answer:
+    """What has been sent of one answer."""
+
+    status: int = CLIENT_GONE
+    started: bool = False
+
+
+class Report:
+    """Outermost. Nothing of a request but its route, status, time and id is ever logged."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        request_id = scope.setdefault("state", {})["request_id"] = _request_id(scope)
+        answer, started = _Answer(), time.monotonic()
+        self._metrics.request_begun()
+
+        async def tell(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                answer.status, answer.started = message["status"], True
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            await self._answered(scope, receive, tell, answer)
+        finally:
+            self._done(scope, answer.status, time.monotonic() - started)
+
+    async def _answered(self, scope: Scope, receive: Receive, send: Send, answer: _Answer) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except RequestError as error:
+            failure = error
+        except Exception as error:
+            logger.error("%s in request %s\n%s", type(error).__name__, scope["state"]["request_id"], _frames(error))
+            failure = RequestError("internal_error", "the server failed; its log has the request id")
+        else:
+            return
+        if answer.started:
+            raise RuntimeError("an answer broke off") from None  # the connection is closed: the client must notice
+        await send_error(failure, scope, send)
+
+    def _done(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "unknown")
+        self._metrics.request_done(route, status, seconds)
+        level = logging.DEBUG if status < 400 or route in PUBLIC else logging.WARNING if status >= 500 else logging.INFO
+        if access.isEnabledFor(level):
+            fields = {"route": route, "status": status, "ms": round(seconds * 1000, 2)}
+            fields["request_id"] = scope["state"]["request_id"]
+            access.log(level, "%s %d", route, status, extra={"fields": fields})
+
+
+class Gate:
+    """Refuses a request by its head alone."""
+
+    def __init__(self, app: ASGIApp, checks: Sequence[Check]) -> None:
+        self._app = app
+        self._checks = checks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            for check in self._checks:
+                check(scope)
+        await self._app(scope, receive, send)
+
+
+class ModelPath:
+    """Trainers can often configure nothing but a URL, so the model can be named in it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (match := _MODEL_PATH.fullmatch(scope["path"])):
+            scope["state"]["model"] = match["model"]
+            scope["path"] = match["rest"]
+            scope["raw_path"] = match["rest"].encode()
+        await self._app(scope, receive, send)
+
+
+class Body:
+    """Owns the account of what all bodies together hold."""
+
+    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+        self._app = app
+        self._limits = limits
+        self._held = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] not in ("POST", "PUT", "PATCH"):
+            return await self._app(scope, receive, send)
+        body = bytearray()
+        try:
+            if await self._read(scope, receive, body):
+                await _run(self._app, scope, bytes(body), receive, send)
+        finally:
+            self._held -= len(body)
+
+    async def _read(self, scope: Scope, receive: Receive, body: bytearray) -> bool:
+        """Read into `body`; False if the client went away first."""
+        self._check(_announced(scope), coming=True)
+        seconds = self._limits.body_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return False
+                    chunk = message.get("body", b"")
+                    body += chunk
+                    self._held += len(chunk)
+                    self._check(len(body), coming=False)
+                    if not message.get("more_body", False):
+                        return True
+        except TimeoutError:
+            raise RequestError("body_timeout", f"the whole body must be there within {seconds:g} s") from None
+
+    def _check(self, size: int, *, coming: bool) -> None:
+        limits = self._limits
+        if size > limits.body_bytes:
+            raise RequestError("body_too_large", f"a body may have {limits.body_bytes} bytes; send several requests")
+        if self._held + coming * size > limits.held_bytes:
+            raise RequestError("overloaded", "the requests being worked on are as large as the server may hold")
+
+
+def _announced(scope: Scope) -> int:
+    size = header(scope, b"content-length") or ""
+    return int(size) if size.isdecimal() else 0
+
+
+async def _run(app: ASGIApp, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+    """The application, with the body it asks for, until it is done or its client is gone."""
+    gone = asyncio.ensure_future(_disconnected(receive))
+    unread = [{"type": "http.request", "body": body, "more_body": False}]
+    finished = False
+
+    async def replay() -> Message:
+        if not unread:
+            await asyncio.wait([gone])
+        return unread.pop() if unread else {"type": "http.disconnect"}
+
+    async def note(message: Message) -> None:
+        nonlocal finished
+        finished = message["type"] == "http.response.body" and not message.get("more_body", False)
+        await send(message)
+
+    work = asyncio.ensure_future(app(scope, replay, note))
+    try:
+        await asyncio.wait((gone, work), return_when=asyncio.FIRST_COMPLETED)
+        if work.done() or finished:
+            await work
+    finally:
+        gone.cancel()
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def send_error(error: RequestError, scope: Scope, send: Send) -> None:
+    """Answer with an error, in the one shape that errors have."""
+    value, headers = error.body(scope["state"]["request_id"])
+    body = dumps(value)
+    raw = [(name.encode(), text.encode()) for name, text in headers.items()]
+    raw += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": error.status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's X-Request-Id if it is a harmless one, or a new one."""
+    given = header(scope, b"x-request-id")
+    return given if given and _REQUEST_ID.fullmatch(given) else secrets.token_hex(12)
+
+
+def _frames(error: BaseException) -> str:
+    """Where an error came from, without its message: that may hold what a client sent."""
+    return "".join(traceback.format_tb(error.__traceback__))

@@ -1,0 +1,199 @@
+"""The wire's shapes as published in OpenAPI, and what requests are checked against. `envelope` reads them.
+
+Objects are plain dicts once checked, so an item goes on to `plaudit_model.items` as it came. Everything is
+strict, an unknown field is an error, and a number is finite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import ConfigDict, Discriminator, Field, GetCoreSchemaHandler, Tag, with_config
+from pydantic_core import core_schema
+from typing_extensions import TypedDict
+
+from plaudit_model.encode import Overlong
+
+from .domain import Priority
+from .settings import MAX_ITEMS
+
+Transform = Literal["none", "normalized", "probability"]
+Include = Literal["attributes", "timing"]
+
+_object = with_config(ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
+_lenient = with_config(ConfigDict(extra="ignore", strict=True, allow_inf_nan=False))
+
+
+class _AnyUnicode:
+    """Text that may hold a lone surrogate: the item that holds it fails when it is encoded, its neighbours do not."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.json_or_python_schema(core_schema.str_schema(), core_schema.is_instance_schema(str))
+
+
+Text = Annotated[str, _AnyUnicode]
+
+
+@_object
+class Message(TypedDict):
+    """One turn of a conversation: the role is `system`, `user`, `assistant` or `tool`."""
+
+    role: Text
+    content: Text
+
+
+Prompt = Text | list[Message]
+"""Text is one user message."""
+
+Responses = Annotated[list[Text], Field(max_length=MAX_ITEMS)]
+
+
+@_object
+class PromptResponse(TypedDict):
+    """One response to a prompt."""
+
+    prompt: Prompt
+    response: Text
+
+
+@_object
+class PromptResponses(TypedDict):
+    """Several responses to one prompt: flattened in order, and the prompt is computed once."""
+
+    prompt: Prompt
+    responses: Responses
+
+
+@_object
+class Conversation(TypedDict):
+    """A conversation that ends with the assistant's turn, which is what is scored."""
+
+    messages: list[Message]
+
+
+@_object
+class RenderedText(TypedDict):
+    """A conversation that a chat template has already rendered."""
+
+    text: Text
+
+
+@_object
+class TokenIds(TypedDict):
+    """Token ids of the served model's tokenizer; the first `prompt_tokens` are the prompt's."""
+
+    input_ids: list[int]
+    prompt_tokens: NotRequired[Annotated[int, Field(ge=0)]]
+
+
+def _shape(value: Any) -> str | None:
+    """Which shape an object has, by the fields that shapes have; fields beyond those are found out later."""
+    return TAGS.get(frozenset(value) & SHAPE_FIELDS) if isinstance(value, Mapping) else None
+
+
+TAGS = {
+    frozenset({"prompt", "response"}): "<prompt_response>",
+    frozenset({"prompt", "responses"}): "<prompt_responses>",
+    frozenset({"messages"}): "<messages>",
+    frozenset({"text"}): "<text>",
+    frozenset({"input_ids"}): "<input_ids>",
+    frozenset({"input_ids", "prompt_tokens"}): "<input_ids>",
+    frozenset({"items"}): "<items>",
+}
+SHAPE_FIELDS = frozenset[str]().union(*TAGS)
+
+Item = Annotated[
+    Annotated[PromptResponse, Tag("<prompt_response>")]
+    | Annotated[PromptResponses, Tag("<prompt_responses>")]
+    | Annotated[Conversation, Tag("<messages>")]
+    | Annotated[RenderedText, Tag("<text>")]
+    | Annotated[TokenIds, Tag("<input_ids>")],
+    Discriminator(_shape),
+]
+
+
+@_object
+class SharedOptions(TypedDict, total=False):
+    """Options of every native route. They win over the same options in the URL."""
+
+    model: Annotated[Text, Field(description="id, alias, or id@revision; needed where several models are served")]
+    overlong: Annotated[Overlong, Field(description="what becomes of an item that is too long; default `error`")]
+    priority: Annotated[Priority, Field(description="default `interactive`; `batch` waits through a restart")]
+    deadline_ms: Annotated[float, Field(gt=0, le=86_400_000, description="relative, in milliseconds")]
+
+
+@_object
+class Options(SharedOptions, total=False):
+    """Options of the routes that give scores."""
+
+    transform: Annotated[Transform, Field(description="normalized: (score - mean) / std; probability: "
+                                                      "sigmoid((score - mean) / temperature)")]  # fmt: skip
+    include: Annotated[list[Include], Field(description="what else each result should hold")]
+
+
+@_object
+class ScorePromptResponse(PromptResponse, Options):
+    """One response: the answer also has a top-level `score`."""
+
+
+@_object
+class ScorePromptResponses(PromptResponses, Options):
+    """Several responses to one prompt."""
+
+
+@_object
+class ScoreConversation(Conversation, Options):
+    """One conversation."""
+
+
+@_object
+class ScoreItems(Options):
+    """Items of any shape, in any mixture."""
+
+    items: Annotated[list[Item], Field(max_length=MAX_ITEMS)]
+
+
+ScoreRequest = Annotated[
+    Annotated[ScorePromptResponse, Tag("<prompt_response>")]
+    | Annotated[ScorePromptResponses, Tag("<prompt_responses>")]
+    | Annotated[ScoreConversation, Tag("<messages>")]
+    | Annotated[ScoreItems, Tag("<items>")],
+    Discriminator(_shape),
+]
+
+
+@_object
+class RankRequest(PromptResponses, Options):
+    """Responses to be sorted, best first."""
+
+    top_n: NotRequired[Annotated[int, Field(ge=1)]]
+
+
+@_object
+class CompareRequest(SharedOptions):
+    """Two responses to one prompt."""
+
+    prompt: Prompt
+    response_a: Text
+    response_b: Text
+
+
+@_lenient
+class RewardRequest(TypedDict):
+    """OpenRLHF's request. Whatever else its forks send beside `query` is ignored."""
+
+    query: Annotated[list[Text], Field(max_length=MAX_ITEMS)]
+    prompts: NotRequired[Any]
+    labels: NotRequired[Any]
+
+
+class QueryOptions(TypedDict, total=False):
+    """Options that every scoring route takes in its URL."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]  # not strict: a URL holds text
+
+    overlong: Overlong
+    priority: Priority
+    deadline_ms: Annotated[float, Field(gt=0, le=86_400_000, allow_inf_nan=False)]

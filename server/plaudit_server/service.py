@@ -1,0 +1,72 @@
+"""What every route needs, and how a request chooses its model and its terms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fastapi import Request, Response
+
+from plaudit_model.encode import Overlong
+
+from .domain import Priority
+from .envelope import Options, read_query
+from .metrics import Metrics
+from .results import dumps
+from .scoring import Terms
+from .served import Models, Served
+from .settings import ServerSettings
+
+
+@dataclass(frozen=True)
+class Service:
+    """What the application is made of. It hangs at `app.state.service`."""
+
+    settings: ServerSettings
+    models: Models
+    metrics: Metrics
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a route does where neither body nor URL says."""
+
+    overlong: Overlong
+    priority: Priority
+
+
+NATIVE = Defaults("error", "interactive")
+
+
+def service_of(request: Request) -> Service:
+    service = request.app.state.service
+    assert isinstance(service, Service)
+    return service
+
+
+def request_id_of(request: Request) -> str:
+    return str(request.state.request_id)
+
+
+def agree(request: Request, options: Options, defaults: Defaults) -> tuple[Served, Terms]:
+    """The model that a request means, and the terms it is scored on. Raises RequestError."""
+    service = service_of(request)
+    url = read_query(request.query_params.multi_items())
+    options = options.over(replace(url, model=getattr(request.state, "model", None)))
+    terms = Terms.of(
+        options, overlong=defaults.overlong, priority=defaults.priority,
+        deadline_seconds=service.settings.deadline_seconds,
+    )
+    return service.models.find(options.model), terms
+
+
+def named_model(request: Request) -> Served | None:
+    """The model that the URL names; None if it names none. Raises RequestError."""
+    name = getattr(request.state, "model", None)
+    return None if name is None else service_of(request).models.find(name)
+
+
+def json_response(value: Any, status: int = 200, headers: Iterable[tuple[str, str]] = ()) -> Response:
+    """Strict JSON."""
+    return Response(dumps(value), status, dict(headers), media_type="application/json")

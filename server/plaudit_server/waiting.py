@@ -1,0 +1,109 @@
+"""What waits to be scored, and what is scored together. No clock, no asyncio, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from plaudit_model.packing import Group, Ids, common_prefix
+
+from .domain import Priority, Work
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """One item of one request, on its way to an answer. Times are seconds of one monotonic clock; `key` is
+    equal for items whose scores are equal."""
+
+    work: Work
+    key: bytes
+    priority: Priority
+    arrived: float
+    deadline: float | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One distinct sequence, with every job that waits for its score.
+
+    `order` compares as the token ids do, lexicographically: sequences that begin alike lie side by side.
+    `jobs` is a dict used as an ordered set. The batcher owns all that changes: who waits, how urgently, and
+    whether the sequence waits its turn, waits to be run again (`suspect`) or is with the worker (`running`).
+    """
+
+    work: Work
+    key: bytes
+    priority: Priority
+    arrived: float
+    order: bytes
+    jobs: dict[Job, None] = field(default_factory=dict)
+    state: Literal["waiting", "suspect", "running"] = "waiting"
+
+    @classmethod
+    def of(cls, job: Job) -> Entry:
+        order = job.work.ids.astype(">i4").tobytes() + job.work.prompt_tokens.to_bytes(4, "big")
+        return cls(job.work, job.key, job.priority, job.arrived, order, {job: None})
+
+    @property
+    def ids(self) -> Ids:
+        return self.work.ids
+
+    @property
+    def tokens(self) -> int:
+        return len(self.work.ids)
+
+
+Family = tuple[Entry, ...]
+"""Entries whose common token prefix is computed once."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """What goes through one forward. A `suspect` batch holds what was in flight when a worker was lost."""
+
+    families: tuple[Family, ...]
+    suspect: bool = False
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """In the order of the rows of the answer."""
+        return tuple(entry for family in self.families for entry in family)
+
+    def groups(self) -> tuple[Group, ...]:
+        """As the packer wants it; `indices` count through `entries`."""
+        groups, first = [], 0
+        for family in self.families:
+            groups.append(_group(family, first))
+            first += len(family)
+        return tuple(groups)
+
+    def halves(self) -> tuple[Batch, Batch]:
+        """Two suspect batches; families are cut in at most one place."""
+        middle = len(self.entries) // 2
+        return self._part(0, middle), self._part(middle, len(self.entries))
+
+    def wanted(self) -> Batch | None:
+        """The batch without the entries that nobody waits for any more; None if nothing is left."""
+        families = tuple(kept for family in self.families if (kept := tuple(e for e in family if e.jobs)))
+        return Batch(families, self.suspect) if families else None
+
+    def _part(self, start: int, stop: int) -> Batch:
+        families, first = [], 0
+        for family in self.families:
+            part = family[max(start - first, 0) : max(stop - first, 0)]
+            first += len(family)
+            if part:
+                families.append(part)
+        return Batch(tuple(families), suspect=True)
+
+
+def _group(family: Sequence[Entry], first: int) -> Group:
+    sequences = [entry.ids for entry in family]
+    shared = common_prefix(sequences) if len(family) > 1 else 0
+    return Group(
+        prefix=sequences[0][:shared],
+        suffixes=tuple(ids[shared:] for ids in sequences),
+        indices=tuple(range(first, first + len(family))),
+        boundaries=tuple(entry.work.prompt_tokens for entry in family),
+    )

@@ -1,0 +1,137 @@
+"""The front's side of a worker: start it, send it batches, notice that it is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+
+from plaudit_model.packing import Group
+
+from . import messages
+from .domain import ModelInfo
+from .engine_errors import WorkerFailed
+from .link import Frame, LinkError, StreamLink
+from .messages import LoadOrder
+
+logger = logging.getLogger("plaudit.engine")
+
+_HOST_ENVIRONMENT = {
+    "OPENBLAS_NUM_THREADS": "1",  # numpy's pool: a process that forks had better have one thread
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # asking whether there is a GPU must not open it before the fork
+}
+_GRACE = 5.0
+
+
+class Worker:
+    """One live worker with its model loaded. Its death shows as the end of the link."""
+
+    def __init__(self, link: StreamLink, pid: int, info: ModelInfo) -> None:
+        self._link = link
+        self.pid = pid
+        self.info = info
+
+    def send(self, groups: Sequence[Group]) -> None:
+        """Give it a batch. Answers come in the order of the batches."""
+        self._link.send(messages.batch_frame(groups))
+
+    async def receive(self) -> Frame | None:
+        """The next answer; None when the worker is gone. Raises LinkError if it talks nonsense."""
+        return await self._link.receive()
+
+    def kill(self) -> None:
+        """End it at once. Call only while the link is open: then the process id is still its own."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+    async def close(self) -> None:
+        """Close the link, upon which an idle worker exits."""
+        await self._link.close()
+
+
+class WorkerHost:
+    """The process that imports torch once and forks workers. It is started with the first worker and started
+    again if it dies itself."""
+
+    def __init__(self) -> None:
+        self._process: asyncio.subprocess.Process | None = None
+        self._control: socket.socket | None = None
+        self._lock = asyncio.Lock()
+
+    async def launch(self, order: LoadOrder) -> Worker:
+        """A worker that has loaded its model and passed its self-test. Raises WorkerFailed with the reason."""
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                async with self._lock:
+                    await self._hand_over(theirs)
+        except BaseException:
+            ours.close()
+            raise
+        link = await StreamLink.over(ours)
+        try:
+            return await _load(link, order)
+        except LinkError as error:
+            await link.close()
+            raise WorkerFailed(f"the worker talks nonsense: {error}") from error
+        except BaseException:
+            await link.close()
+            raise
+
+    async def close(self) -> None:
+        """End the host; its workers end with it."""
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if self._process is None:
+            return
+        try:
+            async with asyncio.timeout(_GRACE):
+                await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+        self._process = None
+
+    async def _start(self) -> None:
+        self._control, theirs = socket.socketpair()
+        with theirs:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-P", "-m", "plaudit_server.worker_host", str(theirs.fileno()), str(os.getpid()),
+                stdin=asyncio.subprocess.DEVNULL, stdout=2, pass_fds=(theirs.fileno(),),
+                env=os.environ | _HOST_ENVIRONMENT,
+            )  # fmt: skip
+
+    async def _hand_over(self, end: socket.socket) -> None:
+        if self._control is None:
+            await self._start()
+        try:
+            self._send(end)
+        except OSError:
+            logger.warning("the worker host is gone; starting another")
+            await self.close()
+            await self._start()
+            self._send(end)
+
+    def _send(self, end: socket.socket) -> None:
+        assert self._control is not None
+        socket.send_fds(self._control, [b"w"], [end.fileno()])
+
+
+async def _load(link: StreamLink, order: LoadOrder) -> Worker:
+    link.send(messages.load_frame(order))
+    born = await link.receive()
+    if born is None:
+        raise WorkerFailed("the worker ended before it began; its log says why")
+    pid = messages.born_pid(born)
+    frame = await link.receive()
+    if frame is None:
+        raise WorkerFailed("the worker ended while it loaded the model: out of memory, or a crash; its log says which")
+    if (reason := messages.refusal(frame)) is not None:
+        raise WorkerFailed(reason)
+    return Worker(link, pid, messages.model_info(frame))

@@ -1,0 +1,168 @@
+"""The worker: one process that owns one model and scores what it is sent.
+
+It may die at any moment, and nothing is lost but time: it holds no state beyond the model. It dies by itself
+when the front is gone: the link ends, or, in the middle of a forward, the kernel kills it with its parent.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import gc
+import hashlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+
+import torch
+
+from plaudit_model import store
+from plaudit_model.contract import FILE_NAME
+from plaudit_model.errors import ModelError
+from plaudit_model.packing import Group, group_items, pack
+from plaudit_model.reward_model import RewardModel
+
+from . import faults, messages
+from .domain import ModelInfo
+from .faults import Fault
+from .link import SocketLink
+from .messages import Failure, LoadOrder, Scores
+
+logger = logging.getLogger("plaudit.worker")
+
+_PR_SET_PDEATHSIG = 1
+
+
+def run(end: socket.socket) -> int:
+    """The whole life of a worker on its end of the link. Returns the exit status."""
+    faulthandler.enable()
+    try:
+        return _serve(end)
+    except (BrokenPipeError, ConnectionResetError):
+        return 0  # the front went away first
+    except Exception:
+        logger.exception("the worker failed")
+        return 70
+
+
+def _serve(end: socket.socket) -> int:
+    link = SocketLink(end)
+    link.send(messages.born_frame(os.getpid()))
+    frame = link.receive()
+    if frame is None:
+        return 0
+    try:
+        scorer = Scorer(messages.load_order(frame), faults.read(os.environ))
+    except ModelError as error:
+        link.send(messages.refused_frame(str(error)))
+        return 78
+    except Exception as error:
+        logger.exception("the model could not be loaded")
+        link.send(messages.refused_frame(_one_line(error)))
+        return 78
+    gc.collect()
+    gc.freeze()  # what the model consists of lives as long as the process: collections need not walk it
+    link.send(messages.ready_frame(scorer.info))
+    while (frame := link.receive()) is not None:
+        answer = scorer.score(messages.batch_groups(frame))
+        link.send(messages.scores_frame(answer) if isinstance(answer, Scores) else messages.failed_frame(answer))
+    return 0
+
+
+class Scorer:
+    """A loaded model that has given a real score."""
+
+    def __init__(self, order: LoadOrder, armed: tuple[Fault, ...] = ()) -> None:
+        if order.threads is not None:
+            torch.set_num_threads(order.threads)
+        self._faults = armed
+        self._model = RewardModel.load(order.model, device=order.device, dtype=order.dtype, mode=order.mode)
+        self._warm_up()
+        self.info = _info(self._model)
+
+    def score(self, groups: list[Group]) -> Scores | Failure:
+        """Attributes of every sequence of the groups, in their order. What the forward raises is a Failure,
+        unless it leaves the device unusable: then the process ends with it."""
+        started = time.monotonic()
+        try:
+            for fault in self._faults:
+                fault.before(groups)
+            attributes = self._forward(groups)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            return Failure("out of memory on the device")
+        except Exception as error:
+            if self._model.device.startswith("cuda"):
+                raise  # an error inside a kernel poisons the context for everything after it
+            logger.exception("the forward raised")
+            return Failure(_one_line(error))
+        for fault in self._faults:
+            attributes = fault.after(groups, attributes)
+        return Scores(attributes, time.monotonic() - started)
+
+    @torch.inference_mode()
+    def _forward(self, groups: list[Group]) -> messages.Attributes:
+        batch = pack(groups)
+        attributes: messages.Attributes = self._model.forward(batch).cpu().numpy()
+        return attributes
+
+    def _warm_up(self) -> None:
+        """Score two real responses to one prompt, as a request would. Raises ModelError if that fails."""
+        encoder = self._model.encoder
+        items = [encoder.encode("Name a prime number.", text, "truncate_left") for text in ("Seven.", "It is 8.")]
+        answer = self.score(group_items(items, share=self._model.shares_prompt))
+        if isinstance(answer, Failure):
+            raise ModelError(f"the model does not score: {answer.reason}")
+
+
+def revision(model: RewardModel) -> str:
+    """An id of the files. `reward.json` holds the hashes of all others, so its own hash stands for them."""
+    contract = model.directory / FILE_NAME
+    if contract.is_file():
+        return store.hash_file(contract).sha256[:16]
+    lines = [f"{name} {entry.sha256}" for name, entry in store.hash_files(model.directory).items()]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def die_with_parent(parent: int) -> None:
+    """Ask the kernel to kill this process when `parent` is gone, and check that it is not gone already."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+def ignore_terminal() -> None:
+    """Ctrl-C and the service manager's SIGTERM go to the whole process group, and it is the front that decides
+    when a worker has done its work."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def main(arguments: list[str]) -> int:
+    """`python -P -m plaudit_server.worker_process FD`: a worker on an inherited socket."""
+    ignore_terminal()
+    with socket.socket(fileno=int(arguments[0])) as end:
+        end.set_inheritable(False)
+        return run(end)
+
+
+def _info(model: RewardModel) -> ModelInfo:
+    contract = model.contract
+    return ModelInfo(
+        architecture=contract.architecture, attributes=contract.head.attributes, revision=revision(model),
+        numerics=model.numerics, dtype=model.dtype, mode=model.mode, device=model.device,
+        backend=contract.serving.backend, path=model.path_reason, sharing=model.sharing,
+        max_length=contract.max_length, parameters=model.parameters, shares_prompt=model.shares_prompt,
+    )  # fmt: skip
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

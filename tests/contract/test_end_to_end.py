@@ -1,0 +1,137 @@
+"""The whole path with real parts: preference file -> train -> eval -> serve -> SDK -> best-of-n -> load."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from plaudit import Client
+
+ROOT = Path(__file__).resolve().parents[2]
+PLAUDIT = str(Path(sys.executable).with_name("plaudit"))
+
+
+def run(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([PLAUDIT, *map(str, arguments)], capture_output=True, text=True, check=False, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Preferences for more `indeed`: something that a tiny model learns in seconds."""
+    rng, folder = random.Random(0), tmp_path_factory.mktemp("data")
+    words = "the of and to a in is it you that he was for on are with as".split()
+    paths = folder / "train.jsonl", folder / "held-out.jsonl"
+    for path, count in zip(paths, (600, 150), strict=True):
+        rows = []
+        for _ in range(count):
+            few, many = sorted(rng.sample(range(6), 2))
+            texts = [" ".join(rng.sample(words, 6) + ["indeed"] * n) for n in (many, few)]
+            prompt = " ".join(rng.choices(words, k=12)) + f" {rng.random()}?"
+            rows.append(json.dumps({"prompt": prompt, "chosen": texts[0], "rejected": texts[1]}))
+        path.write_text("\n".join(rows) + "\n")
+    return paths
+
+
+@pytest.fixture(scope="module")
+def trained(files: tuple[Path, Path], write_base: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    options = ["--lr", "1e-3", "--epochs", "2", "--batch-pairs", "32", "--seed", "1"]
+    run("train", files[0], "--base", write_base("qwen3"), "--out", out, *options)
+    return out
+
+
+def test_a_preference_file_becomes_a_served_score(
+    files: tuple[Path, Path], trained: Path, serve: Callable[..., Any], tmp_path: Path
+) -> None:
+    model = trained / "model"
+    evaluation = json.loads(run("eval", model, files[1], "--json").stdout)
+    assert evaluation["accuracy"]["low"] > 0.8, evaluation["accuracy"]
+    assert json.loads(run("verify", model, "--json", "--limit", "16").stdout)["holds"]
+    served = serve(model)
+    with Client(served.url) as client:
+        client.wait_until_ready()
+        candidates = ["no", "indeed", "indeed indeed indeed indeed", "indeed indeed"]
+        ranking = client.rank("the of and to a?", candidates)
+        assert candidates[ranking.best.index] == "indeed indeed indeed indeed"
+        assert client.compare("the of?", "indeed indeed indeed", "no").probability > 0.5
+        direct = [float(s) for s in client.score_responses("the of and to a?", candidates).scores]
+    rows, scored, offline = tmp_path / "in.jsonl", tmp_path / "out.jsonl", tmp_path / "offline.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": "the of and to a?", "response": c}) + "\n" for c in candidates))
+    run("score", rows, "--out", scored, "--url", served.url)
+    run("score", rows, "--out", offline, "--model", model)
+    for path in (scored, offline):
+        assert [json.loads(line)["score"] for line in path.read_text().splitlines()] == direct
+
+
+def test_the_run_can_be_told_from_its_directory(trained: Path) -> None:
+    contract = json.loads(run("info", trained / "model", "--json").stdout)
+    assert contract["lineage"]["seed"] == 1 and contract["lineage"]["plaudit"]
+    assert contract["statistics"]["std"] > 0 and contract["calibration"]["temperature"] > 0
+    assert contract["evaluation"]["accuracy"]["n"] > 0
+    assert (trained / "run.toml").is_file()
+
+
+def test_plain_transformers_loads_what_was_trained(trained: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    model, info = AutoModelForSequenceClassification.from_pretrained(trained / "model", output_loading_info=True)
+    assert not info["missing_keys"] and model.config.num_labels == 1
+
+
+def metric(url: str, name: str) -> float:
+    lines = httpx2.get(f"{url}/metrics", timeout=30).text.splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("plaudit_tokens_total{") and name in line)
+
+
+def test_a_prompt_costs_once_grouped_and_nearly_so_as_single_posts(
+    trained: Path, serve: Callable[..., Any]
+) -> None:
+    import asyncio
+
+    url = serve(trained / "model").url
+    prompt, answers = "the of and to a in is it " * 15, [f"indeed {i} it was for you" for i in range(16)]
+    computed = 'kind="computed"'
+    before = metric(url, computed)
+    body = httpx2.post(f"{url}/score", json={"prompt": prompt, "responses": answers}, timeout=60).json()
+    grouped = metric(url, computed) - before
+    logical, shared = body["usage"]["total_tokens"], body["usage"]["shared_tokens"]
+    one = body["usage"]["prompt_tokens"] / 16
+    assert grouped == logical - shared
+    assert grouped <= one + (logical - 16 * one), "the prompt once, and each response"
+
+    async def storm() -> None:
+        async with httpx2.AsyncClient(timeout=60) as http:
+            bodies = [{"prompt": "again " + prompt, "response": answer} for answer in answers]
+            for answer in await asyncio.gather(*(http.post(f"{url}/score", json=b) for b in bodies)):
+                answer.raise_for_status()
+
+    asyncio.run(storm())
+    single = metric(url, computed) - before - grouped
+    assert single <= 1.3 * grouped
+
+
+def test_traffic_is_checked_and_an_objective_can_fail(trained: Path, serve: Callable[..., Any], tmp_path: Path) -> None:
+    url = serve(trained / "model").url
+    locust = [str(Path(sys.executable).with_name("locust")), "--headless", "--host", url, "--users", "3"]
+    command = [*locust, "--spawn-rate", "3", "--run-time", "6s", "--only-summary", "--load"]
+    profiles = ROOT / "loadtests" / "profiles"
+    good = subprocess.run([*command, str(profiles / "smoke.toml")], cwd=ROOT / "loadtests", capture_output=True, text=True)
+    assert good.returncode == 0, good.stdout + good.stderr
+    harsh = tmp_path / "harsh.toml"
+    text = (profiles / "smoke.toml").read_text()
+    assert "items_per_second" in text
+    lines = ["items_per_second = 1e9" if line.startswith("items_per_second") else line for line in text.splitlines()]
+    harsh.write_text("\n".join(lines))
+    bad = subprocess.run([*command, str(harsh)], cwd=ROOT / "loadtests", capture_output=True, text=True, env=os.environ)
+    assert bad.returncode == 1, bad.stdout + bad.stderr

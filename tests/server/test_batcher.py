@@ -1,0 +1,475 @@
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plaudit_model.packing import pack
+from plaudit_server.batcher import INTERACTIVE_TURNS, Batcher, BatchPolicy
+from plaudit_server.domain import Priority, Work
+from plaudit_server.waiting import Batch, Job
+
+POISON = 99
+
+
+def tokens(*ids: int) -> np.ndarray:
+    return np.array(ids, dtype=np.int32)
+
+
+def prompt(number: int, length: int = 20) -> list[int]:
+    return [7] * 4 + [number] * (length - 4)
+
+
+def job(
+    ids: list[int], *, now: float = 0.0, prompt_tokens: int = 0, priority: Priority = "batch",
+    deadline: float | None = None,
+) -> Job:  # fmt: skip
+    work = Work(tokens(*ids), prompt_tokens)
+    return Job(work, work.ids.tobytes(), priority, now, deadline)
+
+
+def cost(batch: Batch) -> int:
+    return sum(group.tokens for group in batch.groups())
+
+
+def keys(batch: Batch) -> list[bytes]:
+    return [entry.key for entry in batch.entries]
+
+
+def batcher(share: bool = True, **policy: float) -> Batcher:
+    return Batcher(BatchPolicy(**policy), share=share)  # type: ignore[arg-type]
+
+
+def fill(queue: Batcher, *jobs: Job) -> tuple[Job, ...]:
+    for item in jobs:
+        queue.add(item)
+    return jobs
+
+
+def settle(queue: Batcher, batch: Batch) -> list[Job]:
+    return [job for entry in batch.entries for job in queue.answered(entry)]
+
+
+# A day in the life of a queue: arrivals, cancellations, time, a worker that takes and answers batches and may die.
+
+_classes = st.sampled_from(["interactive", "batch"])
+_arrival = st.tuples(
+    st.just("add"), st.integers(0, 3), st.lists(st.integers(0, 3), max_size=6), _classes,
+    st.sampled_from([None, None, 0.01, 0.1]),
+)  # fmt: skip
+_events = st.lists(
+    st.one_of(
+        _arrival, _arrival, st.tuples(st.just("cancel"), st.integers(0, 40)),
+        st.tuples(st.just("wait"), st.floats(0, 0.05)), st.tuples(st.just("take")), st.tuples(st.just("answer")),
+        st.tuples(st.just("die")),
+    ),
+    max_size=60,
+)  # fmt: skip
+
+
+@dataclass
+class Day:
+    """What happened: jobs by fate, and every batch that was given to the worker."""
+
+    jobs: list[Job] = field(default_factory=list)
+    fates: list[tuple[Job, str]] = field(default_factory=list)
+    batches: list[Batch] = field(default_factory=list)
+
+    def fate(self, job: Job) -> list[str]:
+        return [what for who, what in self.fates if who is job]
+
+
+def live(events: list[tuple], queue: Batcher, budget: int) -> Day:
+    """Play the events, then let the worker finish. Checks every batch when it is taken."""
+    day, now, running = Day(), 0.0, None
+    cancelled: set[Job] = set()
+
+    def take(now: float) -> Batch | None:
+        batch = queue.next_batch(now, "idle")
+        if batch is not None:
+            day.batches.append(batch)
+            assert cost(batch) <= budget or len(batch.entries) == 1
+            assert cost(batch) == pack(batch.groups()).tokens
+            assert not any(job in cancelled for entry in batch.entries for job in entry.jobs)
+            assert all(entry.jobs for entry in batch.entries)
+        return batch
+
+    for event in events:
+        day.fates += [(job, "expired") for job, _ in queue.expire(now)]
+        match event:
+            case ("add", number, response, priority, ttl):
+                ids = [*prompt(number), *response, 1]
+                day.jobs.append(job(ids, now=now, prompt_tokens=20, priority=priority, deadline=ttl and now + ttl))
+                queue.add(day.jobs[-1])
+            case ("cancel", number) if number < len(day.jobs) and not day.fate(day.jobs[number]):
+                queue.discard(day.jobs[number])
+                cancelled.add(day.jobs[number])
+                day.fates.append((day.jobs[number], "cancelled"))
+            case ("wait", seconds):
+                now += seconds
+            case ("take",) if running is None:
+                running = take(now)
+            case ("answer",) if running is not None:
+                day.fates += [(job, "answered") for job in settle(queue, running)]
+                running = None
+            case ("die",) if running is not None:
+                culprit = queue.lost(running)
+                day.fates += [(job, "crashed") for job in (queue.answered(culprit) if culprit else ())]
+                running = None
+    while running is not None or not queue.empty:
+        day.fates += [(job, "answered") for job in (settle(queue, running) if running else ())]
+        now += queue.wait(now, "idle") or 0.0
+        day.fates += [(job, "expired") for job, _ in queue.expire(now)]
+        running = take(now)
+    return day
+
+
+@settings(max_examples=300, deadline=None)
+@given(_events, st.sampled_from([40, 64, 4096]), st.booleans())
+def test_every_job_meets_exactly_one_fate(events: list[tuple], budget: int, share: bool) -> None:
+    queue = batcher(share=share, token_budget=budget)
+    day = live(events, queue, budget)
+    assert [day.fate(job) for job in day.jobs if len(day.fate(job)) != 1] == []
+    assert queue.queued_tokens("interactive") == queue.queued_tokens("batch") == 0
+    assert list(queue.jobs()) == []
+    assert queue.wait(1e9, "idle") is None
+
+
+@settings(max_examples=200, deadline=None)
+@given(_events)
+def test_a_sequence_is_computed_once_for_all_who_wait(events: list[tuple]) -> None:
+    calm = [event for event in events if event[0] not in ("die", "cancel")]
+    day = live(calm, batcher(), 4096)
+    computed = Counter(key for batch in day.batches for key in keys(batch))
+    answers = Counter(job.key for job in day.jobs if day.fate(job) == ["answered"])
+    arrivals = Counter(job.key for job in day.jobs)
+    for key, times in computed.items():
+        assert times <= arrivals[key]
+    assert set(answers) <= set(computed)
+
+
+def test_duplicates_join_whether_waiting_or_running() -> None:
+    queue = batcher(settle=0.0)
+    first, second, third = job([1, 2, 3]), job([1, 2, 3]), job([1, 2, 3])
+    assert not queue.add(first)
+    assert queue.add(second)
+    batch = queue.next_batch(1.0, "idle")
+    assert batch is not None and len(batch.entries) == 1
+    assert queue.add(third)
+    assert queue.next_batch(2.0, "idle") is None
+    assert settle(queue, batch) == [first, second, third]
+    assert queue.empty
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 30), _classes), min_size=1, max_size=40))
+def test_the_oldest_of_its_class_leads_and_neither_class_starves(arrivals: list[tuple[int, int, Priority]]) -> None:
+    queue = batcher(token_budget=64)
+    jobs = fill(queue, *(
+        job([*prompt(number), *range(length), index], now=float(index), priority=priority)
+        for index, (number, length, priority) in enumerate(arrivals)
+    ))  # fmt: skip
+    waiting = {item.key: item for item in jobs}
+    led_in_a_row = 0
+    while (batch := queue.next_batch(1e9, "idle")) is not None:
+        leader = waiting[keys(batch)[0]]
+        assert leader.arrived == min(item.arrived for item in waiting.values() if item.priority == leader.priority)
+        both = len({item.priority for item in waiting.values()}) == 2
+        led_in_a_row = led_in_a_row + 1 if both and leader.priority == "interactive" else 0
+        assert led_in_a_row <= INTERACTIVE_TURNS
+        assert not both or leader.priority == "interactive" or led_in_a_row == 0
+        for key in keys(batch):
+            del waiting[key]
+        settle(queue, batch)
+    assert not waiting
+
+
+def test_interactive_goes_first() -> None:
+    queue = batcher(token_budget=32)
+    fill(queue, job([*prompt(1), 1]), job([*prompt(2), 1], priority="interactive"))
+    batch = queue.next_batch(1.0, "idle")
+    assert batch is not None and batch.entries[0].ids[4] == 2
+
+
+def test_the_batch_class_has_its_turn_under_constant_interactive_load() -> None:
+    queue = batcher(token_budget=64)
+    fill(queue, *(job([index] * 60, priority="interactive") for index in range(10)))
+    fill(queue, *(job([50 + index] * 60) for index in range(2)))
+    leaders = []
+    while (batch := queue.next_batch(1e9, "idle")) is not None:
+        leaders.append(batch.entries[0].priority[0])
+        settle(queue, batch)
+    assert "".join(leaders) == "iiiibiiiibii"
+
+
+def test_an_interactive_duplicate_makes_a_waiting_sequence_urgent() -> None:
+    queue = batcher(token_budget=32)
+    fill(queue, job([*prompt(1), 1]), job([*prompt(2), 1]), job([*prompt(2), 1], priority="interactive"))
+    batch = queue.next_batch(1.0, "idle")
+    assert batch is not None and batch.entries[0].ids[4] == 2
+    assert queue.queued_tokens("batch") == 21 and queue.queued_tokens("interactive") == 0
+
+
+@pytest.mark.parametrize("boundary", [0, 200])
+def test_samples_of_one_prompt_from_many_requests_share_it(boundary: int) -> None:
+    """With or without a declared boundary, and with an unrelated prompt in between."""
+    queue = batcher()
+    for index in range(16):
+        response = [index + 10] * 25
+        fill(queue, *(job([*prompt(number, 200), *response], prompt_tokens=boundary) for number in (1, 2)))
+    batch = queue.next_batch(1.0, "idle")
+    assert batch is not None
+    assert [len(group.prefix) for group in batch.groups()] == [200, 200]
+    assert cost(batch) == 2 * (200 + 16 * 25)
+
+
+def test_a_common_system_prompt_does_not_tear_families_apart() -> None:
+    queue = batcher()
+    system = list(range(1000, 1030))
+    fill(queue, job([*system, *[5] * 300, 1]))
+    fill(queue, *(job([*system, *[number] * 300, index]) for number in (6, 7) for index in range(6)))
+    batch = queue.next_batch(1.0, "idle")
+    assert batch is not None
+    assert sorted(len(group.prefix) for group in batch.groups()) == [0, 330, 330]
+
+
+def test_a_distant_relative_does_not_join_a_close_family() -> None:
+    queue = batcher()
+    system = list(range(1000, 1030))
+    fill(queue, *(job([*system, *[6] * 300, index]) for index in range(6)), job([*system, *[7] * 300]))
+    batch = queue.next_batch(1.0, "idle")
+    assert batch is not None
+    assert [len(group.prefix) for group in batch.groups()] == [330, 0]
+
+
+def test_responses_that_begin_alike_stay_one_family() -> None:
+    queue = batcher()
+    fill(queue, *(job([*prompt(1, 300), *[50 + index % 2] * 8, index]) for index in range(8)))
+    batch = queue.next_batch(1.0, "idle")
+    assert batch is not None and [len(group.prefix) for group in batch.groups()] == [300]
+
+
+def test_steps_of_one_answer_share_their_common_part() -> None:
+    """Each sequence is a prefix of the next, as the steps of a process are."""
+    queue = batcher()
+    fill(queue, *(job(list(range(1000, 1100 + 20 * step))) for step in range(6)))
+    batch = queue.next_batch(1.0, "idle")
+    assert batch is not None and len(batch.families) == 1
+    assert cost(batch) == 99 + sum(1 + 20 * step for step in range(6))
+
+
+def test_a_model_that_cannot_share_never_does() -> None:
+    queue = batcher(share=False)
+    fill(queue, *(job([*prompt(1, 100), index]) for index in range(4)))
+    batch = queue.next_batch(1.0, "idle")
+    assert batch is not None
+    assert [len(group.prefix) for group in batch.groups()] == [0] * 4
+
+
+def test_a_lone_item_waits_no_longer_than_it_takes_to_settle() -> None:
+    queue = batcher(settle=0.003, max_wait=0.012)
+    queue.add(job([1, 2], now=5.0))
+    assert queue.next_batch(5.0, "idle") is None
+    assert queue.wait(5.0, "idle") == pytest.approx(0.003)
+    assert queue.next_batch(5.0031, "idle") is not None
+
+
+def opening(ids: list[list[int]]) -> float:
+    """When the first batch is formed, if one of `ids` arrives every 2 ms from 5.0 on."""
+    queue = batcher(settle=0.003, max_wait=0.012)
+    for index, sequence in enumerate(ids):
+        now = 5.0 + 0.002 * index
+        queue.add(job(sequence, now=now))
+        wait = queue.wait(now, "idle")
+        if wait is not None and wait < 0.002:
+            return now + wait
+    raise AssertionError("the window never closed")
+
+
+def test_samples_of_one_prompt_hold_the_window_open_up_to_max_wait() -> None:
+    assert opening([[*prompt(1), index] for index in range(20)]) == pytest.approx(5.012)
+
+
+def test_unrelated_items_do_not_hold_the_window_open() -> None:
+    assert opening([[index] * 20 for index in range(20)]) == pytest.approx(5.003)
+
+
+def test_what_arrived_while_the_worker_was_busy_starts_at_once() -> None:
+    queue = batcher(settle=0.003, max_wait=0.012)
+    fill(queue, *(job([index] * 20, now=5.0 + 0.001 * index) for index in range(5)))
+    assert queue.next_batch(5.004, "none") is None
+    assert queue.next_batch(5.004, "idle") is not None
+
+
+def test_a_full_batch_does_not_wait() -> None:
+    queue = batcher(token_budget=64)
+    fill(queue, *(job([index] * 32) for index in range(2)))
+    assert queue.wait(0.0, "idle") == 0.0
+    assert queue.next_batch(0.0, "idle") is not None
+
+
+def test_only_a_full_batch_is_sent_ahead() -> None:
+    queue = batcher(token_budget=64)
+    queue.add(job([1] * 32))
+    assert queue.next_batch(1e9, "ahead") is None
+    assert queue.wait(1e9, "ahead") is None
+    queue.add(job([2] * 32))
+    assert queue.next_batch(0.0, "none") is None
+    assert queue.next_batch(0.0, "ahead") is not None
+
+
+@pytest.mark.parametrize("gap", [0.0002, 0.001, 0.0025])
+def test_a_storm_of_single_requests_costs_little_more_than_one_grouped_call(gap: float) -> None:
+    """16 samples of a 500-token prompt in 16 requests, an idle worker that computes 20,000 tokens a second."""
+    queue, arrivals = batcher(), [gap * index for index in range(16)]
+    samples = [[*prompt(1, 500), *[index + 10] * 50] for index in range(16)]
+    now, free_at, computed, batch = 0.0, 0.0, 0, None
+    while samples or not queue.empty:
+        if batch is not None and now >= free_at:
+            settle(queue, batch)
+            batch = None
+        while arrivals and arrivals[0] <= now:
+            queue.add(job(samples.pop(0), now=arrivals.pop(0)))
+        if batch is None and (batch := queue.next_batch(now, "idle")):
+            computed += cost(batch)
+            free_at = now + cost(batch) / 20_000
+        now += 0.0001
+    assert computed <= 1.3 * (500 + 16 * 50)
+
+
+def test_cancelled_before_it_runs_is_not_computed() -> None:
+    queue = batcher()
+    gone, kept = fill(queue, job([1, 2]), job([3, 4]))
+    queue.discard(gone)
+    batch = queue.next_batch(1.0, "idle")
+    assert batch is not None and keys(batch) == [kept.key]
+
+
+def test_a_deadline_is_an_event() -> None:
+    queue = batcher()
+    late, running = job([1, 2], deadline=2.0), job([3, 4], deadline=3.0)
+    queue.add(running)
+    batch = queue.next_batch(1.0, "idle")
+    assert batch is not None
+    queue.add(late)
+    assert queue.wait(1.0, "none") == 1.0
+    assert queue.expire(1.9) == []
+    assert queue.expire(2.0) == [(late, False)]
+    assert queue.expire(3.0) == [(running, True)]
+    assert settle(queue, batch) == []
+    assert queue.empty
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(1, 40), st.sets(st.integers(0, 39), max_size=3), st.integers(0, 3))
+def test_what_kills_the_worker_is_found_and_its_neighbours_are_scored(n: int, poisoned: set[int], prompts: int) -> None:
+    queue = batcher()
+    jobs = fill(queue, *(
+        job([*prompt(index % (prompts + 1)), index + 100, *([POISON] if index in poisoned else [])], prompt_tokens=20)
+        for index in range(n)
+    ))  # fmt: skip
+    scored, convicted, deaths = set(), set(), 0
+    while (batch := queue.next_batch(1e9, "idle")) is not None:
+        assert cost(batch) == pack(batch.groups()).tokens
+        if any(POISON in entry.ids for entry in batch.entries):
+            deaths += 1
+            culprit = queue.lost(batch)
+            convicted |= set(queue.answered(culprit)) if culprit else set()
+        else:
+            scored |= set(settle(queue, batch))
+    poison = {item for item in jobs if POISON in item.work.ids}
+    assert convicted == poison
+    assert scored == set(jobs) - poison
+    assert queue.empty
+    assert deaths <= len(poison) * (2 + int(np.ceil(np.log2(n))))
+
+
+def test_one_loss_convicts_nobody() -> None:
+    queue = batcher()
+    only = job([1, 2, 3])
+    queue.add(only)
+    batch = queue.next_batch(1.0, "idle")
+    assert batch is not None and queue.lost(batch) is None
+    again = queue.next_batch(1.0, "idle")
+    assert again is not None and again.suspect and settle(queue, again) == [only]
+
+
+def test_a_batch_that_raises_is_halved_at_once() -> None:
+    queue = batcher()
+    fill(queue, *(job([index, 1]) for index in range(4)))
+    batch = queue.next_batch(1.0, "idle")
+    assert batch is not None and queue.failed(batch) is None
+    sizes = []
+    while (half := queue.next_batch(1.0, "idle")) is not None:
+        sizes.append(len(half.entries))
+        settle(queue, half)
+    assert sizes == [2, 2]
+
+
+def test_suspects_run_before_anything_else_and_alone() -> None:
+    queue = batcher(token_budget=64)
+    queue.add(job([1] * 60))
+    batch = queue.next_batch(1.0, "idle")
+    assert batch is not None
+    queue.lost(batch)
+    fill(queue, job([2] * 60, priority="interactive"), job([3] * 60, priority="interactive"))
+    assert queue.next_batch(1.0, "ahead") is None
+    again = queue.next_batch(1.0, "idle")
+    assert again is not None and again.suspect and keys(again) == keys(batch)
+
+
+def test_a_batch_that_was_never_begun_waits_in_front_again() -> None:
+    queue = batcher(token_budget=64)
+    fill(queue, *(job([index] * 60, now=float(index)) for index in range(3)))
+    first, second = queue.next_batch(9.0, "idle"), queue.next_batch(9.0, "ahead")
+    assert first is not None and second is not None
+    queue.discard(next(iter(second.entries[0].jobs)))
+    queue.put_back(second)
+    settle(queue, first)
+    third = queue.next_batch(9.0, "idle")
+    assert third is not None and third.entries[0].ids[0] == 2
+    queue.put_back(third)
+    assert keys(queue.next_batch(9.0, "idle") or third) == keys(third)
+
+
+def test_a_sequence_larger_than_the_budget_goes_alone() -> None:
+    queue = batcher(token_budget=32)
+    fill(queue, job([1] * 100), job([2] * 10), job([3] * 10))
+    sizes = []
+    while (batch := queue.next_batch(1.0, "idle")) is not None:
+        sizes.append([entry.tokens for entry in batch.entries])
+        settle(queue, batch)
+    assert sizes == [[100], [10, 10]]
+
+
+def test_what_does_not_fit_is_passed_over_but_leads_the_next_batch() -> None:
+    queue = batcher(token_budget=50)
+    fill(queue, job([1] * 30), job([2] * 30), job([3] * 20))
+    first = queue.next_batch(1.0, "idle")
+    second = queue.next_batch(1.0, "idle")
+    assert first is not None and [entry.ids[0] for entry in first.entries] == [1, 3]
+    assert second is not None and [entry.ids[0] for entry in second.entries] == [2]
+
+
+def test_a_dear_prompt_is_not_cut_by_the_rest_of_a_batch() -> None:
+    queue = batcher(token_budget=1000)
+    fill(queue, job([9] * 300), *(job([*prompt(1, 500), *[index] * 60]) for index in range(8)))
+    batches = []
+    while (batch := queue.next_batch(1.0, "idle")) is not None:
+        batches.append(cost(batch))
+        settle(queue, batch)
+    assert batches == [300, 500 + 8 * 60]
+
+
+def test_counts_tell_what_waits() -> None:
+    queue = batcher()
+    fill(queue, job([1] * 5), job([2] * 7, priority="interactive"))
+    assert queue.queued_tokens("batch") == 5
+    assert queue.queued_tokens("interactive") == 7
+    assert not queue.empty
+    assert all(a.arrived <= b.arrived for a, b in pairwise(queue.jobs()))

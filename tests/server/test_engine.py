@@ -1,0 +1,406 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from plaudit_model.encode import Encoded
+from plaudit_model.reward_model import RewardModel
+from plaudit_server.domain import Scored, Work
+from plaudit_server.engine import BatchReport, Engine, EngineSettings
+from plaudit_server.engine_errors import (
+    DeadlineExceeded,
+    Draining,
+    EngineError,
+    NonFinite,
+    Overloaded,
+    ScoringFailed,
+    TooLarge,
+    Unavailable,
+    WorkerCrashed,
+    WorkerFailed,
+)
+from plaudit_server.worker import WorkerHost
+
+pytestmark = pytest.mark.anyio
+
+
+@dataclass
+class Recorder:
+    """An observer that remembers."""
+
+    batches: list[BatchReport] = field(default_factory=list)
+    reused: Counter[str] = field(default_factory=Counter)
+    failed: Counter[str] = field(default_factory=Counter)
+    restarts: int = 0
+    wasted: int = 0
+    queue: tuple[int, int] = (0, 0)
+
+    def batch_done(self, report: BatchReport) -> None:
+        self.batches.append(report)
+
+    def queue_changed(self, tokens: int, items: int) -> None:
+        self.queue = (tokens, items)
+
+    def item_reused(self, source: Literal["cache", "duplicate"], tokens: int) -> None:
+        self.reused[source] += 1
+
+    def tokens_wasted(self, tokens: int) -> None:
+        self.wasted += tokens
+
+    def item_failed(self, code: str) -> None:
+        self.failed[code] += 1
+
+    def worker_restarted(self) -> None:
+        self.restarts += 1
+
+    @property
+    def computed(self) -> int:
+        return sum(report.computed_tokens for report in self.batches)
+
+
+@asynccontextmanager
+async def running(directory: Path, host: WorkerHost, **settings: float) -> AsyncIterator[tuple[Engine, Recorder]]:
+    recorder = Recorder()
+    known = {"device": "cpu", "threads": 1, "token_budget": 600, **settings}
+    engine = Engine(str(directory), EngineSettings(**known), recorder, host)  # type: ignore[arg-type]
+    await engine.start()
+    try:
+        yield engine, recorder
+    finally:
+        await engine.close()
+
+
+@pytest.fixture(scope="module")
+async def started(tiny_model_dir: Path, host: WorkerHost) -> AsyncIterator[tuple[Engine, Recorder]]:
+    """An engine without a cache, so that everything is computed."""
+    async with running(tiny_model_dir, host, cache_bytes=0) as both:
+        yield both
+
+
+@pytest.fixture
+def engine(started: tuple[Engine, Recorder]) -> Engine:
+    return started[0]
+
+
+@pytest.fixture
+def recorder(started: tuple[Engine, Recorder]) -> Recorder:
+    started[1].__init__()  # type: ignore[misc]
+    return started[1]
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_model_dir: Path) -> Callable[[list[Work]], list[float]]:
+    """Scores by the model itself, in this process, one item at a time."""
+    model = RewardModel.load(tiny_model_dir, device="cpu")
+
+    def score(work: list[Work]) -> list[float]:
+        return [float(model.score_encoded([Encoded(item.ids, item.prompt_tokens)])[0, 0]) for item in work]
+
+    return score
+
+
+def samples(n: int, *, seed: int = 0, prompt: int = 100, response: int = 30, last: int | None = None) -> list[Work]:
+    """`n` responses to one prompt; the last item may end in a certain token."""
+    random = np.random.default_rng(seed)
+    head = random.integers(5, 600, prompt, dtype=np.int32)
+    tails = [random.integers(5, 600, random.integers(1, response + 1), dtype=np.int32) for _ in range(n)]
+    work = [Work(np.concatenate([head, tail]), prompt) for tail in tails]
+    if last is not None:
+        work[-1].ids[-1] = last
+    return work
+
+
+async def scores(answers: list[asyncio.Future[Scored]]) -> list[float]:
+    return [answer.attributes[0] for answer in await asyncio.gather(*answers)]
+
+
+async def outcomes(answers: list[asyncio.Future[Scored]]) -> list[Scored | BaseException]:
+    return await asyncio.gather(*answers, return_exceptions=True)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < 20
+        await asyncio.sleep(0.005)
+
+
+@contextmanager
+def stopped(engine: Engine) -> Iterator[int]:
+    """The worker stands still, so that what it was given stays in flight."""
+    pid = engine.worker_pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield pid
+    finally:
+        if engine.worker_pid == pid:
+            os.kill(pid, signal.SIGCONT)
+
+
+Oracle = Callable[[list[Work]], list[float]]
+
+
+async def test_a_score_does_not_depend_on_its_neighbours(engine: Engine, recorder: Recorder, expected: Oracle) -> None:
+    work = [item for seed, prompt in enumerate((20, 100, 333)) for item in samples(7, seed=seed, prompt=prompt)]
+    truth = expected(work)
+    assert await scores(engine.submit(work)) == truth
+    assert [await scores(engine.submit([item])) for item in work[::3]] == [[score] for score in truth[::3]]
+    shuffled = np.random.default_rng(1).permutation(len(work)).tolist()
+    answers = [engine.submit([work[i]], priority="batch" if i % 2 else "interactive")[0] for i in shuffled]
+    assert await scores(answers) == [truth[i] for i in shuffled]
+    assert sum(report.sequences for report in recorder.batches) == 2 * len(work) + len(work[::3])
+    assert all(report.computed_tokens <= 600 for report in recorder.batches)
+
+
+async def test_single_requests_for_one_prompt_cost_what_one_request_costs(engine: Engine, recorder: Recorder) -> None:
+    work = samples(16, seed=3)
+    await asyncio.gather(*engine.submit(work))
+    grouped = recorder.computed
+    recorder.batches.clear()
+    answers = [engine.submit([item])[0] for item in work]
+    assert all(answer.shared_tokens >= 100 for answer in await asyncio.gather(*answers))
+    assert recorder.computed <= 1.3 * grouped
+    assert sum(report.shared_tokens for report in recorder.batches) == sum(len(w.ids) for w in work) - recorder.computed
+
+
+async def test_equal_items_in_flight_are_computed_once(engine: Engine, recorder: Recorder, expected: Oracle) -> None:
+    work = samples(2, seed=4)
+    with stopped(engine):
+        first = engine.submit([work[0], work[1], work[0]])
+        await until(lambda: recorder.queue[0] == 0)
+        second = engine.submit([work[0]], priority="batch")
+    answers = await asyncio.gather(*first, *second)
+    truth = expected(work)
+    assert [answer.attributes[0] for answer in answers] == [truth[0], truth[1], truth[0], truth[0]]
+    assert [answer.cached for answer in answers] == [False, False, True, True]
+    assert recorder.reused == {"duplicate": 2}
+    assert sum(report.sequences for report in recorder.batches) == 2
+
+
+async def test_what_is_cancelled_before_its_turn_is_not_computed(engine: Engine, recorder: Recorder) -> None:
+    first, gone = samples(1, seed=5), samples(3, seed=6)
+    with stopped(engine):
+        running = engine.submit(first)
+        await until(lambda: recorder.queue[0] == 0)
+        waiting = engine.submit(gone)
+        for answer in waiting:
+            answer.cancel()
+        await asyncio.sleep(0)
+        assert recorder.queue == (0, 1)
+    await asyncio.gather(*running)
+    assert await scores(engine.submit(first))
+    assert recorder.computed == 2 * len(first[0].ids)
+    assert recorder.wasted == 0
+
+
+async def test_what_is_cancelled_while_it_runs_is_counted_as_wasted(engine: Engine, recorder: Recorder) -> None:
+    work = samples(1, seed=7)
+    with stopped(engine):
+        (answer,) = engine.submit(work)
+        await until(lambda: recorder.queue[0] == 0)
+        answer.cancel()
+    await until(lambda: len(recorder.batches) == 1)
+    assert recorder.wasted == len(work[0].ids)
+
+
+async def test_a_deadline_is_kept_whether_the_item_waits_or_runs(engine: Engine, recorder: Recorder) -> None:
+    with stopped(engine):
+        running = engine.submit(samples(1, seed=8), deadline=time.monotonic() + 0.2)
+        await until(lambda: recorder.queue[0] == 0)
+        waiting = engine.submit(samples(1, seed=9), deadline=time.monotonic() + 0.1)
+        late = engine.submit(samples(1, seed=10), deadline=time.monotonic() - 1)
+        patient = engine.submit(samples(1, seed=11), deadline=time.monotonic() + 100)
+        failed = await outcomes([*waiting, *late, *running])
+    assert [(type(error), getattr(error, "started", None)) for error in failed] == [
+        (DeadlineExceeded, False), (DeadlineExceeded, False), (DeadlineExceeded, True),
+    ]  # fmt: skip
+    assert recorder.failed == {"deadline_exceeded": 3}
+    assert len(await scores(patient)) == 1
+
+
+@pytest.mark.parametrize("kills", [1, 3])
+async def test_killing_the_worker_in_mid_batch_loses_nothing(
+    engine: Engine, recorder: Recorder, expected: Oracle, kills: int
+) -> None:
+    """One kill is a batch run again. Three put its halves under suspicion, and acquit them."""
+    work = [item for seed in (12, 13, 14) for item in samples(6, seed=seed)]
+    answers: list[asyncio.Future[Scored]] = []
+    for kill in range(kills):
+        await until(lambda: engine.worker_pid is not None)
+        with stopped(engine) as pid:
+            answers = answers or engine.submit(work)
+            await until(lambda: bool(engine._running))
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda pid=pid: engine.worker_pid != pid)  # type: ignore[misc]
+        assert recorder.restarts <= kill + 1
+    assert await scores(answers) == expected(work)
+    assert (recorder.restarts, recorder.failed) == (kills, {})
+    assert recorder.wasted > 0
+    assert engine.state == "ready"
+
+
+async def test_work_is_held_while_the_worker_restarts(engine: Engine, recorder: Recorder, expected: Oracle) -> None:
+    assert engine.worker_pid is not None
+    os.kill(engine.worker_pid, signal.SIGKILL)
+    await until(lambda: engine.state == "restarting")
+    work = samples(3, seed=15)
+    held = engine.submit(work)
+    late = engine.submit(samples(1, seed=16), deadline=time.monotonic() + 0.01)
+    assert isinstance((await outcomes(late))[0], DeadlineExceeded)
+    assert await scores(held) == expected(work)
+    assert recorder.restarts == 1
+
+
+async def test_an_item_that_kills_the_worker_fails_alone(
+    engine: Engine, recorder: Recorder, expected: Oracle, faults: dict[str, int]
+) -> None:
+    work = samples(5, seed=17, last=faults["exit_on_token"])
+    *neighbours, poison = await outcomes(engine.submit(work))
+    assert isinstance(poison, WorkerCrashed) and not poison.retryable
+    assert [answer.attributes[0] for answer in neighbours if isinstance(answer, Scored)] == expected(work[:-1])
+    assert recorder.restarts <= 2 + 3
+    assert engine.state == "ready"
+
+
+async def test_an_item_that_raises_fails_alone_and_costs_no_worker(
+    engine: Engine, recorder: Recorder, expected: Oracle, faults: dict[str, int]
+) -> None:
+    work = samples(5, seed=18, last=faults["raise_on_token"])
+    *neighbours, culprit = await outcomes(engine.submit(work))
+    assert isinstance(culprit, ScoringFailed)
+    assert "token" not in str(culprit)
+    assert [answer.attributes[0] for answer in neighbours if isinstance(answer, Scored)] == expected(work[:-1])
+    assert recorder.restarts == 0
+
+
+async def test_no_nan_becomes_a_score(engine: Engine, recorder: Recorder, faults: dict[str, int]) -> None:
+    *neighbours, broken = await outcomes(engine.submit(samples(4, seed=19, last=faults["nan_on_token"])))
+    assert isinstance(broken, NonFinite)
+    assert all(isinstance(answer, Scored) for answer in neighbours)
+    assert recorder.failed == {"non_finite_score": 1}
+
+
+async def test_a_full_queue_refuses_with_a_time_to_come_back(tiny_model_dir: Path, host: WorkerHost) -> None:
+    async with running(tiny_model_dir, host, queue_tokens=1000, cache_bytes=0) as (engine, recorder):
+        await asyncio.gather(*engine.submit(samples(1, seed=20)))
+        with stopped(engine):
+            large = engine.submit(samples(100, seed=21))
+            with pytest.raises(Overloaded) as refused:
+                engine.submit(samples(1, seed=22))
+            assert 0 < refused.value.retry_after <= 60
+            await until(lambda: bool(engine._running))
+            assert engine.queued_tokens > 1000
+            with pytest.raises(Overloaded):
+                engine.submit(samples(1, seed=22), priority="batch")
+        assert len(await scores(large)) == 100
+        assert len(await scores(engine.submit(samples(1, seed=22)))) == 1
+        with pytest.raises(TooLarge):
+            engine.submit([Work(np.zeros(engine.info.max_length + 1, np.int32), 0)])
+        for nothing in (Work(np.zeros(0, np.int32), 0), Work(np.zeros(2, np.int64), 0), Work(np.zeros(2, np.int32), 3)):  # type: ignore[arg-type]
+            with pytest.raises(ValueError, match="int32"):
+                engine.submit([nothing])
+        assert recorder.queue == (0, 0) == (engine.queued_tokens, 0)
+
+
+async def test_a_cached_score_is_the_computed(tiny_model_dir: Path, host: WorkerHost, faults: dict[str, int]) -> None:
+    async with running(tiny_model_dir, host) as (engine, recorder):
+        work = samples(3, seed=23, last=faults["nan_on_token"])
+        computed = await outcomes(engine.submit(work))
+        again = await outcomes(engine.submit(work))
+        fresh, cached = computed[0], again[0]
+        assert isinstance(fresh, Scored) and isinstance(cached, Scored)
+        assert (cached.attributes, cached.cached, fresh.cached) == (fresh.attributes, True, False)
+        assert [isinstance(answer, NonFinite) for answer in (*computed, *again)] == [False, False, True] * 2
+        assert recorder.reused == {"cache": 2}
+        moved = [Work(work[0].ids, work[0].prompt_tokens - 1)]
+        assert [answer.cached for answer in await asyncio.gather(*engine.submit(moved))] == [False]
+
+
+async def test_a_worker_that_hangs_is_replaced(tiny_model_dir: Path, host: WorkerHost, faults: dict[str, int]) -> None:
+    async with running(tiny_model_dir, host, hang_seconds=1.0) as (engine, recorder):
+        (stuck,) = await outcomes(engine.submit(samples(1, seed=24, last=faults["hang_on_token"])))
+        assert isinstance(stuck, WorkerCrashed)
+        assert recorder.restarts == 2 or engine.state == "restarting"
+        assert len(await scores(engine.submit(samples(2, seed=24)))) == 2
+
+
+async def test_a_crash_loop_is_given_up(tiny_model_dir: Path, host: WorkerHost) -> None:
+    async with running(tiny_model_dir, host) as (engine, recorder):
+        for _ in range(4):
+            engine._restarts.died(time.monotonic())
+        assert engine.worker_pid is not None
+        os.kill(engine.worker_pid, signal.SIGKILL)
+        await until(lambda: engine.state != "ready")
+        held = await outcomes(engine.submit(samples(2, seed=25))) if engine.state == "restarting" else []
+        assert all(isinstance(error, Unavailable) for error in held)
+        await until(lambda: engine.state == "failed")
+        with pytest.raises(Unavailable):
+            engine.submit(samples(1, seed=25))
+        await engine.drain(1.0)
+
+
+async def test_files_that_changed_are_not_served(tiny_model_dir: Path, host: WorkerHost, tmp_path: Path) -> None:
+    directory = tmp_path / "model"
+    directory.mkdir()
+    for path in tiny_model_dir.iterdir():
+        (directory / path.name).write_bytes(path.read_bytes())
+    async with running(directory, host) as (engine, _):
+        for _ in range(4):
+            engine._restarts.died(time.monotonic())
+        contract = directory / "reward.json"
+        contract.write_text(contract.read_text() + "\n")
+        with stopped(engine) as pid:
+            answers = engine.submit(samples(1, seed=26))
+            await until(lambda: bool(engine._running))
+            os.kill(pid, signal.SIGKILL)
+            assert [type(error) for error in await outcomes(answers)] == [Unavailable]
+        assert engine.state == "failed"
+
+
+async def test_draining_finishes_what_was_taken_and_takes_nothing_new(tiny_bert_dir: Path, host: WorkerHost) -> None:
+    async with running(tiny_bert_dir, host) as (engine, recorder):
+        assert engine.info.shares_prompt is False
+        taken = engine.submit(samples(30, seed=26))
+        drained = asyncio.ensure_future(engine.drain(60.0))
+        await asyncio.sleep(0)
+        assert engine.state == "draining"
+        with pytest.raises(Draining):
+            engine.submit(samples(1, seed=27))
+        await drained
+        assert all(answer.done() and not answer.exception() for answer in taken)
+        assert [answer.result().shared_tokens for answer in taken] == [0] * 30
+        assert recorder.queue == (0, 0)
+
+
+@pytest.mark.parametrize("end", ["drain", "close"])
+async def test_what_cannot_be_finished_is_answered(tiny_model_dir: Path, host: WorkerHost, end: str) -> None:
+    async with running(tiny_model_dir, host) as (engine, _):
+        with stopped(engine) as pid:
+            answers = engine.submit(samples(3, seed=28))
+            finish: Awaitable[None] = engine.drain(0.05) if end == "drain" else engine.close()
+            await finish
+            assert all(isinstance(error, Draining) and error.retryable for error in await outcomes(answers))
+        os.kill(pid, signal.SIGKILL)
+
+
+async def test_a_model_that_cannot_be_served_fails_the_start(tmp_path: Path, host: WorkerHost) -> None:
+    engine = Engine(str(tmp_path / "nowhere"), EngineSettings(), Recorder(), host)
+    assert engine.state == "starting"
+    with pytest.raises(Unavailable):
+        engine.submit(samples(1))
+    with pytest.raises(WorkerFailed, match="nowhere"):
+        await engine.start()
+    await engine.close()
+    assert issubclass(WorkerFailed, EngineError) and WorkerFailed.exit_code == 78

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from plaudit_model.encode import Encoded
+from plaudit_model.packing import group_items
+from plaudit_model.reward_model import RewardModel
+from plaudit_server import messages
+from plaudit_server.engine_errors import WorkerFailed
+from plaudit_server.link import SocketLink
+from plaudit_server.messages import Failure, LoadOrder, Scores
+from plaudit_server.worker import Worker, WorkerHost
+
+pytestmark = pytest.mark.anyio
+
+
+def order(directory: Path, **other: str) -> LoadOrder:
+    return LoadOrder(**{"model": str(directory), "device": "cpu", "dtype": None, "mode": None, "threads": 1, **other})  # type: ignore[arg-type]
+
+
+def items(n: int, *, seed: int = 0, last: int | None = None) -> list[Encoded]:
+    """Items of three prompts; the last item may end in a certain token."""
+    random = np.random.default_rng(seed)
+    prompts = [random.integers(5, 600, length, dtype=np.int32) for length in (16, 70, 100)]
+    responses = [random.integers(5, 600, random.integers(1, 60), dtype=np.int32) for _ in range(n)]
+    made = [np.concatenate([prompts[i % 3], response]) for i, response in enumerate(responses)]
+    if last is not None:
+        made[-1][-1] = last
+    return [Encoded(ids, len(prompts[i % 3])) for i, ids in enumerate(made)]
+
+
+async def ask(worker: Worker, asked: list[Encoded]) -> tuple[list[int], Scores | Failure]:
+    """The caller's index of each row, and the answer."""
+    groups = group_items(asked, share=worker.info.shares_prompt)
+    worker.send(groups)
+    frame = await worker.receive()
+    assert frame is not None
+    return [index for group in groups for index in group.indices], messages.reply(frame, len(asked))
+
+
+@pytest.mark.parametrize("family", ["qwen3", "bert"])
+async def test_it_scores_as_the_model_does(
+    host: WorkerHost, reward_model_dir: Callable[[str], Path], family: str
+) -> None:
+    directory = reward_model_dir(family)
+    model = RewardModel.load(directory, device="cpu")
+    worker = await host.launch(order(directory))
+    asked = items(9)
+    rows, answer = await ask(worker, asked)
+    await worker.close()
+    assert isinstance(answer, Scores) and answer.seconds > 0
+    assert answer.attributes.tobytes() == model.score_encoded(asked)[rows].tobytes()
+    assert worker.info.numerics == model.numerics
+    assert worker.info.shares_prompt == model.shares_prompt == (family == "qwen3")
+    assert worker.info.attributes == ("score",)
+
+
+async def test_what_cannot_be_loaded_is_refused(host: WorkerHost, tmp_path: Path, tiny_model_dir: Path) -> None:
+    with pytest.raises(WorkerFailed, match="nowhere is not a directory"):
+        await host.launch(order(tmp_path / "nowhere"))
+    changed = tmp_path / "changed"
+    changed.mkdir()
+    for path in tiny_model_dir.iterdir():
+        (changed / path.name).write_bytes(path.read_bytes())
+    (changed / "config.json").write_text((changed / "config.json").read_text() + " ")
+    with pytest.raises(WorkerFailed, match=r"config\.json.*sha256"):
+        await host.launch(order(changed))
+
+
+async def test_the_revision_names_the_files(host: WorkerHost, tmp_path: Path, tiny_model_dir: Path) -> None:
+    """Also where there is no contract to hash."""
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for path in tiny_model_dir.iterdir():
+        if path.name != "reward.json":
+            (bare / path.name).write_bytes(path.read_bytes())
+    revisions = set()
+    for directory in (tiny_model_dir, bare, bare):
+        worker = await host.launch(order(directory))
+        revisions.add(worker.info.revision)
+        await worker.close()
+    assert len(revisions) == 2
+    assert all(len(revision) == 16 for revision in revisions)
+
+
+async def test_a_raising_forward_is_an_answer_and_the_worker_goes_on(
+    host: WorkerHost, tiny_model_dir: Path, faults: dict[str, int]
+) -> None:
+    worker = await host.launch(order(tiny_model_dir))
+    _, answer = await ask(worker, items(3, last=faults["raise_on_token"]))
+    assert isinstance(answer, Failure) and "came by" in answer.reason
+    _, answer = await ask(worker, [Encoded(np.array([5000], np.int32), 0)])
+    assert isinstance(answer, Failure) and "index" in answer.reason
+    rows, answer = await ask(worker, items(3, last=faults["nan_on_token"]))
+    assert isinstance(answer, Scores)
+    assert [bool(np.isnan(answer.attributes[rows.index(i)])) for i in range(3)] == [False, False, True]
+    await worker.close()
+
+
+async def test_death_is_the_end_of_the_link(host: WorkerHost, tiny_model_dir: Path) -> None:
+    worker = await host.launch(order(tiny_model_dir))
+    worker.kill()
+    assert await worker.receive() is None
+    await worker.close()
+
+
+async def test_a_worker_leaves_when_its_link_closes(host: WorkerHost, tiny_model_dir: Path) -> None:
+    worker = await host.launch(order(tiny_model_dir))
+    await worker.close()
+    await gone(worker.pid)
+
+
+async def test_a_worker_ignores_signals_meant_for_the_front(host: WorkerHost, tiny_model_dir: Path) -> None:
+    worker = await host.launch(order(tiny_model_dir))
+    os.kill(worker.pid, signal.SIGINT)
+    os.kill(worker.pid, signal.SIGTERM)
+    _, answer = await ask(worker, items(2))
+    await worker.close()
+    assert isinstance(answer, Scores)
+
+
+async def test_a_lost_host_takes_its_workers_along_and_is_started_again(host: WorkerHost, tiny_model_dir: Path) -> None:
+    worker = await host.launch(order(tiny_model_dir))
+    os.kill(parent_of(worker.pid), signal.SIGKILL)
+    assert await worker.receive() is None
+    await worker.close()
+    second = await host.launch(order(tiny_model_dir))
+    assert isinstance((await ask(second, items(2)))[1], Scores)
+    await second.close()
+
+
+def test_a_worker_can_be_a_process_of_its_own(tiny_bert_dir: Path) -> None:
+    """As on a machine where importing opens the device, which must not be forked."""
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "-P", "-m", "plaudit_server.worker_process", str(theirs.fileno())]
+    with ours, subprocess.Popen(command, pass_fds=(theirs.fileno(),)) as process:
+        theirs.close()
+        link = SocketLink(ours)
+        link.send(messages.load_frame(order(tiny_bert_dir)))
+        born, ready = link.receive(), link.receive()
+        assert born is not None and messages.born_pid(born) == process.pid
+        assert ready is not None and messages.model_info(ready).device == "cpu"
+        ours.shutdown(socket.SHUT_RDWR)
+        assert process.wait() == 0
+
+
+FRONT = """
+import asyncio, sys
+from plaudit_server.link import SocketLink
+from plaudit_server.messages import LoadOrder
+from plaudit_server.worker import WorkerHost
+
+async def front():
+    worker = await WorkerHost().launch(LoadOrder(sys.argv[1], "cpu", None, None, 1))
+    print(worker.pid, "torch" in sys.modules, flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(front())
+"""
+
+
+async def test_a_killed_front_leaves_no_orphan_and_never_imported_torch(tiny_model_dir: Path) -> None:
+    command = [sys.executable, "-P", "-c", FRONT, str(tiny_model_dir)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as front:
+        assert front.stdout is not None
+        pid, torch_imported = front.stdout.readline().split()
+        host = parent_of(int(pid))
+        os.kill(int(pid), signal.SIGSTOP)  # in the middle of something: it will not read the end of its link
+        front.kill()
+    await gone(host)
+    await gone(int(pid))
+    assert torch_imported == "False"
+
+
+def parent_of(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("PPid:")[1].split()[0])
+
+
+async def gone(pid: int) -> None:
+    """Wait until the process has ended; the test's own time limit is the limit."""
+    started = time.monotonic()
+    while running(pid):
+        assert time.monotonic() - started < 60
+        await asyncio.sleep(0.02)
+
+
+def running(pid: int) -> bool:
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -1,0 +1,83 @@
+"""`plaudit data inspect`: what people and programs see of their data."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from plaudit_training.cli_data import app
+from plaudit_training.errors import BadRows, OptionError
+
+RUNNER = CliRunner()
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    path = tmp_path / "data.csv"
+    path.write_text("question,one,two,verdict,source\n[red] which?,this,that,1,web\nand?,x,y,0,web\nsame?,z,z,2,web\n")
+    return path
+
+
+MAPPED = ["--columns", "prompt=question,response_a=one,response_b=two,label=verdict", "--labels", "1=a,2=b,0=tie"]
+
+
+def test_inspect_says_what_became_of_every_row(data: Path) -> None:
+    result = RUNNER.invoke(app, ["inspect", str(data), *MAPPED], catch_exceptions=False)
+    assert result.exit_code == 0
+    for said in (
+        "format pairs (as named), 3 rows", "columns not read: source", "read 3 = used 2 + quarantined 0 + dropped 1",
+        "1 ties, used with the label 0.5", "dropped 1 identical_pair", "2 records of 2 conversations",
+        "[red] which?", "0 against 1: response 0 is better",
+    ):  # fmt: skip
+        assert said in result.output.replace("\n", ""), said
+    assert not Path("quarantine.jsonl").exists()
+
+
+def test_json_is_one_object_on_stdout(data: Path) -> None:
+    result = RUNNER.invoke(app, ["inspect", str(data), *MAPPED, "--ties", "drop", "--json"], catch_exceptions=False)
+    said = json.loads(result.stdout)
+    assert (said["read"], said["used"], said["dropped"]["total"]) == (3, 1, 2)
+    assert said["dropped"]["reasons"]["tie"] == {"count": 1, "first": [{"file": str(data), "line": 3}]}
+    assert said["ties"] == {"policy": "drop", "count": 1} and said["quarantine"] is None
+    assert said["files"] == [{
+        "file": str(data), "format": "pairs", "detected": False, "rows": 3, "columns_not_read": ["source"],
+    }]  # fmt: skip
+    assert said["first"]["responses"] == ["this", "that"]
+    assert said["summary"]["response_characters"] == {"p50": 4, "p90": 4, "p99": 4, "longest": 4}
+    assert said["summary"]["longer_wins"]["share"] is None
+
+
+def test_bad_rows_are_shown_and_then_fail(data: Path) -> None:
+    """Without a label map 0 means nothing."""
+    result = RUNNER.invoke(app, ["inspect", str(data), *MAPPED[:2], "--json"])
+    assert isinstance(result.exception, BadRows) and "unknown_label 1" in str(result.exception)
+    said = json.loads(result.stdout)
+    assert said["quarantined"]["reasons"]["unknown_label"]["first"] == [{"file": str(data), "line": 3}]
+    assert said["quarantine"] == "quarantine.jsonl" and len(Path("quarantine.jsonl").read_text().splitlines()) == 1
+    tolerant = RUNNER.invoke(app, ["inspect", str(data), *MAPPED[:2], "--max-bad-rows", "1"])
+    assert tolerant.exit_code == 0 and "bad 1 unknown_label" in tolerant.output.replace("\n", "")
+
+
+def test_a_wrong_option_is_a_usage_error(data: Path) -> None:
+    result = RUNNER.invoke(app, ["inspect", str(data), "--ties", "maybe"])
+    assert isinstance(result.exception, OptionError) and OptionError.exit_code == 2
+
+
+def test_the_starter_can_be_inspected(data: Path) -> None:
+    result = RUNNER.invoke(app, ["inspect", "starter", "--json"], catch_exceptions=False)
+    assert json.loads(result.stdout)["used"] == 2000
+
+
+def test_importing_the_command_is_light() -> None:
+    """`plaudit --help` imports it: no numbers library, no model library."""
+    heavy = "{'torch', 'transformers', 'numpy', 'tokenizers', 'plaudit_model'}"
+    code = f"import sys, plaudit_training.cli_data; print(sorted({heavy} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -1,0 +1,229 @@
+"""`plaudit train`, `plaudit eval` and `plaudit config show`, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pytest
+import torch
+
+from plaudit_model import contract
+from plaudit_model.records import Record
+from plaudit_model.reward_model import RewardModel
+from plaudit_training import config_toml
+
+Toy = Callable[[int, int], list[Record]]
+QUICK = ["--lr", "2e-3", "--batch-pairs", "16", "--set", "report_to=[]", "--set", "evaluation.bootstrap=50", "--eval-share", "0.2"]
+
+
+class Commands(Protocol):
+    folder: Path
+
+    def run(self, *arguments: str | Path) -> int: ...
+    @property
+    def stdout(self) -> str: ...
+    @property
+    def stderr(self) -> str: ...
+
+
+@pytest.fixture(scope="module")
+def files(toy: Toy, as_jsonl: Callable[[Sequence[Record]], str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train.jsonl and eval.jsonl."""
+    folder = tmp_path_factory.mktemp("files")
+    (folder / "train.jsonl").write_text(mislabelled(as_jsonl(toy(80, 1))))
+    (folder / "eval.jsonl").write_text(mislabelled(as_jsonl(toy(20, 2))))
+    return folder
+
+
+def mislabelled(text: str) -> str:
+    """Every ninth comparison the other way round: a model that separates all pairs has no temperature."""
+    rows = [json.loads(line) for line in text.splitlines()]
+    for row in rows[::9]:
+        row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.fixture(scope="module")
+def out(plaudit: Commands, files: Path, write_base: Callable[[str], Path]) -> Path:
+    """A finished run."""
+    code = plaudit.run("train", files / "train.jsonl", "--base", write_base("qwen3"), "--out", files / "out", *QUICK)
+    assert code == 0, plaudit.stderr
+    return files / "out"
+
+
+def error(plaudit: Commands) -> str:
+    """The one line on stderr."""
+    lines = [line for line in plaudit.stderr.splitlines() if line]
+    assert len(lines) == 1 and lines[0].startswith("error: "), plaudit.stderr
+    return lines[0]
+
+
+def measure(plaudit: Commands, *arguments: str | Path) -> dict[str, Any]:
+    assert plaudit.run("eval", *arguments, "--json") == 0, plaudit.stderr
+    found: dict[str, Any] = json.loads(plaudit.stdout)
+    return found
+
+
+def test_a_run_leaves_a_model_with_its_contract(out: Path) -> None:
+    known = contract.read(out / "model")
+    assert known.statistics is not None and known.calibration is not None
+    assert known.statistics.n == known.evaluation["responses"]
+    assert known.evaluation["accuracy"]["value"] > 0.7
+    assert known.evaluation["temperature_fitted_here"] is True
+    lineage = known.lineage
+    assert lineage["config"] == config_toml.to_dict(config_toml.read(out / "run.toml"))
+    assert lineage["data"]["records"] + lineage["data"]["eval_records"] == lineage["data"]["reports"]["train"]["used"]
+    assert lineage["data"]["reports"]["train"]["quarantined"]["total"] == 0
+    assert len(lineage["data"]["fingerprint"]) == 64 and lineage["versions"]["torch"] == torch.__version__
+    assert lineage["steps"] > 0 and lineage["base"]["name"].startswith("/")
+
+
+def test_plain_transformers_loads_the_model_and_agrees(out: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    model = RewardModel.load(out / "model")
+    plain = AutoModelForSequenceClassification.from_pretrained(out / "model")
+    item = model.encoder.encode("red green blue tree house water?", "stone indeed indeed")
+    with torch.no_grad():
+        score = plain(input_ids=torch.from_numpy(item.ids.astype(np.int64))[None]).logits[0, 0].item()
+    assert model.score_encoded([item])[0, 0] == pytest.approx(score, abs=1e-4)
+
+
+def test_the_resolved_configuration_comes_first_with_reasons(plaudit: Commands, files: Path, out: Path) -> None:
+    code = plaudit.run("train", files / "train.jsonl", "--base", out / "model", "--dry-run", "--out", files / "none")
+    assert code == 0, plaudit.stderr
+    text = " ".join(plaudit.stdout.split())
+    assert text.startswith("configuration")
+    for said in ("0.0003 174,432 parameters", "preflight", "plan:", "held out", "read", "= used"):
+        assert said in text, said
+    assert not (files / "none").exists(), "a dry run writes nothing"
+
+
+def test_eval_gives_one_object(plaudit: Commands, files: Path, out: Path) -> None:
+    found = measure(plaudit, out / "model", files / "eval.jsonl")
+    assert found["accuracy"]["value"] > 0.7 and found["accuracy"]["n"] == found["decided"] == found["comparisons"]
+    assert found["accuracy"]["low"] <= found["accuracy"]["value"] <= found["accuracy"]["high"]
+    assert set(found["nll"]) == {"value", "low", "high", "n"}
+    temperature = contract.read(out / "model").calibration
+    assert temperature is not None and found["temperature"] == temperature.temperature
+    assert found["temperature_fitted_here"] is False
+    assert found["unusable"] == {} and found["truncated"] == 0 and found["data"]["read"] == found["comparisons"]
+    assert measure(plaudit, out / "model", files / "eval.jsonl") == found, "deterministic"
+
+
+def test_eval_by_response_has_the_same_value_and_another_interval(plaudit: Commands, files: Path, out: Path) -> None:
+    one = measure(plaudit, out / "model", files / "eval.jsonl")
+    other = measure(plaudit, out / "model", files / "eval.jsonl", "--cluster", "response")
+    assert one["nll"]["value"] == other["nll"]["value"]
+    assert (one["nll"]["low"], one["nll"]["high"]) != (other["nll"]["low"], other["nll"]["high"])
+
+
+def test_eval_for_people_is_a_table(plaudit: Commands, files: Path, out: Path) -> None:
+    assert plaudit.run("eval", out / "model", files / "eval.jsonl", "--bootstrap", "20") == 0
+    for word in ("accuracy", "ece", "95% interval", "with a winner", "read "):
+        assert word in plaudit.stdout
+
+
+def test_ties_count_for_nll_and_not_for_accuracy(plaudit: Commands, tmp_path: Path, out: Path) -> None:
+    rows = [{"prompt": f"red {i}", "response_a": "blue indeed", "response_b": "tree", "label": label}
+            for i, label in enumerate(("a", "tie", "b"))]  # fmt: skip
+    (tmp_path / "ties.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    found = measure(plaudit, out / "model", tmp_path / "ties.jsonl")
+    assert (found["comparisons"], found["decided"], found["accuracy"]["n"], found["nll"]["n"]) == (3, 2, 2, 3)
+    assert found["accuracy"]["value"] == 0.5
+
+
+def test_show_prints_what_a_run_was(plaudit: Commands, out: Path) -> None:
+    for path in (out, out / "run.toml"):
+        assert plaudit.run("config", "show", path) == 0
+        assert plaudit.stdout == (out / "run.toml").read_text()
+    assert plaudit.run("config", "show", out / "model") == 0
+    assert json.loads(plaudit.stdout)["config"]["optim"]["learning_rate"] == 2e-3
+
+
+def test_a_bad_row_stops_the_run_and_is_listed(
+    plaudit: Commands, files: Path, tmp_path: Path, write_base: Callable[[str], Path]
+) -> None:
+    good = (files / "train.jsonl").read_text()
+    (tmp_path / "bad.jsonl").write_text(good + '{"prompt": "red"}\n')
+    base, where = write_base("qwen3"), tmp_path / "out"
+    assert plaudit.run("train", tmp_path / "bad.jsonl", "--base", base, "--out", where) == 65
+    assert "bad.jsonl" in error(plaudit)
+    assert json.loads((where / "quarantine.jsonl").read_text())["line"] == good.count("\n") + 1
+    assert not (where / "run.toml").exists()
+    code = plaudit.run("train", tmp_path / "bad.jsonl", "--base", base, "--out", where, "--max-bad-rows", "1", *QUICK)
+    assert code == 0, plaudit.stderr
+    assert contract.read(where / "model").lineage["data"]["reports"]["train"]["quarantined"]["total"] == 1
+
+
+def test_a_response_that_does_not_fit_is_a_bad_row(plaudit: Commands, tmp_path: Path, files: Path, out: Path) -> None:
+    row = {"prompt": "red", "chosen": "blue " * 800, "rejected": "tree"}
+    (tmp_path / "long.jsonl").write_text((files / "train.jsonl").read_text() + json.dumps(row) + "\n")
+    code = plaudit.run("train", tmp_path / "long.jsonl", "--base", out / "model", "--out", tmp_path / "run")
+    assert code == 65
+    assert "too_long" in error(plaudit) and "max_bad_rows" in error(plaudit)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--resume"], 2, "--resume needs --out"),
+        (["--out", "OUT"], 2, "already holds a run"),
+        (["--out", "OUT", "--resume", "--seed", "9"], 78, "seed is 9, but the run"),
+        (["--lr", "7"], 78, "optim.learning_rate must lie in 0..1"),
+        (["--set", "optim.lr=1"], 78, "unknown key optim.lr"),
+        (["--set", "seed"], 78, "--set is written KEY=VALUE"),
+        (["--ties", "lose"], 78, "data.ties: expected one of"),
+        (["--report-to", "wandb"], 78, "wandb, which is not installed"),
+        (["--config", "absent.toml"], 78, "cannot read the configuration"),
+        (["--base", "nowhere"], 78, "nowhere is not a directory"),
+        (["--if-missing"], 78, "--if-missing is for"),
+        (["--allow", "everything"], 2, "everything"),
+    ],
+)
+def test_errors_are_one_line(
+    plaudit: Commands, files: Path, out: Path, write_base: Callable[[str], Path], arguments: list[str], code: int,
+    said: str,
+) -> None:  # fmt: skip
+    given = [str(out) if word == "OUT" else word for word in arguments]
+    base = [] if "--base" in given or "--resume" in given else ["--base", str(write_base("qwen3"))]
+    if "--out" not in given:
+        given += [] if "--resume" in given else ["--out", str(files / "errors")]
+    assert plaudit.run("train", files / "train.jsonl", *base, *given) == code, plaudit.stderr
+    assert said in error(plaudit)
+
+
+def test_a_missing_file_is_an_error_of_the_data(plaudit: Commands, tmp_path: Path, out: Path) -> None:
+    code = plaudit.run("train", tmp_path / "absent.jsonl", "--base", out / "model", "--out", tmp_path / "run")
+    assert code == 65 and "absent.jsonl" in error(plaudit)
+    assert plaudit.run("eval", out / "model", tmp_path / "absent.jsonl") == 65
+
+
+def test_eval_refuses_what_is_no_reward_model(plaudit: Commands, files: Path, tmp_path: Path) -> None:
+    assert plaudit.run("eval", tmp_path, files / "eval.jsonl") == 78
+    error(plaudit)
+
+
+def test_the_starter_is_fitted_once_and_is_the_default_base(plaudit: Commands, files: Path) -> None:
+    small = ["--set", "data.starter_records=60", "--eval-share", "0.2", "--set", "report_to=[]"]
+    assert plaudit.run("train", "starter", *small) == 0, plaudit.stderr
+    model = plaudit.folder / "home" / "starter"
+    known = contract.read(model)
+    assert known.label == "synthetic" and known.evaluation["accuracy"]["n"] > 0
+    assert "held-out evaluation" in plaudit.stdout
+    first = known.files["model.safetensors"]
+
+    assert plaudit.run("train", "starter", "--if-missing") == 0
+    assert "the starter model is in" in plaudit.stdout and "step" not in plaudit.stdout
+    assert plaudit.run("train", "starter", *small) == 0, plaudit.stderr
+    assert contract.read(model).files["model.safetensors"] == first, "a function of the seed"
+
+    assert plaudit.run("train", files / "train.jsonl", "--set", "evaluation.bootstrap=20") == 0, plaudit.stderr
+    (run,) = (plaudit.folder / "runs").iterdir()
+    assert run.name.startswith("train-2") and (run / "tensorboard").is_dir()
+    assert contract.read(run / "model").lineage["base"]["revision"] == contract.read(model).revision()
+    assert contract.read(run / "model").label == ""

@@ -1,0 +1,131 @@
+"""Run configurations: there and back, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plaudit_training import config_toml
+from plaudit_training.config import BOUNDS, ConfigError, RunConfig, flatten, get, help_of
+from plaudit_training.prepare import learning_rate, resolve
+from plaudit_training.run import RunExists, discard, settle
+
+texts = st.text(st.characters(blacklist_categories=["Cs"]), max_size=20)
+
+
+@given(
+    st.lists(texts, max_size=3), st.dictionaries(texts, texts, max_size=3), st.floats(0, 1),
+    st.integers(0, 2**63 - 1), texts,
+)
+def test_what_is_written_is_read(files: list[str], columns: dict[str, str], lr: float, seed: int, label: str) -> None:
+    changes = {"data.train": files, "data.columns": columns, "optim.learning_rate": lr, "seed": seed, "label": label}
+    config = config_toml.override(RunConfig(), changes)
+    assert config_toml.from_dict(tomllib.loads(config_toml.write(config))) == config
+
+
+def test_a_file_has_the_same_configuration(tmp_path: Path) -> None:
+    config = config_toml.override(RunConfig(), {"optim.batch_pairs": 64, "data.columns": {"prompt": "the question"}})
+    (tmp_path / "run.toml").write_text(config_toml.write(config))
+    assert config_toml.read(tmp_path / "run.toml") == config
+
+
+def test_what_is_absent_has_its_default(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("[optim]\nlearning_rate = 1e-5\n")
+    config = config_toml.read(tmp_path / "run.toml")
+    assert config == config_toml.override(RunConfig(), {"optim.learning_rate": 1e-5})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rate = 1", "unknown key learning_rate"),
+        ("[optim]\nlr = 1", "unknown key optim.lr; known keys: learning_rate"),
+        ("[optim]\nlearning_rate = '1e-5'", "optim.learning_rate: expected a finite number, got '1e-5'"),
+        ("[optim]\nlearning_rate = nan", "expected a finite number"),
+        ("[optim]\nnum_train_epochs = true", "optim.num_train_epochs: expected an integer, got True"),
+        ("[optim]\nnum_train_epochs = 1.5", "expected an integer"),
+        ("[data]\nties = 'lose'", "data.ties: expected one of"),
+        ("[data]\ntrain = 'a.jsonl'", "data.train: expected a list"),
+        ("data = 3", "data: expected a table"),
+        ("seed = -1", "seed must lie in 0"),
+        ("[checkpoint]\nkeep = 1", "checkpoint.keep must lie in 2"),
+        ("[evaluation]\npatience = 2", "evaluation.patience needs evaluation.every"),
+        ("report_to = ['email']", "report_to: expected tensorboard, wandb or mlflow"),
+        ("seed =", "is not TOML"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "run.toml").write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        config_toml.read(tmp_path / "run.toml")
+    assert "run.toml" in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read the configuration"):
+        config_toml.read(tmp_path / "absent.toml")
+
+
+def test_every_field_explains_itself() -> None:
+    for path in flatten(RunConfig()):
+        assert len(help_of(path)) > 4, path
+
+
+def test_bounds_are_of_fields_that_exist() -> None:
+    for path, low, high in BOUNDS:
+        value = get(RunConfig(), path)
+        assert value is None or low <= value <= high, path
+
+
+@pytest.mark.parametrize(
+    ("parameters", "rate"),
+    [(8_000_000_000, 5e-6), (1_000_000_000, 5e-6), (600_000_000, 2e-5), (66_000_000, 5e-5), (3_000_000, 3e-4)],
+)
+def test_the_learning_rate_goes_by_size(parameters: int, rate: float) -> None:
+    assert learning_rate(parameters)[0] == rate
+
+
+def test_resolving_leaves_nothing_open_and_says_why() -> None:
+    config, reasons = resolve(RunConfig(), device="cuda:0", parameters=600_000_000, pairs=3200)
+    assert (config.optim.learning_rate, config.optim.batch_pairs, config.model.dtype) == (2e-5, 64, "bfloat16")
+    assert "600,000,000 parameters" in reasons["optim.learning_rate"]
+    assert reasons["model.dtype"] == "on cuda:0"
+    changes = {"optim.learning_rate": 1e-6, "optim.batch_pairs": 7, "model.dtype": "float32"}
+    given = config_toml.override(RunConfig(), changes)
+    assert resolve(given, device="cuda", parameters=1, pairs=1) == (given, {})
+
+
+def stored(out: Path, **changes: Any) -> RunConfig:
+    config, _ = resolve(RunConfig(**changes), device="cpu", parameters=10, pairs=100)
+    (out / "run.toml").write_text(config_toml.write(config))
+    return config
+
+
+def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    stored(tmp_path)
+    with pytest.raises(RunExists, match="--resume"):
+        settle(RunConfig(), tmp_path, resume=False)
+    assert settle(RunConfig(), tmp_path / "new", resume=False) == RunConfig()
+
+
+def test_resuming_takes_the_configuration_of_the_run(tmp_path: Path) -> None:
+    config = stored(tmp_path, seed=3)
+    assert settle(dataclasses.replace(RunConfig(), seed=3), tmp_path, resume=True) == config
+    with pytest.raises(ConfigError, match="seed is 4, but the run in .* has 3"):
+        settle(dataclasses.replace(RunConfig(), seed=4), tmp_path, resume=True)
+
+
+def test_only_a_run_is_discarded(tmp_path: Path) -> None:
+    stored(tmp_path)
+    (tmp_path / "thesis.tex").write_text("three years")
+    with pytest.raises(RunExists, match=r"thesis\.tex"):
+        discard(tmp_path)
+    (tmp_path / "thesis.tex").unlink()
+    discard(tmp_path)
+    assert not tmp_path.exists()

@@ -1,0 +1,127 @@
+"""`plaudit data`: look at preference files before training on them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from plaudit_model.records import Comparison, Record
+
+    from .read_report import ReadReport
+    from .summary import Summary
+
+app = typer.Typer(no_args_is_help=True)
+
+_console = Console()
+_EXAMPLE_CHARACTERS = 160
+
+Paths = Annotated[list[str], typer.Argument(
+    help="Files (.jsonl, .json, .csv, .tsv, each also .gz), or the word `starter`.", show_default=False)]  # fmt: skip
+FormatOption = Annotated[str, typer.Option(
+    "--format", help="auto (by the columns), hh-rlhf, preference, pairs or ukpconvarg1.")]  # fmt: skip
+ColumnsOption = Annotated[str, typer.Option(
+    help="Our column = theirs: prompt=question,chosen=good,rejected=bad, or response_a=x,response_b=y,label=z.",
+    show_default=False)]  # fmt: skip
+LabelsOption = Annotated[str, typer.Option(
+    help="What their labels say: 1=a,2=b,0=tie. Known without it: a, b, 1, 2, tie.", show_default=False)]  # fmt: skip
+StrictIdsOption = Annotated[Path | None, typer.Option(
+    help="Use only the rows whose id this file lists, one a line (may be .gz).")]  # fmt: skip
+TiesOption = Annotated[str, typer.Option(
+    help="half: use them with the label 0.5; keep: with their votes as they are; drop: do not use them.")]  # fmt: skip
+MaxBadRowsOption = Annotated[int, typer.Option(min=0, help="Bad rows to tolerate; all are listed either way.")]
+QuarantineOption = Annotated[Path, typer.Option(help="Where bad rows are listed, if there are any.")]
+QuarantineTextOption = Annotated[bool, typer.Option(
+    "--quarantine-text", help="List the text of bad rows too, not only place, reason and hash.")]  # fmt: skip
+
+
+@app.callback()
+def data() -> None:
+    """Look at preference data before training on it."""
+
+
+@app.command()
+def inspect(
+    paths: Paths,
+    format: FormatOption = "auto",
+    columns: ColumnsOption = "",
+    labels: LabelsOption = "",
+    strict_ids: StrictIdsOption = None,
+    ties: TiesOption = "half",
+    max_bad_rows: MaxBadRowsOption = 0,
+    quarantine: QuarantineOption = Path("quarantine.jsonl"),
+    quarantine_text: QuarantineTextOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+) -> None:
+    """Read files as training would and say what became of every row. Exit code 65 if too many rows are bad."""
+    from .errors import BadRows
+    from .read_options import read_options
+    from .sources import ReadReport, read
+    from .summary import Summary
+
+    options = read_options(
+        format=format, columns=columns, labels=labels, strict_ids=strict_ids, ties=ties, max_bad_rows=max_bad_rows,
+        quarantine=quarantine, quarantine_text=quarantine_text,
+    )  # fmt: skip
+    report, summary = ReadReport(), Summary()
+    failure: BadRows | None = None
+    try:
+        for record in read(paths, options, report):
+            summary.add(record)
+    except BadRows as error:
+        failure = error
+    _show(report, summary, as_json)
+    if failure:
+        raise failure
+
+
+def _show(report: ReadReport, summary: Summary, as_json: bool) -> None:
+    if as_json:
+        first = asdict(summary.first) if summary.first else None
+        typer.echo(json.dumps({**report.to_json(), "summary": summary.to_json(), "first": first}))
+        return
+    for file in report.files:
+        how = "by its columns" if file.detected else "as named"
+        _console.print(Text(f"{file.file}: format {file.format or 'unknown'} ({how}), {file.rows:,} rows"))
+        if file.columns_not_read:
+            _console.print(Text(f"  columns not read: {', '.join(file.columns_not_read)}"))
+    _console.print(Text(report.conservation(), style="bold"))
+    for sentence in (*report.sentences(), *summary.sentences()):
+        _console.print(Text(f"- {sentence}"))
+    if summary.first:
+        _show_record(summary.first)
+
+
+def _show_record(record: Record) -> None:
+    """How the first row was understood."""
+    from rich.table import Table
+
+    table = Table(title=f"first record: {record.id}", show_header=False, title_justify="left")
+    for message in record.prompt:
+        table.add_row(f"prompt ({message.role})", Text(_shortened(message.content)))
+    for index, response in enumerate(record.responses):
+        table.add_row(f"response {index}", Text(_shortened(response)))
+    for comparison in record.comparisons:
+        table.add_row("label", Text(_label(comparison)))
+    _console.print(table)
+
+
+def _label(comparison: Comparison) -> str:
+    first, second = comparison.first, comparison.second
+    better = {"first": f"response {first} is better", "second": f"response {second} is better", "tie": "a tie"}
+    said = [f"{first} against {second}: {better[comparison.outcome]}"]
+    if votes := comparison.votes:
+        said.append(f"votes {votes.first} to {votes.second}, {votes.tie} for a tie")
+    if comparison.margin is not None:
+        said.append(f"margin {comparison.margin:g}")
+    return "; ".join(said)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _EXAMPLE_CHARACTERS else f"{text[:_EXAMPLE_CHARACTERS]}... ({len(text):,} characters)"

@@ -1,0 +1,201 @@
+"""The configuration of a training run: frozen dataclasses; `config_toml` reads and writes them.
+
+Names are TRL's where TRL has one. Every field says what it does and why its default is what it is; `--help`
+and the table that a run prints first take the text from here. None means "resolved when the run starts";
+the `run.toml` that a run leaves holds the resolved value.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_type_hints
+
+
+class ConfigError(Exception):
+    """The configuration is not valid; the message names the key."""
+
+    exit_code = 78
+
+
+def option(default: Any, help: str) -> Any:
+    """A field with its default and the sentence that explains it."""
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: dict(default), metadata={"help": help})
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read, and what of it is held out."""
+
+    train: tuple[str, ...] = option((), "files to train on; `starter` is the built-in generator")
+    eval: tuple[str, ...] = option((), "files to evaluate on; none: a share of the training data is held out")
+    eval_share: float = option(
+        0.05, "share of the conversations held out; whole conversations, so that no prompt is on both sides"
+    )
+    format: str = option("auto", "format of the files; auto: by their columns")
+    columns: dict[str, str] = option({}, "our column = theirs, for files that name them differently")
+    labels: dict[str, str] = option({}, "their label = a, b or tie, for files that name the winner otherwise")
+    strict_ids: str | None = option(None, "file of ids, one a line: only rows with these are used")
+    ties: Literal["drop", "half", "keep"] = option(
+        "half", "comparisons without a winner: train towards 0.5, drop them, or keep their votes"
+    )
+    max_bad_rows: int = option(0, "bad rows to tolerate; 0: look at a bad row before training, not after")
+    allow: tuple[str, ...] = option((), "preflight problems that may pass, by their code")
+    starter_records: int = option(2000, "how many records the built-in generator gives")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What is trained."""
+
+    base: str = option("starter", "directory or Hub id to start from; `starter` is the bundled small model")
+    max_length: int = option(2048, "tokens of prompt and response; a longer prompt loses its start, counted")
+    dtype: Literal["auto", "float32", "bfloat16"] = option(
+        "auto", "of the forward pass; weights and optimiser are fp32. auto: bfloat16 on CUDA, float32 on CPU"
+    )
+    device: str = option("auto", "cpu, cuda, cuda:1...; auto: cuda if there is one")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Bradley-Terry and what is added to it."""
+
+    center_rewards_coefficient: float = option(
+        0.01, "pulls scores towards 0, which comparisons leave free (0.01 is that of arXiv 2312.09244)"
+    )
+    label_smoothing: float = option(
+        0.0, "probability that a label is wrong; 0: plain Bradley-Terry, which ablations did not beat"
+    )
+    labels: Literal["majority", "votes"] = option("majority", "train towards the winner, or vote shares")
+    weight: Literal["comparison", "record"] = option(
+        "comparison", "what counts the same: each comparison, or each prompt (as in InstructGPT)"
+    )
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW, its schedule, and the size of a step."""
+
+    learning_rate: float | None = option(None, "peak learning rate; default by the number of parameters")
+    head_learning_rate: float | None = option(None, "that of the head alone; default: the same")
+    num_train_epochs: int = option(1, "passes over the data; reward models overfit from the second on")
+    batch_pairs: int | None = option(
+        None, "comparisons in an optimiser step; default 128, down to 8 where a run would have under 50 steps"
+    )
+    token_budget: int = option(8192, "packed tokens of one forward pass: memory and speed, not the result")
+    warmup_ratio: float = option(0.03, "share of the steps over which the learning rate rises")
+    min_lr_ratio: float = option(0.1, "where the cosine ends, as a share of the peak")
+    adam_beta1: float = option(0.9, "AdamW")
+    adam_beta2: float = option(0.95, "AdamW; 0.95 forgets an outlier sooner than 0.999")
+    adam_epsilon: float = option(1e-8, "AdamW")
+    weight_decay: float = option(0.0, "on matrices, never on norms and biases; 0: one epoch does not need it")
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0: they are not")
+    max_skipped_steps: int = option(
+        5, "steps skipped because loss or gradient is not finite; one more stops the run"
+    )
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation during and after training."""
+
+    every: int = option(0, "evaluate every so many steps; 0: at the end only")
+    patience: int = option(0, "stop after so many evaluations without a better one; 0: never")
+    metric: Literal["nll", "accuracy"] = option("nll", "what decides; nll moves before accuracy does")
+    cluster: Literal["conversation", "response"] = option(
+        "conversation", "what is resampled for intervals: rows of one conversation are not independent"
+    )
+    bootstrap: int = option(1000, "resamples; 0: no intervals")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What survives a kill."""
+
+    every: int = option(0, "save every so many steps; 0: as often as keeps saving under 2% of the time")
+    keep: int = option(2, "checkpoints kept besides the best; at least 2: a damaged one needs a predecessor")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run. Where it is written (`--out`) is not part of it."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    evaluation: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    seed: int = option(0, "of a fresh head, the split and the order of the data")
+    report_to: tuple[str, ...] = option(
+        ("tensorboard",), "tensorboard, wandb, mlflow: besides metrics.jsonl, where installed"
+    )
+    label: str = option("", "a few words for the model's contract")
+
+    def __post_init__(self) -> None:
+        for path, low, high in BOUNDS:
+            value = get(self, path)
+            if value is not None and not low <= value <= high:
+                raise ConfigError(f"{path} must lie in {low:g}..{high:g}, got {value}")
+        if self.evaluation.patience and not self.evaluation.every:
+            raise ConfigError("evaluation.patience needs evaluation.every: nothing is evaluated on the way")
+        if unknown := sorted(set(self.report_to) - {"tensorboard", "wandb", "mlflow"}):
+            raise ConfigError(f"report_to: expected tensorboard, wandb or mlflow, got {unknown[0]!r}")
+
+
+BOUNDS: tuple[tuple[str, float, float], ...] = (
+    ("data.eval_share", 0, 0.5),
+    ("data.max_bad_rows", 0, math.inf),
+    ("data.starter_records", 1, math.inf),
+    ("model.max_length", 1, math.inf),
+    ("loss.center_rewards_coefficient", 0, math.inf),
+    ("loss.label_smoothing", 0, 0.5),
+    ("optim.learning_rate", 0, 1),
+    ("optim.head_learning_rate", 0, 1),
+    ("optim.num_train_epochs", 1, math.inf),
+    ("optim.batch_pairs", 1, math.inf),
+    ("optim.token_budget", 1, math.inf),
+    ("optim.warmup_ratio", 0, 1),
+    ("optim.min_lr_ratio", 0, 1),
+    ("optim.adam_beta1", 0, 1),
+    ("optim.adam_beta2", 0, 1),
+    ("optim.adam_epsilon", 0, 1),
+    ("optim.weight_decay", 0, math.inf),
+    ("optim.max_grad_norm", 0, math.inf),
+    ("optim.max_skipped_steps", 0, math.inf),
+    ("evaluation.every", 0, math.inf),
+    ("evaluation.patience", 0, math.inf),
+    ("evaluation.bootstrap", 0, math.inf),
+    ("checkpoint.every", 0, math.inf),
+    ("checkpoint.keep", 2, math.inf),
+    ("seed", 0, 2**63 - 1),
+)
+
+
+def get(config: Any, path: str) -> Any:
+    """The value at a dotted path."""
+    for name in path.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Every value under its dotted path, in the order of declaration."""
+    flat: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        path = f"{prefix}{f.name}"
+        flat.update(flatten(value, f"{path}.") if dataclasses.is_dataclass(value) else {path: value})
+    return flat
+
+
+def help_of(path: str) -> str:
+    """The sentence that explains the field at a dotted path."""
+    *sections, name = path.split(".")
+    kind: Any = RunConfig
+    for section in sections:
+        kind = get_type_hints(kind)[section]
+    return str(next(f for f in dataclasses.fields(kind) if f.name == name).metadata["help"])

@@ -1,0 +1,95 @@
+"""Typed access to the columns of a row. Everything raises BadRow; `path` is how a message names the place."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, get_args
+
+from plaudit_model.records import Message, Origin, Role
+
+from ..errors import BadRow
+from .format import Columns
+
+
+def value(row: Columns, key: str, path: str = "") -> Any:
+    """The value of a column that must be there and not null."""
+    if row.get(key) is None:
+        raise BadRow("missing_key", f"{path or key} is " + ("null" if key in row else "absent"))
+    return row[key]
+
+
+def text(row: Columns, key: str, path: str = "") -> str:
+    """A text that can be UTF-8. May be empty."""
+    return as_text(value(row, key, path), path or key)
+
+
+def as_text(found: Any, path: str) -> str:
+    if not isinstance(found, str):
+        raise BadRow("wrong_type", f"{path} should be text, is {type(found).__name__}")
+    try:
+        found.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise BadRow("lone_surrogate", f"{path}, character {error.start}") from None
+    return found
+
+
+def table(row: Columns, key: str, path: str = "") -> dict[str, Any]:
+    """A nested object."""
+    found = value(row, key, path)
+    if not isinstance(found, dict):
+        raise BadRow("wrong_type", f"{path or key} should be an object, is {type(found).__name__}")
+    return found
+
+
+def rows(row: Columns, key: str, path: str = "") -> list[Any]:
+    """A list."""
+    found = value(row, key, path)
+    if not isinstance(found, list):
+        raise BadRow("wrong_type", f"{path or key} should be a list, is {type(found).__name__}")
+    return found
+
+
+def turns(row: Columns, key: str) -> tuple[Message, ...]:
+    """A list of {role, content}."""
+    return tuple(_message(turn, f"{key}[{i}]") for i, turn in enumerate(rows(row, key)))
+
+
+def margin(row: Columns) -> float | None:
+    """TRL's `margin`: a finite number, or None where the column is absent, null or an empty cell."""
+    found = row.get("margin")
+    if found is None or found == "":
+        return None
+    try:
+        number = math.nan if isinstance(found, bool) else float(found)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise BadRow("bad_margin", "margin is no finite number")
+    return number
+
+
+def record_id(row: Columns, origin: Origin) -> str:
+    """The row's `id`, or its place where it has none."""
+    found = row.get("id")
+    if found is None or found == "":
+        return f"{origin.file}:{origin.line}"
+    return str(found) if isinstance(found, int) else as_text(found, "id")
+
+
+def refuse(row: Columns, *keys: str, path: str = "") -> None:
+    """Columns whose content would change what is scored, and which are not read, must be empty."""
+    for key in keys:
+        if row.get(key):
+            raise BadRow("unsupported", f"{path}{key} is not read")
+
+
+def _message(turn: Any, path: str) -> Message:
+    if not isinstance(turn, dict):
+        raise BadRow("wrong_type", f"{path} should be an object, is {type(turn).__name__}")
+    refuse(turn, "tool_calls", "function_call", path=f"{path}.")
+    if isinstance(turn.get("content"), list):
+        raise BadRow("unsupported", f"{path}.content has parts; only text is read")
+    role, content = value(turn, "role", f"{path}.role"), text(turn, "content", f"{path}.content")
+    if role not in get_args(Role):
+        raise BadRow("wrong_type", f"{path}.role should be one of {', '.join(get_args(Role))}")
+    return Message(role, content)

@@ -1,0 +1,56 @@
+"""SIGTERM and Ctrl-C as a request to stop at the next safe place, with everything saved."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+LOG = logging.getLogger("plaudit.training")
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and can be resumed."""
+
+    exit_code = 75
+
+
+class StopRequest:
+    """While entered, the first SIGTERM or SIGINT is noted for `check`; a second one acts as it always did.
+
+    `patient` is for when there is something to save. Without it the signal raises Interrupted where it strikes.
+    """
+
+    def __init__(self) -> None:
+        self.patient = True
+        self._received = ""
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, _: TracebackType | None) -> None:
+        self._restore()
+
+    def check(self) -> None:
+        """Raise Interrupted if a signal has come."""
+        if self._received:
+            raise Interrupted(self._received)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self._received = signal.Signals(number).name
+        self._restore()
+        if not self.patient:
+            raise Interrupted(f"{self._received} outside the training loop; go on with --resume")
+        LOG.warning("%s: stopping at the next safe place; once more to stop at once", self._received)
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}

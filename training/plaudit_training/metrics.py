@@ -1,0 +1,201 @@
+"""Metrics of scored comparisons with intervals: pure functions over arrays. C comparisons; fp64; no torch.
+
+Accuracy, tie rate and calibration are over the D <= C comparisons that have a winner; nll and Brier are over
+all C, against the share of votes for the chosen response (1 where nobody voted, 0.5 for a tie).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+BINS = 15
+CONFIDENCE = 0.95
+_STEEPEST = 1e3
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A statistic over `n` comparisons and its 95% interval. `value` is None where it is not computable,
+    `low` and `high` where there are no two clusters to resample."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judged:
+    """C scored comparisons: scores, the share of votes for the chosen one, whether there is a winner, lengths
+    in tokens of the two responses, and the clusters of each comparison (C, 1) or (C, 2): it is in a resample
+    as often as all its clusters together."""
+
+    chosen: Floats
+    rejected: Floats
+    share: Floats
+    decided: Bools
+    chosen_tokens: Ints
+    rejected_tokens: Ints
+    clusters: Ints
+
+    @property
+    def delta(self) -> Floats:
+        return self.chosen - self.rejected
+
+
+def evaluate(judged: Judged, *, temperature: float = 1.0, bootstrap: int = 1000, seed: int = 0) -> dict[str, Estimate]:
+    """Every metric by name. Deterministic for a seed.
+
+    accuracy: strictly chosen > rejected, an equal score is wrong, as RewardBench counts; tie_rate: equal
+    scores; nll, brier: of sigmoid(delta / temperature); ece: `expected_calibration_error`; margin: mean delta;
+    accuracy_chosen_longer and accuracy_rejected_longer: the same accuracy where that response has more tokens.
+    """
+    names, tops, bottoms = _ratios(judged, temperature)
+    errors, bins = _calibration(judged, temperature)
+    draws = _resample(judged, tops, bottoms, errors, bins, bootstrap, seed)
+    ones = np.ones(len(judged.share))
+    points = _ratio(ones @ tops, ones @ bottoms)
+    estimates = {
+        name: _estimate(float(points[i]), draws[:, i], bottoms[:, i], judged.clusters, is_rate=name in _RATES)
+        for i, name in enumerate(names)
+    }
+    point = _binned(errors, bins, ones)
+    estimates["ece"] = _estimate(point, draws[:, -1], judged.decided, judged.clusters, is_rate=False)
+    return estimates
+
+
+def cross_entropy(logit: Floats, share: Floats) -> Floats:
+    """-share log sigmoid(logit) - (1 - share) log sigmoid(-logit), without overflow. (C,)"""
+    return share * np.logaddexp(0, -logit) + (1 - share) * np.logaddexp(0, logit)
+
+
+def fit_temperature(delta: Floats, share: Floats) -> float | None:
+    """The T > 0 that minimises the cross-entropy of sigmoid(delta / T) (Guo et al. 1706.04599).
+
+    None where there is no minimum: scores that separate every pair (T would be 0), or that prefer the
+    rejected response (T would be infinite).
+    """
+
+    def slope(steepness: float) -> float:
+        return float(np.sum((_sigmoid(steepness * delta) - share) * delta))
+
+    low, high = 1 / _STEEPEST, _STEEPEST
+    if slope(low) >= 0 or slope(high) <= 0:
+        return None
+    for _ in range(100):  # the cross-entropy is convex in 1 / T: its slope has one zero
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if slope(middle) < 0 else (low, middle)
+    return 1 / math.sqrt(low * high)
+
+
+def wilson(successes: float, n: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a rate: it has a width even at 0 and 1, where a bootstrap has none."""
+    z = 1.959963984540054
+    rate, spread = successes / n, z * z / n
+    centre = (rate + spread / 2) / (1 + spread)
+    half = (z / (1 + spread)) * (rate * (1 - rate) / n + spread / (4 * n)) ** 0.5
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+_RATES = frozenset({"accuracy", "tie_rate", "accuracy_chosen_longer", "accuracy_rejected_longer"})
+
+
+def _ratios(judged: Judged, temperature: float) -> tuple[list[str], Floats, Floats]:
+    """Metrics that are a weighted sum over a weighted count: names, numerators and denominators (C, M)."""
+    delta, decided = judged.delta, judged.decided.astype(np.float64)
+    right = decided * (delta > 0)
+    probability = _sigmoid(delta / temperature)
+    everyone = np.ones(len(delta))
+    chosen_longer = decided * (judged.chosen_tokens > judged.rejected_tokens)
+    rejected_longer = decided * (judged.chosen_tokens < judged.rejected_tokens)
+    table: dict[str, tuple[Floats, Floats]] = {
+        "accuracy": (right, decided),
+        "tie_rate": (decided * (delta == 0), decided),
+        "nll": (cross_entropy(delta / temperature, judged.share), everyone),
+        "brier": ((probability - judged.share) ** 2, everyone),
+        "margin": (decided * delta, decided),
+        "accuracy_chosen_longer": (right * chosen_longer, chosen_longer),
+        "accuracy_rejected_longer": (right * rejected_longer, rejected_longer),
+    }
+    tops, bottoms = zip(*table.values(), strict=True)
+    return list(table), np.stack(tops, axis=1), np.stack(bottoms, axis=1)
+
+
+def _calibration(judged: Judged, temperature: float) -> tuple[Floats, Ints]:
+    """(C,) confidence - correctness, 0 for ties, and (C,) bin, -1 for ties.
+
+    Confidence is sigmoid(|delta| / T), correctness whether the higher score is the chosen one's (equal scores:
+    half). Bins hold equally many comparisons each, ordered by confidence.
+    """
+    confidence = _sigmoid(np.abs(judged.delta) / temperature)
+    correct = np.where(judged.delta == 0, 0.5, judged.delta > 0)
+    bins = np.full(len(correct), -1, dtype=np.int64)
+    members = np.flatnonzero(judged.decided)
+    ranked = members[np.argsort(confidence[members], kind="stable")]
+    bins[ranked] = np.arange(len(ranked)) * BINS // max(len(ranked), 1)
+    return np.where(judged.decided, confidence - correct, 0.0), bins
+
+
+def expected_calibration_error(judged: Judged, temperature: float = 1.0) -> float:
+    """Mean over 15 equal-mass bins of |mean confidence - accuracy| (Naeini et al. 2015). NaN without winners."""
+    return _binned(*_calibration(judged, temperature), np.ones(len(judged.share)))
+
+
+def _binned(errors: Floats, bins: Ints, weights: Floats) -> float:
+    total = float(weights[bins >= 0].sum())
+    if total == 0:
+        return float("nan")
+    sums = np.bincount(bins + 1, weights=weights * errors, minlength=BINS + 1)[1:]
+    return float(np.abs(sums).sum() / total)
+
+
+def _resample(
+    judged: Judged, tops: Floats, bottoms: Floats, errors: Floats, bins: Ints, times: int, seed: int
+) -> Floats:
+    """(times, M + 1) metrics of bootstrap resamples of clusters, ece last.
+
+    With two clusters a comparison (its two responses) this is the pigeonhole bootstrap of Owen 2007.
+    """
+    rng = np.random.Generator(np.random.PCG64(seed))
+    names, members = np.unique(judged.clusters, return_inverse=True)
+    members = members.reshape(judged.clusters.shape)
+    draws = np.empty((times, tops.shape[1] + 1))
+    for i in range(times):
+        counts = np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names)).astype(np.float64)
+        weights = counts[members].prod(axis=1)
+        draws[i, :-1] = _ratio(weights @ tops, weights @ bottoms)
+        draws[i, -1] = _binned(errors, bins, weights)
+    return draws
+
+
+def _estimate(value: float, draws: Floats, counted: Floats | Bools, clusters: Ints, *, is_rate: bool) -> Estimate:
+    n = int(np.count_nonzero(counted))
+    if n == 0:
+        return Estimate(None, None, None, 0)
+    known = draws[np.isfinite(draws)]
+    groups = len(np.unique(clusters[np.asarray(counted, dtype=bool)][:, 0]))
+    if groups < 2 or len(known) == 0:
+        return Estimate(value, None, None, n)
+    if is_rate and value in (0.0, 1.0):
+        return Estimate(value, *wilson(value * groups, groups), n)
+    tail = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.percentile(known, [tail, 100 - tail])
+    return Estimate(value, float(low), float(high), n)
+
+
+def _ratio(tops: Floats, bottoms: Floats) -> Floats:
+    ratio: Floats = np.divide(tops, bottoms, out=np.full(tops.shape, np.nan), where=bottoms > 0)
+    return ratio
+
+
+def _sigmoid(x: Floats) -> Floats:
+    probability: Floats = np.exp(-np.logaddexp(0, -x))
+    return probability

@@ -1,0 +1,186 @@
+"""What a run says: metrics.jsonl for machines, tables and a progress line for people."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .batches import steps_per_epoch
+from .config import RunConfig, flatten, help_of
+from .evaluate import Evaluation
+from .metrics import Estimate
+from .preflight import render
+
+if TYPE_CHECKING:
+    from .prepare import Prepared
+
+LOG = logging.getLogger("plaudit.training")
+
+_SMOOTHING = 0.9
+_PLAIN_LINES = 20
+
+
+class MetricsLog:
+    """metrics.jsonl: one object a line, a function of the configuration and the data alone (no times), so that
+    an interrupted and resumed run leaves the same bytes as one that ran through."""
+
+    def __init__(self, path: Path, resume_at: int) -> None:
+        self._path = path
+        if resume_at and (not path.exists() or path.stat().st_size < resume_at):
+            LOG.warning("%s is shorter than the checkpoint says; lines from before it are lost", path)
+        path.touch()
+        os.truncate(path, min(resume_at, path.stat().st_size))
+        self._file = path.open("ab")
+
+    def write(self, event: Mapping[str, Any]) -> None:
+        """Append one line. A disk that cannot take it is a warning, not the end of the run."""
+        try:
+            self._file.write(json.dumps(event, allow_nan=False).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            LOG.warning("%s could not be written: %s", self._path, error.strerror)
+
+    def position(self) -> int:
+        """Bytes so far, safely on disk: what a checkpoint notes for `resume_at`."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            LOG.warning("%s could not be synced: %s", self._path, error.strerror)
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Display:
+    """A progress bar with loss, accuracy, tokens a second and time left; plain lines where there is no
+    terminal."""
+
+    def __init__(self, console: Console, total: int, done: int) -> None:
+        self._console, self._total = console, total
+        self._loss = self._accuracy = float("nan")
+        self._started, self._tokens = time.monotonic(), 0
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(), console=console, disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("training", total=total, completed=done, numbers="")
+
+    def __enter__(self) -> Display:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, _: TracebackType | None) -> None:
+        self._progress.stop()
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Since this process began to train; every response counts with its prompt, as if nothing were shared."""
+        return self._tokens / max(time.monotonic() - self._started, 1e-9)
+
+    def step(self, step: int, event: Mapping[str, Any]) -> None:
+        """Show the numbers of a step that is done."""
+        self._tokens += event["tokens"]
+        self._loss = _smooth(self._loss, event["loss"])
+        self._accuracy = _smooth(self._accuracy, event["accuracy"])
+        numbers = f"loss {self._loss:.3f}  acc {self._accuracy:.3f}  {self.tokens_per_second:,.0f} tok/s"
+        self._progress.update(self._task, completed=step, numbers=numbers)
+        if not self._console.is_terminal and (step % max(1, self._total // _PLAIN_LINES) == 0 or step == self._total):
+            self._console.print(f"step {step}/{self._total}  {numbers}", highlight=False)
+
+    def evaluation(self, step: int, event: Mapping[str, Any]) -> None:
+        """A line above the bar with the numbers of an evaluation."""
+        shown = {name: event[name] for name in ("accuracy", "nll", "margin") if event[name] is not None}
+        numbers = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
+        self._progress.console.print(f"step {step}/{self._total}  evaluation: {numbers}", highlight=False)
+
+
+def print_prepared(console: Console, prepared: Prepared) -> None:
+    """All that is decided before the first step: configuration, data, preflight, plan."""
+    console.print(config_table(prepared.config, prepared.reasons))
+    for side, report in prepared.reports.items():
+        console.print(f"\n{side}: {report.conservation()}", highlight=False)
+        for sentence in report.sentences():
+            console.print(f"  {sentence}", highlight=False)
+    console.print("\npreflight")
+    console.print(Padding(render(prepared.preflight), (0, 2)))
+    for line in _plan(prepared):
+        console.print(line, highlight=False)
+
+
+def config_table(config: RunConfig, reasons: Mapping[str, str]) -> Table:
+    """The resolved configuration: each value with the reason it was chosen for, or what it does."""
+    table = Table(title="configuration", title_justify="left", box=None, pad_edge=False)
+    for column in ("option", "value", "why"):
+        table.add_column(column, overflow="fold")
+    for path, value in flatten(config).items():
+        if value not in ((), {}, "", None):
+            table.add_row(path, _plain(value), reasons.get(path) or help_of(path))
+    return table
+
+
+def evaluation_table(evaluation: Evaluation, title: str) -> Table:
+    """Metrics with their intervals, and over how many comparisons each was computed."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("metric")
+    for column in ("value", "95% interval", "comparisons"):
+        table.add_column(column, justify="right")
+    for name, estimate in evaluation.metrics.items():
+        table.add_row(name, _number(estimate.value), _interval(estimate), f"{estimate.n:,}")
+    table.caption = (
+        f"{evaluation.comparisons:,} comparisons, {evaluation.decided:,} with a winner; intervals resample by "
+        f"{evaluation.cluster}; nll, brier and ece at temperature {evaluation.temperature:.3g}"
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def _plan(prepared: Prepared) -> list[str]:
+    config, examples = prepared.config, prepared.train.examples
+    assert config.optim.batch_pairs is not None, "resolve the configuration first"
+    steps = steps_per_epoch(examples, config.optim.batch_pairs) * config.optim.num_train_epochs
+    pairs = sum(example.pairs for example in examples)
+    tokens = sum(example.tokens for example in examples)
+    unusable = prepared.train.complaint()
+    return [
+        f"\nbase: {config.model.base}, {prepared.model.parameters:,} parameters, on {prepared.model.device}; "
+        f"{prepared.model.path_reason}",
+        f"plan: {steps:,} steps of about {config.optim.batch_pairs} comparisons; {len(examples):,} records, {pairs:,} "
+        f"comparisons and {tokens:,} tokens an epoch; {len(prepared.held_out.examples):,} records held out",
+        *([f"left out: {unusable}"] if unusable else []),
+        *([] if prepared.held_out.examples else ["nothing is held out: no evaluation, statistics or calibration"]),
+    ]
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={item}" for key, item in value.items())
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return "" if value is None else str(value)
+
+
+def _number(value: float | None) -> str:
+    return "not computable" if value is None else f"{value:.4f}"
+
+
+def _interval(estimate: Estimate) -> str:
+    return "" if estimate.low is None else f"{estimate.low:.4f} .. {estimate.high:.4f}"
+
+
+def _smooth(mean: float, value: float | None) -> float:
+    """Exponential moving average that begins with its first value."""
+    if value is None:
+        return mean
+    return value if mean != mean else _SMOOTHING * mean + (1 - _SMOOTHING) * value

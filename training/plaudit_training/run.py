@@ -1,0 +1,151 @@
+"""A training run from its configuration to a reward model directory.
+
+    <out>/run.toml  metrics.jsonl  quarantine.jsonl  checkpoints/  tensorboard/  model/  report.json
+
+`run.toml` is the resolved configuration: `plaudit train --config run.toml` is the same run again. `report.json`
+is written last: where it is, the run is finished.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from . import callbacks, config_toml
+from .config import ConfigError, RunConfig, flatten, get
+from .finish import REPORT, Finished, finish, lineage, write_report
+from .interrupt import StopRequest
+from .prepare import Prepared, prepare
+from .report import Display, MetricsLog, evaluation_table, print_prepared
+from .train import Outlets, Task, Trainer
+
+ENTRIES = frozenset({
+    "run.toml", "metrics.jsonl", "quarantine.jsonl", "quarantine-eval.jsonl", "checkpoints", "tensorboard", "model",
+    REPORT, "base", ".lock",
+})  # fmt: skip
+OPEN = (None, "auto")
+"""Values that a run resolves when it starts."""
+
+
+class RunExists(Exception):
+    """The output directory belongs to another run."""
+
+    exit_code = 2
+
+
+class NotWritten(Exception):
+    """The run cannot be written any more (full, read-only). What is on disk is whole and can be resumed."""
+
+    exit_code = 75
+
+
+def settle(config: RunConfig, out: Path, *, resume: bool) -> RunConfig:
+    """The configuration to go on with: that of the run in `out` if there is one to resume.
+
+    Raises RunExists if there is a run and no `resume`, ConfigError if `config` asks for something else.
+    """
+    path = out / config_toml.FILE_NAME
+    if not path.exists():
+        return config
+    if not resume:
+        raise RunExists(f"{out} already holds a run: go on with --resume, or name another --out")
+    stored = config_toml.read(path)
+    for name, value in flatten(config).items():
+        if value not in OPEN and value != get(stored, name):
+            known = get(stored, name)
+            raise ConfigError(f"{name} is {value!r}, but the run in {out} has {known!r}: name another --out")
+    return stored
+
+
+def discard(out: Path) -> None:
+    """Delete a run. Raises RunExists if the directory holds anything that no run writes."""
+    foreign = sorted(entry.name for entry in out.glob("*") if entry.name not in ENTRIES)
+    if foreign:
+        raise RunExists(f"{out} holds {foreign[0]}, which is not of a run: move it, or name another --out")
+    shutil.rmtree(out, ignore_errors=True)
+
+
+def train_run(
+    config: RunConfig, out: Path, console: Console, *, model: Path | None = None, dry_run: bool = False
+) -> Finished | None:
+    """Run to the end, from the newest checkpoint if there is one; the reward model goes to `model`, by default
+    `<out>/model`. None if there was nothing to do, or only to look (`dry_run`)."""
+    if (out / REPORT).exists():
+        console.print(f"the run in {out} is finished: {_model_of(out)}", highlight=False, soft_wrap=True)
+        return None
+    with StopRequest() as stop:
+        stop.patient = False
+        prepared = prepare(config, out)
+        print_prepared(console, prepared)
+        if dry_run:
+            return None
+        try:
+            with _locked(out):
+                return _train(prepared, out, model or out / "model", console, stop)
+        except OSError as error:
+            raise NotWritten(f"{error}; what is in {out} is whole, go on with --resume") from error
+
+
+def _train(prepared: Prepared, out: Path, model: Path, console: Console, stop: StopRequest) -> Finished:
+    config, begun = prepared.config, time.monotonic()
+    (out / config_toml.FILE_NAME).write_text(config_toml.write(config), encoding="utf-8")
+    task = Task(
+        prepared.model, prepared.train.examples, prepared.held_out.examples, config, prepared.fingerprint
+    )
+    trainer = Trainer(task, out)
+    if trainer.resume():
+        console.print(f"resumed at step {trainer.progress.step} of {task.steps}", highlight=False)
+    speed = _loop(trainer, task, out, console, stop)
+    finished = finish(task, trainer.progress, lineage(task, prepared.base, prepared.data), model)
+    if finished.evaluation:
+        console.print(evaluation_table(finished.evaluation, "held-out evaluation"))
+    write_report(out / REPORT, {
+        "model": str(model), "evaluation": finished.evaluation.to_json() if finished.evaluation else None,
+        "progress": asdict(trainer.progress), "seconds": time.monotonic() - begun, "tokens_per_second": speed,
+        "device": str(task.model.device), "threads": torch.get_num_threads(),
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    })
+    console.print(f"reward model: {model}\nserve it: plaudit serve {model}", highlight=False, soft_wrap=True)
+    return finished
+
+
+def _loop(trainer: Trainer, task: Task, out: Path, console: Console, stop: StopRequest) -> float:
+    """The training loop with its outlets open. Returns tokens a second."""
+    progress = trainer.progress
+    log = MetricsLog(out / "metrics.jsonl", progress.metrics_bytes)
+    trackers = callbacks.make(task.config.report_to, out, flatten(task.config), progress.step)
+    stop.patient = True
+    try:
+        with Display(console, task.steps, progress.step) as display:
+            trainer.run(Outlets(log, trackers, display, stop))
+            return display.tokens_per_second
+    finally:
+        stop.patient = False
+        trackers.close()
+        log.close()
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Two processes that write one run would each prune the other's checkpoints."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunExists(f"another process is training into {out}") from error
+        yield
+
+
+def _model_of(out: Path) -> str:
+    return str(json.loads((out / REPORT).read_text(encoding="utf-8"))["model"])

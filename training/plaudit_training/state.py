@@ -1,0 +1,83 @@
+"""The whole state of a run: how far it is, weights, optimiser, random number generators; taken and put back."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from plaudit_model.errors import CheckpointError
+
+from . import optim, rng
+from .checkpoint import Snapshot, Tensors
+from .config import RunConfig
+from .config_toml import to_dict
+
+LOG = logging.getLogger("plaudit.training")
+
+
+@dataclass
+class Progress:
+    """How far a run is. `step` counts optimiser steps that are done, skipped ones included; `best_*` are of the
+    evaluation that was best so far, `waited` counts those since; `metrics_bytes` is the length of metrics.jsonl."""
+
+    step: int = 0
+    skipped: int = 0
+    tokens: int = 0
+    evaluated_at: int = 0
+    best_step: int | None = None
+    best_value: float | None = None
+    waited: int = 0
+    metrics_bytes: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class RunState:
+    """What a checkpoint is taken of: the live objects of a run. `data` is the fingerprint of its examples."""
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    config: RunConfig
+    data: str
+
+    def take(self, progress: Progress, generators: Tensors) -> Snapshot:
+        """A snapshot with the random number generators as they were in `generators`."""
+        state = {
+            "config": to_dict(self.config), "data": self.data, "threads": torch.get_num_threads(),
+            "progress": dataclasses.asdict(progress),
+        }
+        optimizer = optim.state_tensors(self.module, self.optimizer)
+        tensors = {"model": module_tensors(self.module), "optimizer": optimizer, "rng": generators}
+        return Snapshot(progress.step, tensors, state)
+
+    def put_back(self, snapshot: Snapshot) -> Progress:
+        """Make everything as it was. Raises CheckpointError if the snapshot is of another run."""
+        for name, mine in (("config", to_dict(self.config)), ("data", self.data)):
+            if snapshot.state[name] != mine:
+                raise CheckpointError(f"step {snapshot.step} was computed with another {name}; use another --out")
+        if (threads := snapshot.state["threads"]) != (now := torch.get_num_threads()):
+            LOG.warning("the run began with %d threads and goes on with %d: the last bits may differ", threads, now)
+        load_module(self.module, snapshot.tensors["model"])
+        optim.load_state(self.module, self.optimizer, snapshot.tensors["optimizer"])
+        rng.restore(snapshot.tensors["rng"])
+        return Progress(**snapshot.state["progress"])
+
+
+def module_tensors(module: nn.Module) -> Tensors:
+    """Parameters and persistent buffers by name, a shared one once."""
+    buffers = {name for name, _ in module.named_buffers()}
+    kept = {name: tensor for name, tensor in module.state_dict().items() if name in buffers}
+    return {name: parameter.detach() for name, parameter in module.named_parameters()} | kept
+
+
+def load_module(module: nn.Module, tensors: Tensors) -> None:
+    """Copy a checkpoint's weights into the module. Raises CheckpointError if the names differ."""
+    mine = module_tensors(module)
+    if odd := sorted(set(mine) ^ set(tensors)):
+        raise CheckpointError(f"the checkpoint is of another model: {odd[0]} is only on one side")
+    with torch.no_grad():
+        for name, tensor in mine.items():
+            tensor.copy_(tensors[name])
