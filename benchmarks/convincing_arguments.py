@@ -35,7 +35,12 @@ DATA = Path(os.environ.get("PLAUDIT_SHARED_DATA", Path(__file__).resolve().paren
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("train_options", nargs="*", help="further options of `plaudit train`, after --")
+    parser.add_argument(
+        "train_options",
+        nargs="*",
+        default=["--batch-pairs", "32", "--dtype", "bfloat16"],
+        help="further options of `plaudit train`, after --; the rest are its defaults",
+    )
     arguments = parser.parse_args()
     folder = DATA / "ukpconvarg1"
     baseline(folder)

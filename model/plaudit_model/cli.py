@@ -124,7 +124,7 @@ def _served(url: str, conversations: list[Conversation]) -> list[float]:
         for prompt, response in conversations
     ]
     with Client(url) as client:
-        return [float(score) for score in client.score_items(items).scores if score is not None]
+        return [float(result) for result in client.score_items(items)]
 
 
 def _show(result: Agreement, numerics: str, reference: str, as_json: bool) -> None:

@@ -30,6 +30,7 @@ class LocalScorer:
             "numerics": self.model.numerics,
             "max_length": contract.max_length,
             "attributes": list(contract.head.attributes),
+            "temperature": contract.calibration.temperature if contract.calibration else None,
         }
 
     def score_items(self, items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

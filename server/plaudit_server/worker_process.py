@@ -153,7 +153,7 @@ def main(arguments: list[str]) -> int:
 def _info(model: RewardModel) -> ModelInfo:
     contract = model.contract
     return ModelInfo(
-        architecture=contract.architecture, attributes=contract.head.attributes, revision=revision(model),
+        architecture=contract.architecture, attributes=contract.head.attributes, revision=contract.revision(),
         numerics=model.numerics, dtype=model.dtype, mode=model.mode, device=model.device,
         backend=contract.serving.backend, path=model.path_reason, sharing=model.sharing,
         max_length=contract.max_length, parameters=model.parameters, shares_prompt=model.shares_prompt,

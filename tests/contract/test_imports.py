@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("name", ["kernels", "server", "training", "clients", "tests", "loadtests", "model"])
+@pytest.mark.parametrize("name", ["kernels", "server", "training", "clients", "loadtests", "model"])
 def test_no_folder_of_this_repository_is_importable(name: str) -> None:
     found = importlib.util.find_spec(name)
     places = [] if found is None else [found.origin, *(found.submodule_search_locations or [])]

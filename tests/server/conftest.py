@@ -6,11 +6,10 @@ Tests marked `anyio` and async fixtures run on asyncio, in one event loop for th
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -87,13 +86,13 @@ def calibrated_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
-def server(serve: Callable[..., Running], calibrated_dir: Path, fault_variable: dict[str, str]) -> Running:
+def server(serve: Callable[..., Any], calibrated_dir: Path, fault_variable: dict[str, str]) -> Any:
     """The server that most tests talk to: one calibrated model, no key."""
     return serve(calibrated_dir, "--log-level", "debug", "--log-json", **fault_variable)
 
 
 @pytest.fixture(scope="session")
-def http(server: Running) -> Iterator[httpx2.Client]:
+def http(server: Any) -> Iterator[httpx2.Client]:
     """A client of it."""
     with httpx2.Client(base_url=server.url, timeout=60) as client:
         yield client

@@ -80,6 +80,11 @@ def swap_two_files(directory: Path) -> None:
     two.write_bytes(held)
 
 
+def make_a_directory_of_it(directory: Path) -> None:
+    (directory / "state.json").unlink()
+    (directory / "state.json").mkdir()
+
+
 HARM: dict[str, Callable[[Path], object]] = {
     "no manifest": lambda d: (d / "manifest.json").unlink(),
     "empty manifest": lambda d: (d / "manifest.json").write_text(""),
@@ -90,7 +95,7 @@ HARM: dict[str, Callable[[Path], object]] = {
     "zeroed": zero_a_page,
     "swapped": swap_two_files,
     "state of another": lambda d: shutil.copy(d.parent / "step-00000001" / "state.json", d),
-    "file became a directory": lambda d: ((d / "state.json").unlink(), (d / "state.json").mkdir()),
+    "file became a directory": make_a_directory_of_it,
 }
 
 

@@ -71,7 +71,8 @@ def ece_by_hand(delta: Floats, temperature: float) -> float:
     confidence = 1 / (1 + np.exp(-np.abs(delta) / temperature))
     order = np.argsort(confidence, kind="stable")
     bins = [order[[i * BINS // len(order) == b for i in range(len(order))]] for b in range(BINS)]
-    return sum(abs(confidence[b].mean() - (delta[b] > 0).mean()) * len(b) for b in bins if len(b)) / len(order)
+    gaps = [abs(confidence[b].mean() - (delta[b] > 0).mean()) * len(b) for b in bins if len(b)]
+    return float(sum(gaps) / len(order))
 
 
 @pytest.mark.parametrize("n", [4, 15, 47, 1000])

@@ -1,4 +1,4 @@
-"""`plaudit train`, `plaudit eval` and `plaudit config show`, as a user runs them."""
+"""`plaudit train` and `plaudit eval`, as a user runs them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from plaudit_model.reward_model import RewardModel
 from plaudit_training import config_toml
 
 Toy = Callable[[int, int], list[Record]]
-QUICK = ["--lr", "2e-3", "--batch-pairs", "16", "--set", "report_to=[]", "--set", "evaluation.bootstrap=50", "--eval-share", "0.2"]
+QUICK = [
+    "--lr", "2e-3", "--batch-pairs", "16", "--eval-share", "0.2", "--set", "report_to=[]",
+    "--set", "evaluation.bootstrap=50",
+]  # fmt: skip
 
 
 class Commands(Protocol):
@@ -135,14 +138,6 @@ def test_ties_count_for_nll_and_not_for_accuracy(plaudit: Commands, tmp_path: Pa
     found = measure(plaudit, out / "model", tmp_path / "ties.jsonl")
     assert (found["comparisons"], found["decided"], found["accuracy"]["n"], found["nll"]["n"]) == (3, 2, 2, 3)
     assert found["accuracy"]["value"] == 0.5
-
-
-def test_show_prints_what_a_run_was(plaudit: Commands, out: Path) -> None:
-    for path in (out, out / "run.toml"):
-        assert plaudit.run("config", "show", path) == 0
-        assert plaudit.stdout == (out / "run.toml").read_text()
-    assert plaudit.run("config", "show", out / "model") == 0
-    assert json.loads(plaudit.stdout)["config"]["optim"]["learning_rate"] == 2e-3
 
 
 def test_a_bad_row_stops_the_run_and_is_listed(

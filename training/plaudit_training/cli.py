@@ -1,4 +1,4 @@
-"""`plaudit train`, `plaudit eval`, `plaudit config show`. Light to import: everything heavy is inside."""
+"""`plaudit train` and `plaudit eval`. Light to import: everything heavy is inside."""
 
 from __future__ import annotations
 
@@ -72,7 +72,10 @@ def train(
     fits the starter model itself, from scratch.
     """
     changes = _changes(locals()) | _settings(settings or [])
-    if data == [STARTER] and base is None and config is None:
+    is_starter = data == [STARTER] and base is None and config is None
+    if if_missing and not is_starter:
+        raise ConfigError("--if-missing is for `plaudit train starter` alone")
+    if is_starter:
         from . import starter_fit
 
         starter_fit.fit(out, changes, Console(), if_missing=if_missing, resume=resume, dry_run=dry_run)
@@ -115,28 +118,6 @@ def evaluate(
         typer.echo(json.dumps(quality.to_json()))
     else:
         print_quality(Console(), quality)
-
-
-config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
-
-
-@config_app.callback()
-def _group() -> None:
-    """Keeps `show` a word of its own: a group with one command would swallow it."""
-
-
-@config_app.command()
-def show(
-    path: Annotated[Path, typer.Argument(help="a run.toml, a run's directory, or a reward model's directory")],
-) -> None:
-    """Print the resolved configuration of a run, or where a reward model comes from."""
-    from plaudit_model import contract
-
-    if (path / contract.FILE_NAME).is_file():
-        typer.echo(json.dumps(contract.read(path).lineage, indent=2))
-        return
-    file = path / config_toml.FILE_NAME if path.is_dir() else path
-    typer.echo(config_toml.write(config_toml.read(file)), nl=False)
 
 
 def _train(file: Path | None, out: Path | None, changes: Mapping[str, Any], *, resume: bool, dry_run: bool) -> None:

@@ -1,0 +1,132 @@
+"""The small parts of a run: generators, signals, logs, trackers."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from plaudit_training import callbacks, rng
+from plaudit_training.config import ConfigError
+from plaudit_training.interrupt import Interrupted, StopRequest
+from plaudit_training.report import MetricsLog
+
+
+def draw() -> list[float]:
+    return [
+        torch.rand(1).item(), torch.randn(1).item(), float(np.random.normal()), float(np.random.rand()), random.random(),
+        random.gauss(0, 1), random.gauss(0, 1),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("before", [0, 1, 2])
+def test_all_generators_go_on_where_they_were(before: int) -> None:
+    rng.seed_all(5)
+    for _ in range(before):
+        random.gauss(0, 1), np.random.normal()  # one Gaussian in two is kept for the next call
+    states = rng.capture()
+    first = draw()
+    assert draw() != first
+    rng.restore(states)
+    assert draw() == first
+
+
+def test_a_seed_seeds_all() -> None:
+    rng.seed_all(2**40)
+    first = draw()
+    rng.seed_all(2**40)
+    assert draw() == first
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_noted_and_handlers_are_put_back(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        stop.check()
+        os.kill(os.getpid(), number)
+        with pytest.raises(Interrupted, match=number.name):
+            stop.check()
+        assert signal.getsignal(number) == before, "a second signal acts as it always did"
+    assert signal.getsignal(number) == before
+    assert Interrupted.exit_code == 75
+
+
+def test_without_anything_to_save_a_signal_strikes_at_once() -> None:
+    with StopRequest() as stop:
+        stop.patient = False
+        with pytest.raises(Interrupted, match="outside the training loop"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_the_log_is_cut_where_the_checkpoint_says(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path, 0)
+    log.write({"step": 1})
+    kept = log.position()
+    log.write({"step": 2})
+    log.close()
+    log = MetricsLog(path, kept)
+    log.write({"step": 20})
+    log.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 20]
+
+
+def test_a_log_that_lost_lines_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    MetricsLog(tmp_path / "metrics.jsonl", 100).close()
+    assert "shorter than the checkpoint says" in caplog.text
+
+
+def test_a_disk_that_is_full_does_not_stop_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = MetricsLog(Path("/dev/full"), 0) if Path("/dev/full").exists() else pytest.skip("no /dev/full here")
+    log.write({"step": 1})
+    assert "could not be written" in caplog.text
+    assert tmp_path.exists()
+
+
+def test_a_tracker_that_is_not_installed_is_an_error_and_tensorboard_is_not() -> None:
+    callbacks.check(("tensorboard",))
+    with pytest.raises(ConfigError, match="pip install mlflow"):
+        callbacks.check(("tensorboard", "mlflow"))
+
+
+class Recorder(types.ModuleType):
+    """Stands for wandb or mlflow, which are not dependencies: it notes what is called."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__spec__ = types.SimpleNamespace(name=name)  # type: ignore[assignment]
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+        def call(*args: Any, **kwargs: Any) -> Recorder:
+            self.calls.append(name)
+            return self
+
+        return call
+
+
+@pytest.mark.parametrize(
+    ("name", "calls"),
+    [("wandb", ["init", "log", "finish"]), ("mlflow", ["start_run", "log_params", "log_metrics", "end_run"])],
+)
+def test_trackers_are_told_the_configuration_and_the_numbers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, calls: list[str]
+) -> None:
+    recorder = Recorder(name)
+    monkeypatch.setitem(sys.modules, name, recorder)
+    trackers = callbacks.make((name,), tmp_path, {"seed": 0}, 0)
+    trackers.log(1, {"train/loss": 0.5})
+    trackers.close()
+    assert recorder.calls == calls
