@@ -26,6 +26,7 @@ check: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	MYPYPATH=loadtests:clients $(BIN)/mypy --strict loadtests/*.py
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python tests/line_budget.py
 

@@ -122,7 +122,9 @@ async def singles(url: str, request: dict[str, Any]) -> None:
 def computed(url: str) -> float:
     """The counter of tokens that went through the model."""
     text = httpx2.get(f"{url}/metrics").text
-    lines = [line for line in text.splitlines() if line.startswith("plaudit_tokens_total{") and 'kind="computed"' in line]
+    lines = [
+        line for line in text.splitlines() if line.startswith("plaudit_tokens_total{") and 'kind="computed"' in line
+    ]
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
 

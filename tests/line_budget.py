@@ -34,7 +34,9 @@ def main() -> int:
     for path in long:
         print(f"{path} is longer than {LONGEST_FILE} lines")
     physical = sum(text.count("\n") for text in texts.values())
-    print(f"{total} lines of code in {len(texts)} files (budget {BUDGET}); {physical} with comments, docstrings and blanks")
+    print(
+        f"{total} lines of code in {len(texts)} files, budget {BUDGET} ({physical} with comments, docstrings, blanks)"
+    )
     return int(bool(long) or total > BUDGET)
 
 

@@ -56,13 +56,18 @@ def item_bytes(tokens: int, items: int = 1) -> int:
 
 
 class Throughput:
-    """Tokens answered per second of compute: an exponentially weighted mean of real batches. A shared prompt
-    counts in each sequence, as it does in the queue."""
+    """Tokens answered per second of compute: an exponentially weighted mean of batches that computed at least
+    `full` tokens. The time of a small batch is mostly overhead: it says nothing of what the worker can do. A
+    shared prompt counts in each sequence, as it does in the queue."""
 
-    def __init__(self) -> None:
+    def __init__(self, full: int) -> None:
+        self._full = full
         self.tokens_per_second: float | None = None
 
-    def observe(self, tokens: int, seconds: float) -> None:
+    def observe(self, computed: int, tokens: int, seconds: float) -> None:
+        """`computed` tokens went through the model in `seconds`, and answered `tokens` of the queue."""
+        if computed < self._full:
+            return
         rate = tokens / max(seconds, 1e-9)
         known = self.tokens_per_second
         self.tokens_per_second = rate if known is None else known + _SMOOTHING * (rate - known)

@@ -48,12 +48,23 @@ def serve(
 
     logs.configure(log_level, as_json=log_json)
     settings = ServerSettings(
-        host=host, port=port, api_key=api_key, insecure=insecure, allowed_hosts=tuple(allowed_host or ()),
-        overlong=overlong, rendered_text=rendered_text, deadline_seconds=deadline_seconds,
-        lameduck_seconds=lameduck_seconds, drain_seconds=drain_seconds, **_given(encode_threads=encode_threads),
+        host=host,
+        port=port,
+        api_key=api_key,
+        insecure=insecure,
+        allowed_hosts=tuple(allowed_host or ()),
+        overlong=overlong,
+        rendered_text=rendered_text,
+        deadline_seconds=deadline_seconds,
+        lameduck_seconds=lameduck_seconds,
+        drain_seconds=drain_seconds,
+        **_given(encode_threads=encode_threads),
     )
     engine = EngineSettings(
-        device=device, dtype=dtype, mode=mode, threads=threads,
+        device=device,
+        dtype=dtype,
+        mode=mode,
+        threads=threads,
         **_given(token_budget=token_budget, max_wait_ms=max_wait_ms, queue_tokens=queue_tokens),
     )
     run(models, settings, engine)

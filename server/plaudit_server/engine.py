@@ -165,7 +165,8 @@ class Engine:
         policy = BatchPolicy(s.token_budget, s.max_wait_ms / 1e3, s.settle_ms / 1e3, s.look_ahead)
         self._batcher = Batcher(policy, share=info.shares_prompt)
         bounds = Bounds(s.queue_tokens, s.queue_bytes, info.max_length)
-        self._ledger = Ledger(self._batcher, ScoreCache(s.cache_bytes), ScoreKeys(info), bounds, self._observer)
+        cache, full = ScoreCache(s.cache_bytes), s.token_budget // 2
+        self._ledger = Ledger(self._batcher, cache, ScoreKeys(info), bounds, full, self._observer)
 
     async def _pump(self) -> None:
         while True:

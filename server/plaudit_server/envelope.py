@@ -58,8 +58,11 @@ class Options:
         if self.model is not None and url.model is not None and self.model != url.model:
             raise RequestError("ambiguous_model", "the URL and the body name different models", param="model")
         return replace(
-            self, model=self.model or url.model, overlong=self.overlong or url.overlong,
-            priority=self.priority or url.priority, deadline_ms=self.deadline_ms or url.deadline_ms,
+            self,
+            model=self.model or url.model,
+            overlong=self.overlong or url.overlong,
+            priority=self.priority or url.priority,
+            deadline_ms=self.deadline_ms or url.deadline_ms,
         )
 
 

@@ -90,8 +90,14 @@ class RequestError(Exception):
     """A whole request fails. `param` is the path of the field at fault, in the server's own words."""
 
     def __init__(
-        self, code: str, message: str, *, param: str | None = None, retry_after: float | None = None,
-        headers: tuple[tuple[str, str], ...] = (), status: int | None = None,
+        self,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after: float | None = None,
+        headers: tuple[tuple[str, str], ...] = (),
+        status: int | None = None,
     ) -> None:
         super().__init__(message)
         self.rule = RULES[code]
@@ -111,7 +117,10 @@ class RequestError(Exception):
     def body(self, request_id: str, draw: Callable[[], float] = random.random) -> tuple[dict[str, Any], dict[str, str]]:
         """The error's JSON and its headers. `draw` gives random numbers in [0, 1) for the jitter."""
         error: dict[str, Any] = {
-            "code": self.code, "message": self.message, "type": self.rule.type, "param": self.param,
+            "code": self.code,
+            "message": self.message,
+            "type": self.rule.type,
+            "param": self.param,
             "retryable": self.rule.retryable,
         }
         headers = dict(self.headers)
@@ -130,8 +139,10 @@ def from_engine(error: EngineError, *, param: str | None = None) -> RequestError
 
 def from_item(error: ItemError | EngineError, *, param: str | None = None) -> RequestError:
     """An item's error as the failure of the request that holds it."""
-    return from_engine(error, param=param) if isinstance(error, EngineError) else RequestError(
-        error.code, error.message, param=param
+    return (
+        from_engine(error, param=param)
+        if isinstance(error, EngineError)
+        else RequestError(error.code, error.message, param=param)
     )
 
 

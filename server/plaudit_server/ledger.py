@@ -44,14 +44,15 @@ class Ledger:
     """Owns the futures, the cache and the accounts; the batcher decides what is computed when."""
 
     def __init__(
-        self, batcher: Batcher, cache: ScoreCache, keys: ScoreKeys, bounds: Bounds, observer: EngineObserver
+        self, batcher: Batcher, cache: ScoreCache, keys: ScoreKeys, bounds: Bounds, full: int, observer: EngineObserver
     ) -> None:
+        """`full` is how many computed tokens make a batch that tells the worker's rate."""
         self._batcher = batcher
         self._cache = cache
         self._keys = keys
         self._bounds = bounds
         self._observer = observer
-        self._throughput = Throughput()
+        self._throughput = Throughput(full)
         self._answers: dict[Job, Answer] = {}
         self._bytes = 0
 
@@ -98,7 +99,7 @@ class Ledger:
     def scored(self, flight: Flight, scores: Scores, now: float) -> None:
         """Hand out the scores of a batch."""
         logical = sum(entry.tokens for entry in flight.batch.entries)
-        self._throughput.observe(logical, scores.seconds)
+        self._throughput.observe(flight.tokens, logical, scores.seconds)
         rows = iter(scores.attributes.tolist())
         for family, group in zip(flight.batch.families, flight.groups, strict=True):
             for entry in family:

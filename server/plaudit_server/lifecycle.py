@@ -48,8 +48,14 @@ class Lifecycle:
         self._stop = asyncio.Event()
         self._server = _Server(
             uvicorn.Config(
-                app, log_config=None, access_log=False, lifespan="off", server_header=False, backlog=_BACKLOG,
-                timeout_graceful_shutdown=_WRITE_SECONDS, **protocol.arguments(settings.limits),
+                app,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                server_header=False,
+                backlog=_BACKLOG,
+                timeout_graceful_shutdown=_WRITE_SECONDS,
+                **protocol.arguments(settings.limits),
             )
         )
 

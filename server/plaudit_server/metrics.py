@@ -25,12 +25,17 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         one = ["model"]
         self._requests = Counter(
-            "plaudit_requests", "Requests by route and status; 499 is a client that went away", ["route", "status"],
+            "plaudit_requests",
+            "Requests by route and status; 499 is a client that went away",
+            ["route", "status"],
             registry=registry,
         )
         self._request_seconds = Histogram(
-            "plaudit_request_seconds", "Time from the request's head to the end of its answer", ["route"],
-            buckets=_SECONDS, registry=registry,
+            "plaudit_request_seconds",
+            "Time from the request's head to the end of its answer",
+            ["route"],
+            buckets=_SECONDS,
+            registry=registry,
         )
         self._open = Gauge("plaudit_requests_open", "Requests being answered", registry=registry)
         self._items = Counter("plaudit_items", "Items answered, with a score or an error", one, registry=registry)
@@ -41,7 +46,8 @@ class Metrics:
             "plaudit_tokens",
             "Tokens of scored items: computed went through the model, shared is prompts computed once, cached and "
             "duplicate needed nothing, wasted was computed for nobody",
-            ["model", "kind"], registry=registry,
+            ["model", "kind"],
+            registry=registry,
         )
         self._queue_tokens = Gauge("plaudit_queue_tokens", "Tokens that wait for the worker", one, registry=registry)
         self._queue_items = Gauge("plaudit_queue_items", "Items without an answer", one, registry=registry)
@@ -60,7 +66,9 @@ class Metrics:
         self._scores = Histogram("plaudit_score", "Scores, untransformed", one, buckets=_SCORES, registry=registry)
         self._restarts = Counter("plaudit_worker_restarts", "Workers that replaced a lost one", one, registry=registry)
         self._engine_errors = Counter(
-            "plaudit_engine_errors", "Items that the engine answered with an error", ["model", "code"],
+            "plaudit_engine_errors",
+            "Items that the engine answered with an error",
+            ["model", "code"],
             registry=registry,
         )
 

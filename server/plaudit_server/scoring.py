@@ -38,8 +38,11 @@ class Terms:
         """The options over the route's defaults, the deadline from now on."""
         seconds = deadline_seconds if options.deadline_ms is None else options.deadline_ms / 1000
         return cls(
-            options.overlong or overlong, options.priority or priority, time.monotonic() + seconds,
-            options.transform, options.include,
+            options.overlong or overlong,
+            options.priority or priority,
+            time.monotonic() + seconds,
+            options.transform,
+            options.include,
         )
 
 

@@ -55,7 +55,9 @@ def agree(request: Request, options: Options, defaults: Defaults) -> tuple[Serve
     url = read_query(request.query_params.multi_items())
     options = options.over(replace(url, model=getattr(request.state, "model", None)))
     terms = Terms.of(
-        options, overlong=defaults.overlong, priority=defaults.priority,
+        options,
+        overlong=defaults.overlong,
+        priority=defaults.priority,
         deadline_seconds=service.settings.deadline_seconds,
     )
     return service.models.find(options.model), terms

@@ -30,13 +30,32 @@ def run(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[s
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Preferences for more `indeed`: something that a tiny model learns in seconds."""
     rng, folder = random.Random(0), tmp_path_factory.mktemp("data")
-    words = "the of and to a in is it you that he was for on are with as".split()
+    words = [
+        "the",
+        "of",
+        "and",
+        "to",
+        "a",
+        "in",
+        "is",
+        "it",
+        "you",
+        "that",
+        "he",
+        "was",
+        "for",
+        "on",
+        "are",
+        "with",
+        "as",
+    ]
     paths = folder / "train.jsonl", folder / "held-out.jsonl"
     for path, count in zip(paths, (600, 150), strict=True):
         rows = []
         for _ in range(count):
             few, many = sorted(rng.sample(range(6), 2))
-            texts = [" ".join(rng.sample(words, 6) + ["indeed"] * n) for n in (many, few)]
+            chosen, rejected = (many, few) if rng.random() < 0.9 else (few, many)  # one in ten people sees it otherwise
+            texts = [" ".join(rng.sample(words, 6) + ["indeed"] * n) for n in (chosen, rejected)]
             prompt = " ".join(rng.choices(words, k=12)) + f" {rng.random()}?"
             rows.append(json.dumps({"prompt": prompt, "chosen": texts[0], "rejected": texts[1]}))
         path.write_text("\n".join(rows) + "\n")
@@ -44,7 +63,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def trained(files: tuple[Path, Path], write_base: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(
+    files: tuple[Path, Path], write_base: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
     options = ["--lr", "1e-3", "--epochs", "2", "--batch-pairs", "32", "--seed", "1"]
     run("train", files[0], "--base", write_base("qwen3"), "--out", out, *options)
@@ -56,7 +77,7 @@ def test_a_preference_file_becomes_a_served_score(
 ) -> None:
     model = trained / "model"
     evaluation = json.loads(run("eval", model, files[1], "--json").stdout)
-    assert evaluation["accuracy"]["low"] > 0.8, evaluation["accuracy"]
+    assert evaluation["accuracy"]["low"] > 0.75, evaluation["accuracy"]
     assert json.loads(run("verify", model, "--json", "--limit", "16").stdout)["holds"]
     served = serve(model)
     with Client(served.url) as client:
@@ -76,7 +97,7 @@ def test_a_preference_file_becomes_a_served_score(
 
 def test_the_run_can_be_told_from_its_directory(trained: Path) -> None:
     contract = json.loads(run("info", trained / "model", "--json").stdout)
-    assert contract["lineage"]["seed"] == 1 and contract["lineage"]["plaudit"]
+    assert contract["lineage"]["config"]["seed"] == 1 and contract["lineage"]["versions"]["plaudit"]
     assert contract["statistics"]["std"] > 0 and contract["calibration"]["temperature"] > 0
     assert contract["evaluation"]["accuracy"]["n"] > 0
     assert (trained / "run.toml").is_file()
@@ -91,12 +112,12 @@ def test_plain_transformers_loads_what_was_trained(trained: Path) -> None:
 
 def metric(url: str, name: str) -> float:
     lines = httpx2.get(f"{url}/metrics", timeout=30).text.splitlines()
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("plaudit_tokens_total{") and name in line)
+    return sum(
+        float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("plaudit_tokens_total{") and name in line
+    )
 
 
-def test_a_prompt_costs_once_grouped_and_nearly_so_as_single_posts(
-    trained: Path, serve: Callable[..., Any]
-) -> None:
+def test_a_prompt_costs_once_grouped_and_nearly_so_as_single_posts(trained: Path, serve: Callable[..., Any]) -> None:
     import asyncio
 
     url = serve(trained / "model").url
@@ -107,7 +128,7 @@ def test_a_prompt_costs_once_grouped_and_nearly_so_as_single_posts(
     grouped = metric(url, computed) - before
     logical, shared = body["usage"]["total_tokens"], body["usage"]["shared_tokens"]
     one = body["usage"]["prompt_tokens"] / 16
-    assert grouped == logical - shared
+    assert grouped == logical - shared + shared / 16, "the shared tokens of 16 items were computed once"
     assert grouped <= one + (logical - 16 * one), "the prompt once, and each response"
 
     async def storm() -> None:
@@ -126,7 +147,9 @@ def test_traffic_is_checked_and_an_objective_can_fail(trained: Path, serve: Call
     locust = [str(Path(sys.executable).with_name("locust")), "--headless", "--host", url, "--users", "3"]
     command = [*locust, "--spawn-rate", "3", "--run-time", "6s", "--only-summary", "--load"]
     profiles = ROOT / "loadtests" / "profiles"
-    good = subprocess.run([*command, str(profiles / "smoke.toml")], cwd=ROOT / "loadtests", capture_output=True, text=True)
+    good = subprocess.run(
+        [*command, str(profiles / "smoke.toml")], cwd=ROOT / "loadtests", capture_output=True, text=True
+    )
     assert good.returncode == 0, good.stdout + good.stderr
     harsh = tmp_path / "harsh.toml"
     text = (profiles / "smoke.toml").read_text()

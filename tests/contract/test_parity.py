@@ -60,7 +60,11 @@ def one_by_one(url: str, items: Items) -> list[float]:
 def in_pairs(url: str, items: Items) -> list[float]:
     with Client(url) as client:
         pairs = [items[i : i + 2] for i in range(0, len(items), 2)]
-        return [float(s) for a, b in pairs for s in client.score_responses(a["prompt"], [a["response"], b["response"]]).scores]
+        return [
+            float(s)
+            for a, b in pairs
+            for s in client.score_responses(a["prompt"], [a["response"], b["response"]]).scores
+        ]
 
 
 def at_once(url: str, items: Items) -> list[float]:

@@ -61,13 +61,19 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once() -> None:
 
 
 def test_throughput_follows_real_batches() -> None:
-    throughput = Throughput()
+    throughput = Throughput(full=500)
     assert throughput.tokens_per_second is None
-    throughput.observe(1000, 1.0)
+    throughput.observe(500, 1000, 1.0)
     assert throughput.tokens_per_second == 1000
     for _ in range(50):
-        throughput.observe(1000, 0.1)
+        throughput.observe(500, 1000, 0.1)
     assert throughput.tokens_per_second == pytest.approx(10_000, rel=0.01)
+
+
+def test_the_time_of_a_small_batch_says_nothing_of_the_rate() -> None:
+    throughput = Throughput(full=500)
+    throughput.observe(499, 499, 1.0)
+    assert throughput.tokens_per_second is None
 
 
 def test_what_an_item_holds_grows_with_its_tokens() -> None:

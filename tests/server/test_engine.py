@@ -122,11 +122,13 @@ def samples(n: int, *, seed: int = 0, prompt: int = 100, response: int = 30, las
 
 
 async def scores(answers: list[asyncio.Future[Scored]]) -> list[float]:
-    return [answer.attributes[0] for answer in await asyncio.gather(*answers)]
+    async with asyncio.timeout(60):
+        return [answer.attributes[0] for answer in await asyncio.gather(*answers)]
 
 
 async def outcomes(answers: list[asyncio.Future[Scored]]) -> list[Scored | BaseException]:
-    return await asyncio.gather(*answers, return_exceptions=True)
+    async with asyncio.timeout(60):
+        return await asyncio.gather(*answers, return_exceptions=True)
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -24,9 +24,7 @@ RENDERED = {
         "\n\n2 + 2?\n\nThink.<|eot|><|header_start|>assistant<|header_end|>\n\n4<|eot|>"
     ),
     "Llama 2": "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n2 + 2?\n\nThink. [/INST] 4 </s>",
-    "Gemma": (
-        "<bos><start_of_turn>user\n2 + 2?\n\nThink.<end_of_turn>\n<start_of_turn>model\n4<end_of_turn>\n<eos>"
-    ),
+    "Gemma": ("<bos><start_of_turn>user\n2 + 2?\n\nThink.<end_of_turn>\n<start_of_turn>model\n4<end_of_turn>\n<eos>"),
     "Granite": (
         "<|start_of_role|>system<|end_of_role|>Be brief.<|end_of_text|>\n<|start_of_role|>user<|end_of_role|>"
         "2 + 2?\n\nThink.<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>4<|end_of_text|>\n"

@@ -45,6 +45,7 @@ def toy() -> Toy:
 @pytest.fixture(scope="session")
 def as_jsonl() -> Callable[[Sequence[Record]], str]:
     """Records as the lines of a TRL preference file, one comparison a line."""
+
     def write(records: Sequence[Record]) -> str:
         lines = []
         for record in records:
@@ -93,7 +94,11 @@ class Commands:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _COMMANDS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder,
+            [sys.executable, "-c", _COMMANDS],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=folder,
             env=os.environ | {"PLAUDIT_HOME": str(folder / "home")},
         )
 

@@ -200,7 +200,7 @@ def plain_gradients(model: RewardModel, examples: Sequence[Example]) -> tuple[fl
     return loss.item(), {name: p.grad for name, p in plain.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "bert"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "bert", "qwen2"])
 def test_packed_loss_and_gradients_are_those_of_plain_transformers(
     reward_model_dir: WriteBase, toy: Toy, family: str
 ) -> None:

@@ -108,6 +108,14 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
         loaded = checkpoint.newest(root)
     assert loaded is not None and same(loaded, snapshot(1))
     assert "step-00000002" in caplog.text and "falling back" in caplog.text
+    assert list(checkpoint.steps(root)) == [1] and (root / "damaged-step-00000002").is_dir()
+
+
+def test_a_damaged_checkpoint_does_not_count_as_one_that_is_kept(tmp_path: Path) -> None:
+    root = damaged(tmp_path, "root", zero_a_page)
+    checkpoint.newest(root)
+    checkpoint.save(root, snapshot(2), keep=2)
+    assert list(checkpoint.steps(root)) == [2, 1]
 
 
 def test_any_flipped_byte_is_noticed(tmp_path: Path) -> None:
@@ -135,8 +143,9 @@ def test_any_flipped_byte_is_noticed(tmp_path: Path) -> None:
 def test_when_all_are_damaged_it_says_so(tmp_path: Path) -> None:
     root = damaged(tmp_path, "root", zero_a_page)
     zero_a_page(root / "step-00000001")
-    with pytest.raises(CheckpointError, match="all 2 checkpoints"):
-        checkpoint.newest(root)
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="all 2 checkpoints"):
+            checkpoint.newest(root)
 
 
 SYSTEM_CALLS = ("mkdir", "rename", "fsync")

@@ -216,7 +216,7 @@ def test_a_flipped_byte_costs_one_checkpoint_and_no_bit(
 ) -> None:
     with pytest.raises(Interrupted):
         run(make_task(whole.config), tmp_path, StopAt(7))
-    newest, _ = checkpoint.steps(tmp_path / "checkpoints").values()
+    newest, _ = list(checkpoint.steps(tmp_path / "checkpoints").values())
     data = bytearray((newest / "model.safetensors").read_bytes())
     data[-1] ^= 1
     (newest / "model.safetensors").write_bytes(bytes(data))
@@ -224,6 +224,32 @@ def test_a_flipped_byte_costs_one_checkpoint_and_no_bit(
     run(resumed, tmp_path)
     assert newest.name in caplog.text and "falling back" in caplog.text
     assert whole.is_same(resumed, tmp_path)
+
+
+def test_a_disk_that_fails_for_a_while_costs_checkpoints_and_no_bit(
+    make_task: Callable[..., Task], tmp_path: Path, whole: Whole, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    real, asked = checkpoint.save, [0]
+
+    def failing(*args: Any, **kwargs: Any) -> Path:
+        asked[0] += 1
+        if asked[0] in (1, 2, 4):
+            raise OSError(28, "No space left on device")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(checkpoint, "save", failing)
+    task = make_task(whole.config)
+    run(task, tmp_path)
+    assert caplog.text.count("no checkpoint at step") == 3
+    assert whole.is_same(task, tmp_path)
+    monkeypatch.setattr(checkpoint, "save", lambda *args, **kwargs: failing_for_good())
+    with pytest.raises(OSError, match="No space"):
+        run(make_task(whole.config), tmp_path / "full")
+
+
+def failing_for_good() -> None:
+    raise OSError(28, "No space left on device")
 
 
 @pytest.mark.parametrize(("part", "word"), [("config", "config"), ("data", "data")])

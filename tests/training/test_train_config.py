@@ -20,8 +20,11 @@ texts = st.text(st.characters(blacklist_categories=["Cs"]), max_size=20)
 
 
 @given(
-    st.lists(texts, max_size=3), st.dictionaries(texts, texts, max_size=3), st.floats(0, 1),
-    st.integers(0, 2**63 - 1), texts,
+    st.lists(texts, max_size=3),
+    st.dictionaries(texts, texts, max_size=3),
+    st.floats(0, 1),
+    st.integers(0, 2**63 - 1),
+    texts,
 )
 def test_what_is_written_is_read(files: list[str], columns: dict[str, str], lr: float, seed: int, label: str) -> None:
     changes = {"data.train": files, "data.columns": columns, "optim.learning_rate": lr, "seed": seed, "label": label}
@@ -89,6 +92,7 @@ def test_bounds_are_of_fields_that_exist() -> None:
 )
 def test_the_learning_rate_goes_by_size(parameters: int, rate: float) -> None:
     assert learning_rate(parameters)[0] == rate
+    assert f"{rate:g}".replace("e-0", "e-").replace("0.0003", "3e-4") in help_of("optim.learning_rate")
 
 
 def test_resolving_leaves_nothing_open_and_says_why() -> None:

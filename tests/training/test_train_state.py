@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import signal
 import sys
 import types
@@ -23,8 +24,8 @@ from plaudit_training.report import MetricsLog
 
 def draw() -> list[float]:
     return [
-        torch.rand(1).item(), torch.randn(1).item(), float(np.random.normal()), float(np.random.rand()), random.random(),
-        random.gauss(0, 1), random.gauss(0, 1),
+        torch.rand(1).item(), torch.randn(1).item(), float(np.random.normal()), float(np.random.rand()),
+        random.random(), random.gauss(0, 1), random.gauss(0, 1),
     ]  # fmt: skip
 
 
@@ -85,11 +86,21 @@ def test_a_log_that_lost_lines_says_so(tmp_path: Path, caplog: pytest.LogCapture
     assert "shorter than the checkpoint says" in caplog.text
 
 
-def test_a_disk_that_is_full_does_not_stop_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    log = MetricsLog(Path("/dev/full"), 0) if Path("/dev/full").exists() else pytest.skip("no /dev/full here")
+def test_a_disk_that_is_full_costs_lines_and_not_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path, 0)
     log.write({"step": 1})
-    assert "could not be written" in caplog.text
-    assert tmp_path.exists()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, limits[1]))
+    try:
+        log.write({"step": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "lacks a line" in caplog.text
+    log.write({"step": 3})
+    assert log.position() == path.stat().st_size
+    log.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 3]
 
 
 def test_a_tracker_that_is_not_installed_is_an_error_and_tensorboard_is_not() -> None:

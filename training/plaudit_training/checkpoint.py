@@ -97,7 +97,7 @@ def save(root: Path, snapshot: Snapshot, *, keep: int, best: int | None = None) 
     try:
         hidden.mkdir()
         _write_files(hidden, snapshot)
-        final = root / f"step-{snapshot.step:08d}"
+        final = place(root, snapshot.step)
         if final.exists():
             _remove(final)
         os.rename(hidden, final)
@@ -123,6 +123,11 @@ def clean(root: Path) -> None:
             shutil.rmtree(entry, ignore_errors=True)
 
 
+def place(root: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies, if there is one."""
+    return root / f"step-{step:08d}"
+
+
 def steps(root: Path) -> dict[int, Path]:
     """Checkpoint directories by step, newest first. Not verified."""
     found = {int(m[1]): entry for entry in root.glob("step-*") if (m := _NAME.fullmatch(entry.name))}
@@ -132,14 +137,20 @@ def steps(root: Path) -> dict[int, Path]:
 def newest(root: Path) -> Snapshot | None:
     """The newest checkpoint that verifies, None if there is none at all.
 
-    Each damaged one is named in a warning. Raises CheckpointError if there are some and all are damaged.
+    A damaged one on the way is named in a warning and set aside as `damaged-step-...`, so that it does not count
+    as one of those to keep. Raises CheckpointError if there are some and all are damaged.
     """
-    found = steps(root)
+    found, damaged = steps(root), list[Path]()
     for directory in found.values():
         try:
-            return load(directory)
+            snapshot = load(directory)
         except CheckpointError as error:
             LOG.warning("%s; falling back to the checkpoint before it", error)
+            damaged.append(directory)
+            continue
+        for other in damaged:
+            _set_aside(other)
+        return snapshot
     if found:
         raise CheckpointError(f"all {len(found)} checkpoints in {root} are damaged; start again with another --out")
     return None
@@ -160,7 +171,7 @@ def _verify(directory: Path) -> int:
         version, step, files = manifest["format"], manifest["step"], dict(manifest["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"checkpoint {directory} is damaged: its {MANIFEST} cannot be read") from error
-    if version != FORMAT or directory.name != f"step-{step:08d}":
+    if version != FORMAT or directory != place(directory.parent, step):
         raise CheckpointError(f"checkpoint {directory} is damaged: its {MANIFEST} is of another checkpoint")
     there = {entry.name for entry in directory.iterdir()} - {MANIFEST}
     if odd := sorted(there ^ set(files)):
@@ -202,6 +213,13 @@ def _require_space(root: Path, snapshot: Snapshot) -> None:
     needed = sum(t.numel() * t.element_size() for tensors in snapshot.tensors.values() for t in tensors.values())
     if shutil.disk_usage(root).free < 1.2 * needed:
         raise OSError(errno.ENOSPC, f"a checkpoint needs {1.2 * needed / 1e6:.0f} MB free", str(root))
+
+
+def _set_aside(directory: Path) -> None:
+    """Keep a damaged checkpoint for its owner to look at, under a name that no reader takes."""
+    aside = directory.with_name(f"damaged-{directory.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.rename(directory, aside)
 
 
 def _remove(directory: Path) -> None:

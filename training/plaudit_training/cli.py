@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from . import config_toml
-from .config import ConfigError, RunConfig, help_of
+from .config import ConfigError, RunConfig, get, help_of
 
 STARTER = "starter"
 
@@ -31,7 +31,10 @@ FIELDS = {
 
 def field(flag: str, path: str) -> Any:
     """A command-line option for the field at a dotted path, explained by the field's own sentence."""
-    return typer.Option(flag, help=help_of(path), show_default=False)
+    default = get(RunConfig(), path)
+    shown = ", ".join(default) if isinstance(default, tuple) else default
+    stated = "" if shown in (None, "") else f" [default: {shown}]"
+    return typer.Option(flag, help=help_of(path) + stated, show_default=False)
 
 
 def train(
@@ -78,7 +81,7 @@ def train(
     if is_starter:
         from . import starter_fit
 
-        starter_fit.fit(out, changes, Console(), if_missing=if_missing, resume=resume, dry_run=dry_run)
+        starter_fit.fit(out, changes, _console(), if_missing=if_missing, resume=resume, dry_run=dry_run)
         return
     _train(config, out, changes, resume=resume, dry_run=dry_run)
 
@@ -107,17 +110,29 @@ def evaluate(
     from .read_options import read_options
 
     options = read_options(
-        format=format, columns=columns, labels=labels, strict_ids=strict_ids, ties=ties, max_bad_rows=max_bad_rows,
+        format=format,
+        columns=columns,
+        labels=labels,
+        strict_ids=strict_ids,
+        ties=ties,
+        max_bad_rows=max_bad_rows,
         quarantine=quarantine,
     )
     quality = measure(
-        model, data, options, Console(stderr=True), device=device, token_budget=token_budget, bootstrap=bootstrap,
-        cluster="response" if cluster == "response" else "conversation", seed=seed,
+        model,
+        data,
+        options,
+        _console(stderr=True),
+        device=device,
+        token_budget=token_budget,
+        bootstrap=bootstrap,
+        cluster="response" if cluster == "response" else "conversation",
+        seed=seed,
     )
     if as_json:
         typer.echo(json.dumps(quality.to_json()))
     else:
-        print_quality(Console(), quality)
+        print_quality(_console(), quality)
 
 
 def _train(file: Path | None, out: Path | None, changes: Mapping[str, Any], *, resume: bool, dry_run: bool) -> None:
@@ -133,8 +148,13 @@ def _train(file: Path | None, out: Path | None, changes: Mapping[str, Any], *, r
     out = out or _default_out(config.data.train)
     config = settle(config, out, resume=resume)
     if config.model.base == STARTER:
-        starter_fit.fit(None, {}, Console(), if_missing=True)
-    train_run(config, out, Console(), dry_run=dry_run)
+        starter_fit.fit(None, {}, _console(), if_missing=True)
+    train_run(config, out, _console(), dry_run=dry_run)
+
+
+def _console(*, stderr: bool = False) -> Console:
+    """Names of files are text: brackets in them are no markup, numbers no ornament."""
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
 def _default_out(data: Sequence[str]) -> Path:

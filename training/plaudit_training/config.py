@@ -79,7 +79,9 @@ class LossConfig:
 class OptimConfig:
     """AdamW, its schedule, and the size of a step."""
 
-    learning_rate: float | None = option(None, "peak learning rate; default by the number of parameters")
+    learning_rate: float | None = option(
+        None, "peak learning rate; default by size: 5e-6 from 1B parameters, 2e-5 from 100M, 5e-5 from 20M, else 3e-4"
+    )
     head_learning_rate: float | None = option(None, "that of the head alone; default: the same")
     num_train_epochs: int = option(1, "passes over the data; reward models overfit from the second on")
     batch_pairs: int | None = option(
@@ -93,9 +95,7 @@ class OptimConfig:
     adam_epsilon: float = option(1e-8, "AdamW")
     weight_decay: float = option(0.0, "on matrices, never on norms and biases; 0: one epoch does not need it")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0: they are not")
-    max_skipped_steps: int = option(
-        5, "steps skipped because loss or gradient is not finite; one more stops the run"
-    )
+    max_skipped_steps: int = option(5, "steps skipped because loss or gradient is not finite; one more stops the run")
 
 
 @dataclass(frozen=True)

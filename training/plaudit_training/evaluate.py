@@ -42,16 +42,27 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """One object: each metric as {value, low, high, n}, and what they were computed over."""
-        over = {"comparisons": self.comparisons, "decided": self.decided, "records": len(self.scores),
-                "responses": sum(map(len, self.scores))}
+        over = {
+            "comparisons": self.comparisons,
+            "decided": self.decided,
+            "records": len(self.scores),
+            "responses": sum(map(len, self.scores)),
+        }
         estimates = {name: dataclasses.asdict(estimate) for name, estimate in self.metrics.items()}
         calibration = {"temperature": self.temperature, "temperature_fitted_here": self.fitted}
         return {**estimates, **over, **calibration, "cluster": self.cluster}
 
 
 def evaluate(
-    model: RewardModel, examples: Sequence[Example], *, token_budget: int, cluster: Cluster = "conversation",
-    bootstrap: int = 1000, seed: int = 0, temperature: float = 1.0, tick: Tick = lambda _: None,
+    model: RewardModel,
+    examples: Sequence[Example],
+    *,
+    token_budget: int,
+    cluster: Cluster = "conversation",
+    bootstrap: int = 1000,
+    seed: int = 0,
+    temperature: float = 1.0,
+    tick: Tick = lambda _: None,
 ) -> Evaluation:
     """Score and judge. Raises ItemError if a score is not finite: no error becomes a number."""
     scores = score(model, examples, token_budget=token_budget, tick=tick)
@@ -59,7 +70,12 @@ def evaluate(
 
 
 def judge_scores(
-    examples: Sequence[Example], scores: Sequence[Floats], *, cluster: Cluster, bootstrap: int, seed: int,
+    examples: Sequence[Example],
+    scores: Sequence[Floats],
+    *,
+    cluster: Cluster,
+    bootstrap: int,
+    seed: int,
     temperature: float,
 ) -> Evaluation:
     """The evaluation of responses that are already scored."""
@@ -94,8 +110,12 @@ def judge(examples: Sequence[Example], scores: Sequence[Floats], cluster: Cluste
         np.array([row[i] for row in rows]) for i in range(6)
     )
     return Judged(
-        chosen.astype(np.float64), rejected.astype(np.float64), share.astype(np.float64), decided.astype(np.bool_),
-        chosen_tokens.astype(np.int64), rejected_tokens.astype(np.int64),
+        chosen.astype(np.float64),
+        rejected.astype(np.float64),
+        share.astype(np.float64),
+        decided.astype(np.bool_),
+        chosen_tokens.astype(np.int64),
+        rejected_tokens.astype(np.int64),
         np.array([[names[name] for name in row[-1]] for row in rows], dtype=np.int64).reshape(len(rows), -1),
     )
 
@@ -114,8 +134,15 @@ def _rows(example: Example, values: Floats, cluster: Cluster) -> Iterator[tuple[
     for comparison in record.comparisons:
         chosen, rejected, share = oriented(comparison)
         names = (conversation,) if conversation else (record.responses[chosen], record.responses[rejected])
-        yield (values[chosen], values[rejected], share, comparison.outcome != "tie", lengths[chosen],
-               lengths[rejected], names)
+        yield (
+            values[chosen],
+            values[rejected],
+            share,
+            comparison.outcome != "tie",
+            lengths[chosen],
+            lengths[rejected],
+            names,
+        )
 
 
 def _require_finite(example: Example, values: Floats) -> None:

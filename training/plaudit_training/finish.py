@@ -54,7 +54,9 @@ def finish(task: Task, progress: Progress, lineage: Mapping[str, Any], directory
     scores = score(task.model, probe, token_budget=task.config.optim.token_budget)
     evaluation = _evaluate(task, scores) if task.held_out else None
     contract = replace(
-        task.model.contract, label=task.config.label, serving=Serving(),
+        task.model.contract,
+        label=task.config.label,
+        serving=Serving(),
         statistics=statistics(scores) if task.held_out else None,
         calibration=Calibration(evaluation.temperature) if evaluation and evaluation.fitted else None,
         evaluation=evaluation.to_json() if evaluation else {},
@@ -68,10 +70,14 @@ def finish(task: Task, progress: Progress, lineage: Mapping[str, Any], directory
 def lineage(task: Task, base: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
     """Where the model comes from: everything that is needed to make it again."""
     return {
-        "base": dict(base), "data": dict(data), "config": to_dict(task.config), "commit": _commit(),
+        "base": dict(base),
+        "data": dict(data),
+        "config": to_dict(task.config),
+        "commit": _commit(),
         "versions": {
             name: metadata.version(name) for name in ("plaudit", "torch", "transformers", "tokenizers", "numpy")
-        } | {"python": platform.python_version()},
+        }
+        | {"python": platform.python_version()},
     }
 
 
@@ -88,7 +94,11 @@ def _evaluate(task: Task, scores: Sequence[Floats]) -> Evaluation:
     judged = judge(task.held_out, scores, settings.cluster)
     fitted = metrics.fit_temperature(judged.delta, judged.share)
     evaluation = judge_scores(
-        task.held_out, scores, cluster=settings.cluster, bootstrap=settings.bootstrap, seed=task.config.seed,
+        task.held_out,
+        scores,
+        cluster=settings.cluster,
+        bootstrap=settings.bootstrap,
+        seed=task.config.seed,
         temperature=fitted or 1.0,
     )
     return replace(evaluation, fitted=fitted is not None)

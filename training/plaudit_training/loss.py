@@ -42,9 +42,7 @@ def bradley_terry(chosen_C: Tensor, rejected_C: Tensor, margin_C: Tensor | float
     return softplus(-(_wide(chosen_C) - _wide(rejected_C) - margin_C))
 
 
-def soft_bradley_terry(
-    chosen_C: Tensor, rejected_C: Tensor, share_C: Tensor, margin_C: Tensor | float = 0.0
-) -> Tensor:
+def soft_bradley_terry(chosen_C: Tensor, rejected_C: Tensor, share_C: Tensor, margin_C: Tensor | float = 0.0) -> Tensor:
     """-share log sigmoid(z) - (1 - share) log sigmoid(-z) with z = chosen - rejected - margin, (C,).
 
     The cross-entropy of sigmoid(z) with the share of votes for the chosen response (soft labels, Wang et al.

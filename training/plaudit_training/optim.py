@@ -39,11 +39,16 @@ def build(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         groups.setdefault(key, []).append(parameter)
     return torch.optim.AdamW(
         [
-            {"params": parameters, "base_lr": head_lr if is_head else config.learning_rate,
-             "weight_decay": config.weight_decay if decay else 0.0}
+            {
+                "params": parameters,
+                "base_lr": head_lr if is_head else config.learning_rate,
+                "weight_decay": config.weight_decay if decay else 0.0,
+            }
             for (is_head, decay), parameters in groups.items()
         ],
-        lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_epsilon,
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_epsilon,
     )
 
 

@@ -44,8 +44,10 @@ class Data:
     def facts(self) -> dict[str, Any]:
         """What a model remembers of its data."""
         return {
-            "fingerprint": fingerprint(self.train), "records": len(self.train),
-            "eval_fingerprint": fingerprint(self.held_out), "eval_records": len(self.held_out),
+            "fingerprint": fingerprint(self.train),
+            "records": len(self.train),
+            "eval_fingerprint": fingerprint(self.held_out),
+            "eval_records": len(self.held_out),
             "reports": {side: report.to_json() for side, report in self.reports.items()},
         }
 
@@ -79,7 +81,10 @@ def prepare(config: RunConfig, out: Path) -> Prepared:
     callbacks.check(config.report_to)
     data = _read(config, out)
     model = RewardModel.from_base(
-        _base(config, out), seed=config.seed, max_length=config.model.max_length, dtype="float32",
+        _base(config, out),
+        seed=config.seed,
+        max_length=config.model.max_length,
+        dtype="float32",
         device=config.model.device,
     )
     checked = preflight.inspect(data.train, data.held_out, model.encoder, _facts(model))
@@ -130,9 +135,15 @@ def _read(config: RunConfig, out: Path) -> Data:
 def _options(config: RunConfig, quarantine: Path) -> ReadOptions:
     data = config.data
     return ReadOptions(
-        format=data.format, columns=data.columns, labels=data.labels,
-        strict_ids=Path(data.strict_ids) if data.strict_ids else None, ties=data.ties,
-        max_bad_rows=data.max_bad_rows, quarantine=quarantine, starter_records=data.starter_records, seed=config.seed,
+        format=data.format,
+        columns=data.columns,
+        labels=data.labels,
+        strict_ids=Path(data.strict_ids) if data.strict_ids else None,
+        ties=data.ties,
+        max_bad_rows=data.max_bad_rows,
+        quarantine=quarantine,
+        starter_records=data.starter_records,
+        seed=config.seed,
     )
 
 
@@ -148,8 +159,10 @@ def _base(config: RunConfig, out: Path) -> str:
 def _facts(model: RewardModel) -> ModelFacts:
     eos = model.eos_token_id
     return ModelFacts(
-        pad_token_id=model.pad_token_id, eos_token_ids=() if eos is None else (eos,),
-        outputs=final_layer(model.module).out_features, pools_by_pad=model.contract.pooling == "last",
+        pad_token_id=model.pad_token_id,
+        eos_token_ids=() if eos is None else (eos,),
+        outputs=final_layer(model.module).out_features,
+        pools_by_pad=model.contract.pooling == "last",
         shares_prompt=model.shares_prompt,
     )
 
@@ -172,6 +185,7 @@ def _base_facts(name: str, model: RewardModel) -> dict[str, Any]:
     directory = model.directory
     has_contract = (directory / contracts.FILE_NAME).is_file()
     return {
-        "name": name, "revision": contracts.read(directory).revision() if has_contract else None,
+        "name": name,
+        "revision": contracts.read(directory).revision() if has_contract else None,
         "weights": {path.name: hash_file(path).sha256 for path in sorted(directory.glob("*.safetensors"))},
     }

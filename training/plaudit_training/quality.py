@@ -33,14 +33,26 @@ class Quality:
     def to_json(self) -> dict[str, Any]:
         """One object: the metrics at the top, what they are of below them."""
         return self.evaluation.to_json() | {
-            "model": self.model, "revision": self.revision, "numerics": self.numerics,
-            "truncated": self.encoding.truncated, "unusable": self.encoding.reasons(), "data": self.report.to_json(),
+            "model": self.model,
+            "revision": self.revision,
+            "numerics": self.numerics,
+            "truncated": self.encoding.truncated,
+            "unusable": self.encoding.reasons(),
+            "data": self.report.to_json(),
         }
 
 
 def measure(
-    model: str, data: Sequence[str], options: ReadOptions, console: Console, *, device: str, token_budget: int,
-    cluster: Cluster, bootstrap: int, seed: int,
+    model: str,
+    data: Sequence[str],
+    options: ReadOptions,
+    console: Console,
+    *,
+    device: str,
+    token_budget: int,
+    cluster: Cluster,
+    bootstrap: int,
+    seed: int,
 ) -> Quality:
     """Score every response and judge every comparison, at the temperature of the model's contract, 1 without.
 
@@ -56,7 +68,12 @@ def measure(
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task("scoring", total=len(encoding.examples))
         evaluation = evaluate(
-            loaded, encoding.examples, token_budget=token_budget, cluster=cluster, bootstrap=bootstrap, seed=seed,
+            loaded,
+            encoding.examples,
+            token_budget=token_budget,
+            cluster=cluster,
+            bootstrap=bootstrap,
+            seed=seed,
             temperature=calibration.temperature if calibration else 1.0,
             tick=lambda count: progress.advance(task, count),
         )
@@ -65,8 +82,8 @@ def measure(
 
 def print_quality(console: Console, quality: Quality) -> None:
     """The same for people."""
-    console.print(quality.report.conservation(), highlight=False)
+    console.print(quality.report.conservation())
     for line in (*quality.report.sentences(), quality.encoding.complaint()):
         if line:
-            console.print(f"  {line}", highlight=False)
+            console.print(f"  {line}")
     console.print(evaluation_table(quality.evaluation, f"{quality.model} ({quality.revision})"))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -40,24 +42,27 @@ class MetricsLog:
         if resume_at and (not path.exists() or path.stat().st_size < resume_at):
             LOG.warning("%s is shorter than the checkpoint says; lines from before it are lost", path)
         path.touch()
-        os.truncate(path, min(resume_at, path.stat().st_size))
-        self._file = path.open("ab")
+        self._length = min(resume_at, path.stat().st_size)
+        os.truncate(path, self._length)
+        self._file = path.open("ab", buffering=0)
 
     def write(self, event: Mapping[str, Any]) -> None:
-        """Append one line. A disk that cannot take it is a warning, not the end of the run."""
+        """Append one line, or nothing. A disk that cannot take it is a warning, not the end of the run."""
+        line = json.dumps(event, allow_nan=False).encode() + b"\n"
         try:
-            self._file.write(json.dumps(event, allow_nan=False).encode() + b"\n")
-            self._file.flush()
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._length += len(line)
         except OSError as error:
-            LOG.warning("%s could not be written: %s", self._path, error.strerror)
+            LOG.warning("%s lacks a line, it could not be written: %s", self._path, error.strerror)
+            with suppress(OSError):
+                os.truncate(self._path, self._length)
 
     def position(self) -> int:
         """Bytes so far, safely on disk: what a checkpoint notes for `resume_at`."""
-        try:
+        with suppress(OSError):  # the checkpoint that follows meets the same disk, and says so
             os.fsync(self._file.fileno())
-        except OSError as error:
-            LOG.warning("%s could not be synced: %s", self._path, error.strerror)
-        return self._file.tell()
+        return self._length
 
     def close(self) -> None:
         self._file.close()
@@ -68,12 +73,17 @@ class Display:
     terminal."""
 
     def __init__(self, console: Console, total: int, done: int) -> None:
-        self._console, self._total = console, total
+        self._console, self._total, self._done = console, total, done
         self._loss = self._accuracy = float("nan")
         self._started, self._tokens = time.monotonic(), 0
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(), console=console, disable=not console.is_terminal,
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
         )
         self._task = self._progress.add_task("training", total=total, completed=done, numbers="")
 
@@ -97,26 +107,31 @@ class Display:
         numbers = f"loss {self._loss:.3f}  acc {self._accuracy:.3f}  {self.tokens_per_second:,.0f} tok/s"
         self._progress.update(self._task, completed=step, numbers=numbers)
         if not self._console.is_terminal and (step % max(1, self._total // _PLAIN_LINES) == 0 or step == self._total):
-            self._console.print(f"step {step}/{self._total}  {numbers}", highlight=False)
+            left = f"{self._seconds_left(step):,.0f} s left"
+            self._console.print(f"step {step}/{self._total}  {numbers}  {left}")
+
+    def _seconds_left(self, step: int) -> float:
+        """At the pace of the steps that this process took."""
+        return (time.monotonic() - self._started) / max(step - self._done, 1) * (self._total - step)
 
     def evaluation(self, step: int, event: Mapping[str, Any]) -> None:
         """A line above the bar with the numbers of an evaluation."""
         shown = {name: event[name] for name in ("accuracy", "nll", "margin") if event[name] is not None}
         numbers = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
-        self._progress.console.print(f"step {step}/{self._total}  evaluation: {numbers}", highlight=False)
+        self._progress.console.print(f"step {step}/{self._total}  evaluation: {numbers}")
 
 
 def print_prepared(console: Console, prepared: Prepared) -> None:
     """All that is decided before the first step: configuration, data, preflight, plan."""
     console.print(config_table(prepared.config, prepared.reasons))
     for side, report in prepared.reports.items():
-        console.print(f"\n{side}: {report.conservation()}", highlight=False)
+        console.print(f"\n{side}: {report.conservation()}")
         for sentence in report.sentences():
-            console.print(f"  {sentence}", highlight=False)
+            console.print(f"  {sentence}")
     console.print("\npreflight")
     console.print(Padding(render(prepared.preflight), (0, 2)))
     for line in _plan(prepared):
-        console.print(line, highlight=False)
+        console.print(line)
 
 
 def config_table(config: RunConfig, reasons: Mapping[str, str]) -> Table:

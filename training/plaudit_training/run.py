@@ -81,7 +81,7 @@ def train_run(
     """Run to the end, from the newest checkpoint if there is one; the reward model goes to `model`, by default
     `<out>/model`. None if there was nothing to do, or only to look (`dry_run`)."""
     if (out / REPORT).exists():
-        console.print(f"the run in {out} is finished: {_model_of(out)}", highlight=False, soft_wrap=True)
+        console.print(f"the run in {out} is finished: {_model_of(out)}", soft_wrap=True)
         return None
     with StopRequest() as stop:
         stop.patient = False
@@ -99,23 +99,28 @@ def train_run(
 def _train(prepared: Prepared, out: Path, model: Path, console: Console, stop: StopRequest) -> Finished:
     config, begun = prepared.config, time.monotonic()
     (out / config_toml.FILE_NAME).write_text(config_toml.write(config), encoding="utf-8")
-    task = Task(
-        prepared.model, prepared.train.examples, prepared.held_out.examples, config, prepared.fingerprint
-    )
+    task = Task(prepared.model, prepared.train.examples, prepared.held_out.examples, config, prepared.fingerprint)
     trainer = Trainer(task, out)
     if trainer.resume():
-        console.print(f"resumed at step {trainer.progress.step} of {task.steps}", highlight=False)
+        console.print(f"resumed at step {trainer.progress.step} of {task.steps}")
     speed = _loop(trainer, task, out, console, stop)
     finished = finish(task, trainer.progress, lineage(task, prepared.base, prepared.data), model)
     if finished.evaluation:
         console.print(evaluation_table(finished.evaluation, "held-out evaluation"))
-    write_report(out / REPORT, {
-        "model": str(model), "evaluation": finished.evaluation.to_json() if finished.evaluation else None,
-        "progress": asdict(trainer.progress), "seconds": time.monotonic() - begun, "tokens_per_second": speed,
-        "device": str(task.model.device), "threads": torch.get_num_threads(),
-        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    })
-    console.print(f"reward model: {model}\nserve it: plaudit serve {model}", highlight=False, soft_wrap=True)
+    write_report(
+        out / REPORT,
+        {
+            "model": str(model),
+            "evaluation": finished.evaluation.to_json() if finished.evaluation else None,
+            "progress": asdict(trainer.progress),
+            "seconds": time.monotonic() - begun,
+            "tokens_per_second": speed,
+            "device": str(task.model.device),
+            "threads": torch.get_num_threads(),
+            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+    )
+    console.print(f"reward model: {model}\nserve it: plaudit serve {model}", soft_wrap=True)
     return finished
 
 

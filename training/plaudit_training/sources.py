@@ -1,6 +1,6 @@
 """Preference files -> records. Every row is used, dropped for a stated reason, or quarantined.
 
-    .jsonl .ndjson .json .csv .tsv, each also with .gz; the word `starter` is the built-in generator
+.jsonl .ndjson .json .csv .tsv, each also with .gz; the word `starter` is the built-in generator
 """
 
 from __future__ import annotations

@@ -10,9 +10,7 @@ from plaudit_model.records import Record
 from .errors import DataError
 
 
-def split_by_conversation(
-    records: Sequence[Record], share: float, seed: int
-) -> tuple[list[Record], list[Record]]:
+def split_by_conversation(records: Sequence[Record], share: float, seed: int) -> tuple[list[Record], list[Record]]:
     """(train, held out), both in the order of `records`; about `share` of the conversations are held out.
 
     The side of a conversation is a function of the seed and its own key: to add or remove records moves no

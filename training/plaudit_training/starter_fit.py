@@ -28,8 +28,13 @@ SETTINGS: dict[str, Any] = {
 
 
 def fit(
-    directory: Path | None, changes: Mapping[str, Any], console: Console, *, if_missing: bool = False,
-    resume: bool = False, dry_run: bool = False,
+    directory: Path | None,
+    changes: Mapping[str, Any],
+    console: Console,
+    *,
+    if_missing: bool = False,
+    resume: bool = False,
+    dry_run: bool = False,
 ) -> None:
     """Fit the model into `directory`, by default where `starter` is looked for. The run itself is kept beside it,
     in `<directory>-run`. The weights are a function of the seed. With `if_missing`, a valid model is left alone.
@@ -43,13 +48,13 @@ def fit(
 
     directory = directory or starter.directory()
     if if_missing and _is_valid(directory):
-        console.print(f"the starter model is in {directory}", highlight=False, soft_wrap=True)
+        console.print(f"the starter model is in {directory}", soft_wrap=True)
         return
     out = directory.with_name(f"{directory.name}-run")
     if not resume:
         discard(out)
     config = config_toml.override(RunConfig(), {**SETTINGS, "model.base": SCRATCH, **changes})
-    console.print(f"fitting the starter model into {directory}: about two minutes", highlight=False, soft_wrap=True)
+    console.print(f"fitting the starter model into {directory}: about two minutes", soft_wrap=True)
     train_run(settle(config, out, resume=resume), out, console, model=directory, dry_run=dry_run)
 
 

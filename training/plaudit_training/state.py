@@ -46,7 +46,9 @@ class RunState:
     def take(self, progress: Progress, generators: Tensors) -> Snapshot:
         """A snapshot with the random number generators as they were in `generators`."""
         state = {
-            "config": to_dict(self.config), "data": self.data, "threads": torch.get_num_threads(),
+            "config": to_dict(self.config),
+            "data": self.data,
+            "threads": torch.get_num_threads(),
             "progress": dataclasses.asdict(progress),
         }
         optimizer = optim.state_tensors(self.module, self.optimizer)

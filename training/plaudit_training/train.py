@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class Task:
     config: RunConfig
     data: str
 
-    @property
+    @cached_property
     def steps_per_epoch(self) -> int:
         assert self.config.optim.batch_pairs is not None, "resolve the configuration first"
         return steps_per_epoch(self.train, self.config.optim.batch_pairs)
@@ -171,29 +172,38 @@ class Trainer:
         for micro in micro_batches(members, settings, token_budget=budget, share=share):
             stop.check()
             scores_N = forward(self._model, micro.batch, self._config.model.dtype)
-            loss = preference_loss(
-                scores_N, micro.pairs.to(scores_N.device),
-                center_rewards_coefficient=settings.center_rewards_coefficient,
-                label_smoothing=settings.label_smoothing,
-            ) / weight
+            loss = (
+                preference_loss(
+                    scores_N,
+                    micro.pairs.to(scores_N.device),
+                    center_rewards_coefficient=settings.center_rewards_coefficient,
+                    label_smoothing=settings.label_smoothing,
+                )
+                / weight
+            )
             torch.autograd.backward(loss)
             sums.add(loss, scores_N, micro)
         return sums
 
-    def _record(
-        self, outlets: Outlets, members: Sequence[Example], sums: Sums, norm: float, finite: bool
-    ) -> None:
+    def _record(self, outlets: Outlets, members: Sequence[Example], sums: Sums, norm: float, finite: bool) -> None:
         """Count the step and tell everyone."""
         progress, group = self.progress, self._optimizer.param_groups[0]
         progress.step += 1
         progress.tokens += sums.tokens
         progress.skipped += not finite
         event = {
-            "event": "step", "step": progress.step, "epoch": progress.step / self._task.steps_per_epoch,
-            "loss": _finite(sums.loss), "accuracy": sums.right / sums.decided if sums.decided else None,
-            "margin": _finite(sums.margin / sums.decided) if sums.decided else None, "grad_norm": _finite(norm),
-            "learning_rate": group["lr"], "comparisons": sum(example.pairs for example in members),
-            "tokens": sums.tokens, "packed_tokens": sums.packed_tokens, "skipped": not finite,
+            "event": "step",
+            "step": progress.step,
+            "epoch": progress.step / self._task.steps_per_epoch,
+            "loss": _finite(sums.loss),
+            "accuracy": sums.right / sums.decided if sums.decided else None,
+            "margin": _finite(sums.margin / sums.decided) if sums.decided else None,
+            "grad_norm": _finite(norm),
+            "learning_rate": group["lr"],
+            "comparisons": sum(example.pairs for example in members),
+            "tokens": sums.tokens,
+            "packed_tokens": sums.packed_tokens,
+            "skipped": not finite,
         }
         outlets.log.write(event)
         outlets.display.step(progress.step, event)
@@ -216,7 +226,10 @@ class Trainer:
 
     def _evaluate(self, outlets: Outlets) -> None:
         result = evaluate(
-            self._model, self._task.held_out, token_budget=self._config.optim.token_budget, bootstrap=0,
+            self._model,
+            self._task.held_out,
+            token_budget=self._config.optim.token_budget,
+            bootstrap=0,
             tick=lambda _: outlets.stop.check(),
         )
         step = self.progress.evaluated_at = self.progress.step
@@ -245,7 +258,7 @@ class Trainer:
         best = self.progress.best_step
         if self._config.evaluation.patience and best is not None and best != self.progress.step:
             LOG.info("keeping the weights of step %d, the best evaluation", best)
-            load_module(self._model.module, checkpoint.load(checkpoint.steps(self._root)[best]).tensors["model"])
+            load_module(self._model.module, checkpoint.load(checkpoint.place(self._root, best)).tensors["model"])
 
     # -- checkpoints -----------------------------------------------------------------------------------------
 
