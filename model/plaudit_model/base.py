@@ -45,7 +45,7 @@ def _config(directory: Path) -> Any:
     for name in _DROPOUTS:
         if getattr(config, name, None) is not None:
             setattr(config, name, 0.0)
-    if config.pad_token_id is None or config.pad_token_id == config.eos_token_id:
+    if config.pad_token_id is None or config.pad_token_id in token_ids(config.eos_token_id):
         config.pad_token_id = _pad_token(directory, config)
     return config
 
@@ -117,13 +117,16 @@ def _pad_token(directory: Path, config: Any) -> int | None:
     if not path.is_file():
         raise CheckpointError(f"{directory} has no {TOKENIZER_FILE}; only fast tokenizers are read")
     tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    ends = token_ids(config.eos_token_id)
     for token in (special_tokens(directory).get("pad_token", ""), *_RESERVED_PADS):
         found = tokenizer.token_to_id(token)
-        if found is not None and found != config.eos_token_id:
+        if found is not None and found not in ends:
             return int(found)
-    return first_id(config.eos_token_id)
+    return next(iter(ends), None)
 
 
-def first_id(value: int | list[int] | None) -> int | None:
-    """A configuration's token id, which may be a list of them."""
-    return value[0] if isinstance(value, list) else value
+def token_ids(value: int | list[int] | None) -> tuple[int, ...]:
+    """A configuration's token id, which may be absent or a list of them."""
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, list) else (value,)

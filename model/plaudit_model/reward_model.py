@@ -18,7 +18,7 @@ from plaudit_kernels import BLOCK, select
 
 from . import contract as contracts
 from . import store
-from .base import first_id, load_base
+from .base import load_base, token_ids
 from .contract import FILE_NAME, RewardContract, Serving
 from .encode import Encoded, Encoder
 from .errors import CheckpointError, ContractError
@@ -121,9 +121,9 @@ class RewardModel:
         return getattr(self.module.config, "pad_token_id", None)
 
     @property
-    def eos_token_id(self) -> int | None:
-        """The id of the end of a turn, if the configuration names one."""
-        return first_id(getattr(self.module.config, "eos_token_id", None))
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The ids of the end of a turn that the configuration names."""
+        return token_ids(getattr(self.module.config, "eos_token_id", None))
 
     def train_mode(self) -> None:
         """Ready for training. Dropout stays off: the two responses of a pair must see the same network."""

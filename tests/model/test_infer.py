@@ -19,7 +19,8 @@ ModelDir = Callable[[str], Path]
 
 DATED = (
     "{%- if not date_string is defined %}{%- if strftime_now is defined %}"
-    "{%- set date_string = strftime_now('%d %b %Y') %}{%- else %}{%- set date_string = '26 Jul 2024' %}{%- endif %}{%- endif %}"
+    "{%- set date_string = strftime_now('%d %b %Y') %}{%- else %}"
+    "{%- set date_string = '26 Jul 2024' %}{%- endif %}{%- endif %}"
     "Today Date: {{ date_string }}{% for m in messages %}<|im_start|>{{ m['content'] }}{% endfor %}"
 )
 

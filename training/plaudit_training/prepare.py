@@ -157,10 +157,9 @@ def _base(config: RunConfig, out: Path) -> str:
 
 
 def _facts(model: RewardModel) -> ModelFacts:
-    eos = model.eos_token_id
     return ModelFacts(
         pad_token_id=model.pad_token_id,
-        eos_token_ids=() if eos is None else (eos,),
+        eos_token_ids=model.eos_token_ids,
         outputs=final_layer(model.module).out_features,
         pools_by_pad=model.contract.pooling == "last",
         shares_prompt=model.shares_prompt,
