@@ -179,6 +179,7 @@ async def test_a_killed_front_leaves_no_orphan_and_never_imported_torch(tiny_mod
         assert front.stdout is not None
         pid, torch_imported = front.stdout.readline().split()
         host = parent_of(int(pid))
+        assert running(host) and running(int(pid))
         front.kill()
     await gone(host)
     await gone(int(pid))
