@@ -14,6 +14,7 @@ from typing import Any
 from . import contract as contracts
 from .contract import Head, RewardContract, Serving, Template
 from .errors import CheckpointError, ContractError
+from .store import hash_files
 from .template import PAIR_PROMPT, compile_source, writes_date
 
 logger = logging.getLogger("plaudit.model")
@@ -94,8 +95,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def infer_contract(directory: Path) -> RewardContract:
-    """A contract from `config.json` and the tokenizer's files alone. Raises ContractError where they do not say
-    what a score is."""
+    """A contract from `config.json` and the tokenizer's files alone, with the hashes of all files: other weights
+    are another revision. Raises ContractError where the files do not say what a score is."""
     config = read_json(directory / "config.json")
     architecture = (config.get("architectures") or [""])[0]
     if not architecture.endswith("ForSequenceClassification"):
@@ -118,6 +119,7 @@ def infer_contract(directory: Path) -> RewardContract:
         head=Head(),
         pooling="first" if template.kind == "pair" else "last",
         serving=Serving(dtype="bfloat16" if _dtype(config) == "bfloat16" else "float32"),
+        files=hash_files(directory),
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import gc
-import hashlib
 import logging
 import os
 import signal
@@ -19,8 +18,6 @@ import time
 
 import torch
 
-from plaudit_model import store
-from plaudit_model.contract import FILE_NAME
 from plaudit_model.errors import ModelError
 from plaudit_model.packing import Group, group_items, pack
 from plaudit_model.reward_model import RewardModel
@@ -116,15 +113,6 @@ class Scorer:
         answer = self.score(group_items(items, share=self._model.shares_prompt))
         if isinstance(answer, Failure):
             raise ModelError(f"the model does not score: {answer.reason}")
-
-
-def revision(model: RewardModel) -> str:
-    """An id of the files. `reward.json` holds the hashes of all others, so its own hash stands for them."""
-    contract = model.directory / FILE_NAME
-    if contract.is_file():
-        return store.hash_file(contract).sha256[:16]
-    lines = [f"{name} {entry.sha256}" for name, entry in store.hash_files(model.directory).items()]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def die_with_parent(parent: int) -> None:

@@ -52,6 +52,15 @@ def test_a_contract_is_inferred_and_scores_alike(bare: Path, reward_model_dir: M
     assert ours.score_encoded([item]) == theirs.score_encoded([theirs.encoder.encode("Hi", "Hello")])
 
 
+def test_other_weights_are_another_revision(bare: Path) -> None:
+    before = infer.contract_for(bare).revision()
+    assert infer.contract_for(bare).revision() == before
+    weights = bytearray((bare / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (bare / "model.safetensors").write_bytes(weights)
+    assert infer.contract_for(bare).revision() != before
+
+
 def test_a_template_with_todays_date_is_refused_until_it_is_pinned(bare: Path) -> None:
     (bare / "chat_template.jinja").write_text(DATED)
     with pytest.raises(ContractError, match="--pin-date"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -362,8 +363,8 @@ async def test_files_that_changed_are_not_served(tiny_model_dir: Path, host: Wor
     async with running(directory, host) as (engine, _):
         for _ in range(4):
             engine._restarts.died(time.monotonic())
-        contract = directory / "reward.json"
-        contract.write_text(contract.read_text() + "\n")
+        contract = json.loads((directory / "reward.json").read_text())
+        (directory / "reward.json").write_text(json.dumps(contract | {"max_length": 100}))
         with stopped(engine) as pid:
             answers = engine.submit(samples(1, seed=26))
             await until(lambda: bool(engine._running))
