@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -110,6 +111,41 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ru
         running.process.wait()
         running.process.stdout.close()  # type: ignore[union-attr]
 
+
+@pytest.fixture(scope="session")
+def foreign_dir(write_base: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`foreign_dir("roberta")` is a checkpoint of transformers' own making, without a contract, scores well apart."""
+    import shutil
+
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    made: dict[str, Path] = {}
+
+    def save(family: str) -> Path:
+        if family not in made:
+            made[family] = tmp_path_factory.mktemp("foreign") / family
+            shutil.copytree(write_base("bert"), made[family])
+            shape = {"pad_token_id": 0, "num_labels": 1, **FOREIGN_SHAPES[family]}
+            torch.manual_seed(0)
+            module = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(family, **shape))
+            _spread(SimpleNamespace(module=module))
+            module.save_pretrained(made[family])
+        return made[family]
+
+    return save
+
+
+_SIZES = {
+    "vocab_size": 700, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "max_position_embeddings": 640,
+}  # fmt: skip
+FOREIGN_SHAPES: dict[str, dict[str, object]] = {
+    "roberta": _SIZES,
+    "deberta-v2": {**_SIZES, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0},
+    "modernbert": {**_SIZES, "global_attn_every_n_layers": 2, "cls_token_id": 3, "sep_token_id": 4},
+    "distilbert": {"vocab_size": 700, "dim": 64, "hidden_dim": 160, "n_layers": 2, "n_heads": 4},
+}
 
 _COMMON = {
     "vocab_size": 700, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4,

@@ -1,4 +1,4 @@
-"""Fused operations on packed batches: the ground floor. Imports torch and triton, nothing of ours."""
+"""Operations on packed batches: the ground floor. Imports torch, nothing of ours."""
 
 from .attention import packed_attention, reference_attention
 from .dispatch import Choice, select

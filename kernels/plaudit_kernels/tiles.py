@@ -55,15 +55,21 @@ class TilePlan:
         return TilePlan(classes, self.output_rows.to(device), self.causal)
 
 
-def plan_tiles(segments: NDArray[np.int64], tokens: int, *, causal: bool) -> TilePlan:
+def plan_tiles(
+    segments: NDArray[np.int64], tokens: int, *, causal: bool, only: NDArray[np.int64] | None = None
+) -> TilePlan:
     """Tiles for `segments` (S, 4) int64 = (start, length, prefix_start, prefix_length) over `tokens` rows.
 
     The own rows of the segments must cover 0..tokens exactly once; in a bidirectional model prefixes are
     empty. Raises ValueError otherwise: an uncovered row would be read before it is written.
+
+    With `only`, just the tiles that hold these rows as queries: the output of any other row is meaningless.
     """
     _check(segments, tokens, causal)
     tiles = _causal_tiles(segments) if causal else _whole_tiles(segments)
-    output_rows = np.full(tokens, -1, dtype=np.int64)
+    if only is not None:
+        tiles = _holding(tiles, only, tokens)
+    output_rows = np.zeros(tokens, dtype=np.int64)
     classes, offset = [], 0
     for blocks in sorted(tiles):
         query_rows, key_rows, owned, key_counts = (np.stack(part) for part in zip(*tiles[blocks], strict=True))
@@ -95,6 +101,14 @@ def _causal_tiles(segments: NDArray[np.int64]) -> dict[int, list[Tile]]:
             keys = padded[: (block + 1) * BLOCK]
             tiles.setdefault(block + 1, []).append((padded[rows], keys, owned[rows], total))
     return tiles
+
+
+def _holding(tiles: dict[int, list[Tile]], rows: NDArray[np.int64], tokens: int) -> dict[int, list[Tile]]:
+    """The tiles in which one of `rows` is a query."""
+    wanted = np.zeros(tokens, dtype=np.bool_)
+    wanted[rows] = True
+    kept = {blocks: [tile for tile in group if wanted[tile[0][tile[2]]].any()] for blocks, group in tiles.items()}
+    return {blocks: group for blocks, group in kept.items() if group}
 
 
 def _whole_tiles(segments: NDArray[np.int64]) -> dict[int, list[Tile]]:

@@ -16,8 +16,8 @@ from . import contract as contracts
 from . import infer
 from .contract import FILE_NAME, RewardContract, Template
 from .encode import TOKENIZER_FILE, special_tokens
-from .errors import CheckpointError
-from .heads import final_layer, init_head, pooler
+from .errors import CheckpointError, ContractError
+from .heads import final_layer, init_head, is_known, pooler
 from .store import check_weights
 from .template import CHATML
 
@@ -58,7 +58,7 @@ def _module(directory: Path, config: Any, seed: int) -> nn.Module:
         if not any(directory.glob("*.safetensors")) and not any(directory.glob("*.bin")):
             logger.info("%s has no weights: starting from scratch", directory)
             module: nn.Module = transformers.AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-            init_head(final_layer(module), seed)
+            init_head(_known_head(module), seed)
             return module
         check_weights(directory)
         module, info = transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -76,6 +76,7 @@ def _module(directory: Path, config: Any, seed: int) -> nn.Module:
 
 def _init_missing(module: nn.Module, info: dict[str, Any], seed: int) -> None:
     """Seeded weights for the head where the checkpoint has none; anything else missing is an error."""
+    _known_head(module)
     missing = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
     names = {id(layer): name for name, layer in module.named_modules()}
     for layer in (pooler(module), final_layer(module)):
@@ -84,6 +85,12 @@ def _init_missing(module: nn.Module, info: dict[str, Any], seed: int) -> None:
             missing -= {f"{names[id(layer)]}.{part}" for part in ("weight", "bias")}
     if missing:
         raise CheckpointError(f"the base has no weights for {sorted(missing)[0]}; is it a complete checkpoint?")
+
+
+def _known_head(module: nn.Module) -> nn.Linear:
+    if not is_known(module):
+        raise ContractError(f"{type(module).__name__} cannot be trained yet: its head is not one that is computed here")
+    return final_layer(module)
 
 
 def _contract(directory: Path, architecture: str, max_length: int | None) -> RewardContract:

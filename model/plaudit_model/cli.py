@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from .oracle import Agreement
@@ -18,12 +20,12 @@ if TYPE_CHECKING:
 _console = Console()
 _notes = Console(stderr=True)
 
-ModelArgument = Annotated[str, typer.Argument(help="A directory, a Hub id, or the word `starter`.", show_default=False)]
+ModelArgument = Annotated[str, typer.Argument(help="A directory, a Hub id, or the word `starter`.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 
 
 def info(
-    model: ModelArgument,
+    model: ModelArgument = "starter",
     as_json: JsonOption = False,
     save_contract: Annotated[
         bool, typer.Option("--save-contract", help="Write the inferred contract as reward.json beside the weights.")
@@ -49,17 +51,18 @@ def info(
     if as_json:
         _console.print_json(json.dumps({"revision": contract.revision(), **contracts.to_json(contract)}))
         return
-    table = Table(title=f"{directory}  ·  revision {contract.revision()}", show_header=False)
+    table = Table(title=Text(f"{directory}  ·  revision {contract.revision()}"), show_header=False)
     for name, value in contracts.to_json(contract).items():
         if name != "files":
-            table.add_row(name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+            table.add_row(name, Text(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
     _console.print(table)
 
 
 def verify(
     model: ModelArgument,
     data: Annotated[
-        Path | None, typer.Option(help="JSONL with items to score; default: 64 of the starter tasks.")
+        Path | None,
+        typer.Option(help="JSONL with items to score; default: 64 of the starter tasks.", exists=True, dir_okay=False),
     ] = None,
     limit: Annotated[int, typer.Option(min=2, help="Use at most this many responses.")] = 1000,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; default: the contract's.")] = None,
@@ -80,6 +83,8 @@ def verify(
 
     ours = RewardModel.load(model, dtype=dtype, mode=mode)
     conversations = _conversations(data, limit)
+    if len(conversations) < 2:
+        raise typer.BadParameter("at least two responses are needed to compare scores", param_hint="--data")
     encoded: list[Encoded] = [ours.encoder.encode(prompt, response) for prompt, response in conversations]
     scores = ours.score_encoded(encoded)[:, 0]
     reference = _served(against, conversations) if against else PlainModel(ours.directory).score(conversations)[:, 0]
@@ -93,14 +98,17 @@ def verify(
 
 
 def _contract(directory: Path, pin_date: str) -> Any:
+    from . import contract as contracts
     from . import template as templates
     from .contract import Template
     from .infer import contract_for, infer_contract
 
     if not pin_date:
         return contract_for(directory)
-    contract = infer_contract(directory)
-    return replace(contract, template=Template.of("chat", templates.pin_date(contract.template.source, pin_date)))
+    known = (directory / contracts.FILE_NAME).is_file()
+    contract = contracts.read(directory) if known else infer_contract(directory)
+    source = templates.pin_date(contract.template.source, pin_date)
+    return replace(contract, template=Template.of(contract.template.kind, source))
 
 
 def _conversations(data: Path | None, limit: int) -> list[Conversation]:
@@ -111,9 +119,22 @@ def _conversations(data: Path | None, limit: int) -> list[Conversation]:
 
         records = preference_records(32, seed=7)
         return [(r.prompt, response) for r in records for response in r.responses][: min(limit, 64)]
-    with data.open(encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines if line.strip()]
-    return [conversation(item) for row in rows for item in flatten(row)][:limit]
+    return [conversation(item) for row in _rows(data) for item in flatten(row)][:limit]
+
+
+def _rows(data: Path) -> Iterator[dict[str, Any]]:
+    from .errors import ItemError
+
+    with data.open(encoding="utf-8", errors="surrogateescape") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line) if line.strip() else None
+            except ValueError as error:
+                raise ItemError("invalid_json", f"{data}, line {number} is not JSON: {error}") from error
+            if isinstance(row, dict):
+                yield row
+            elif row is not None:
+                raise ItemError("invalid_json", f"{data}, line {number} is not a JSON object")
 
 
 def _served(url: str, conversations: list[Conversation]) -> list[float]:

@@ -79,11 +79,16 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Serving:
-    """Backend, dtype and mode that `verify` proved this checkpoint in, and that it is served in by default."""
+    """Backend, dtype and mode that this checkpoint is served in by default; `plaudit verify --write` changes them."""
 
     backend: Literal["torch"] = "torch"
     dtype: Literal["float32", "bfloat16"] = "float32"
     mode: Literal["exact", "fast"] = "exact"
+
+    def __post_init__(self) -> None:
+        for name, kind in typing.get_type_hints(type(self)).items():
+            if getattr(self, name) not in get_args(kind):
+                raise ContractError(f"{name} must be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,8 @@ class Encoder:
         if excess <= 0:
             return Encoded(np.array(ids, dtype=np.int32), prompt_tokens)
         if overlong == "error":
-            raise self._too_long(len(ids), "send overlong=truncate_prompt, or a shorter item")
+            rule = "truncate_prompt" if prompt_tokens else "truncate_left"
+            raise self._too_long(len(ids), f"send overlong={rule}, or a shorter item")
         lead = len(self._lead) if ids[: len(self._lead)] == self._lead else 0
         if overlong == "truncate_left":
             kept = ids[:lead] + ids[lead + excess :]
@@ -192,7 +193,7 @@ def _checked(text: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ItemError("invalid_unicode", f"the text has a lone surrogate at character {error.start}") from error
+        raise ItemError("invalid_unicode", "the text has a lone surrogate: it is not Unicode text") from error
     return text
 
 

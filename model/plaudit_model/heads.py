@@ -16,6 +16,11 @@ from plaudit_kernels import BLOCK
 _FINAL_LAYERS = ("score", "classifier")
 
 
+def is_known(module: nn.Module) -> bool:
+    """Whether the head is one that is computed here: the `score` layer of transformers' decoders, or BERT's."""
+    return isinstance(getattr(module, "score", None), nn.Linear) or module.config.model_type == "bert"  # type: ignore[union-attr]
+
+
 def final_layer(module: nn.Module) -> nn.Linear:
     """The linear layer that gives the attributes. Raises TypeError for a head of another shape."""
     for name in _FINAL_LAYERS:
@@ -27,6 +32,8 @@ def final_layer(module: nn.Module) -> nn.Linear:
 
 def head_modules(module: nn.Module) -> list[nn.Module]:
     """The parts of the model that stay in fp32."""
+    if not is_known(module):
+        return []
     return [layer for layer in (pooler(module), final_layer(module)) if layer is not None]
 
 

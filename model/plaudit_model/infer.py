@@ -19,7 +19,7 @@ from .template import PAIR_PROMPT, compile_source, writes_date
 
 logger = logging.getLogger("plaudit.model")
 
-ENCODERS = frozenset({"bert", "roberta", "modernbert", "deberta-v2", "electra", "xlm-roberta"})
+ENCODERS = frozenset({"bert", "roberta", "modernbert", "deberta-v2", "electra", "xlm-roberta", "distilbert"})
 """Model types that read a text pair and pool their first token."""
 
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
@@ -110,7 +110,8 @@ def infer_contract(directory: Path) -> RewardContract:
     labels = config.get("id2label") or {str(i): "" for i in range(config.get("num_labels", 2))}
     if len(labels) != 1:
         raise ContractError(
-            f"{directory} has {len(labels)} outputs; which of them is the score? Save a contract that names them"
+            f"{directory} has {len(labels)} outputs; which of them is the score? Write a reward.json that names them "
+            "(its schema: plaudit info --schema)"
         )
     return RewardContract(
         architecture=architecture,
@@ -119,7 +120,7 @@ def infer_contract(directory: Path) -> RewardContract:
         head=Head(),
         pooling="first" if template.kind == "pair" else "last",
         serving=Serving(dtype="bfloat16" if _dtype(config) == "bfloat16" else "float32"),
-        files=hash_files(directory),
+        files=hash_files(directory, _FILES),
     )
 
 

@@ -1,81 +1,88 @@
 """The self-test at load: scores must come from the item alone, and agree with the plain model.
 
-A handful of items is scored together through the packed path, one by one through it, and one by one through
-the architecture's own eager forward. A wiring fault in any of them shows as a difference far above rounding.
+Items are scored together through the model's path, one by one through it, and one by one through the architecture's
+own eager forward, head included, before anything of ours touched the module. A wiring fault in any of them shows as
+a difference far above rounding.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
+from .contract import RewardContract
 from .encode import Encoded
 from .errors import ContractError
-from .heads import apply_head, last_hidden_state
 
 if TYPE_CHECKING:
     from .reward_model import RewardModel
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-1}
-"""Largest difference accepted at load, relative to max(1, |score|). It tells wiring from rounding; `plaudit
-verify` measures the rounding itself."""
+"""Largest difference accepted at load, relative to max(1, |score|), by the coarser dtype of the weights as stored and
+as served. It tells wiring from rounding; `plaudit verify` measures the rounding itself."""
+
+_LENGTHS = (1, 21, 40, 70, 130, 21, 200, 64, 33, 96, 128)
+"""Tokens of the responses; together with the prompt about a thousand rows."""
 
 
-def prove(model: RewardModel) -> None:
-    """Raise ContractError if the model's scores are not finite, move with the batch, or differ from its own
-    plain forward."""
-    items = _items(model)
+def prove(model: RewardModel, reference: NDArray[np.float32], stored: torch.dtype) -> None:
+    """Raise ContractError if the model's scores are not finite, move with the batch, or differ from `reference`,
+    the `plain_scores` of the module as it was loaded with weights of dtype `stored`."""
+    items = proof_items(model.module, model.contract)
     together = model.score_encoded(items)
-    if not np.isfinite(together).all():
+    if not (np.isfinite(together).all() and np.isfinite(reference).all()):
         raise ContractError("the model gives scores that are not finite")
     alone = np.concatenate([model.score_encoded([item]) for item in items])
     if model.mode == "exact" and not np.array_equal(together, alone):
         raise ContractError("scores move with the batch in exact mode on this machine; serve with --mode fast")
-    _compare(together, alone, model.dtype, "scores move with the batch")
-    _compare(together, plain_scores(model, items), model.dtype, "packed scores differ from the plain model's")
+    _compare(together, alone, TOLERANCE[model.dtype], "scores move with the batch")
+    coarser = model.dtype if stored == torch.float32 else "bfloat16"
+    _compare(together, reference, TOLERANCE[coarser], "packed scores differ from the plain model's")
 
 
 @torch.inference_mode()
-def plain_scores(model: RewardModel, items: list[Encoded]) -> NDArray[np.float32]:
-    """Attributes (N, A) fp32 by the architecture's own eager forward, one item at a time."""
-    module = model.module
-    served = module.config._attn_implementation  # type: ignore[union-attr]
+def plain_scores(module: nn.Module, contract: RewardContract) -> NDArray[np.float32]:
+    """Attributes (N, A) fp32 of the proof's items by the module's own eager forward, one item at a time."""
+    config: Any = module.config
+    served, pad = config._attn_implementation, config.pad_token_id
     module.set_attn_implementation("eager")  # type: ignore[operator]
+    config.pad_token_id = None  # one item has no padding: the architecture then pools its last token, whatever it is
     try:
-        return np.concatenate([_plain(model, item) for item in items])
+        return np.concatenate([_plain(module, contract, item) for item in proof_items(module, contract)])
     finally:
         module.set_attn_implementation(served)  # type: ignore[operator]
+        config.pad_token_id = pad
 
 
-def _plain(model: RewardModel, item: Encoded) -> NDArray[np.float32]:
-    module = model.module
-    arguments = {"input_ids": torch.from_numpy(item.ids.astype(np.int64))[None].to(model.device)}
-    if model.contract.template.kind == "pair" and int(getattr(module.config, "type_vocab_size", 0) or 0) > 1:
+def proof_items(module: nn.Module, contract: RewardContract) -> list[Encoded]:
+    """Random items: several responses to one prompt, some without a prompt, from one token to several blocks."""
+    config: Any = module.config
+    generator = np.random.default_rng(0)
+    longest = contract.max_length
+    prompt = generator.integers(0, config.vocab_size, 37, dtype=np.int32)
+
+    def item(prompt: NDArray[np.int32], tokens: int) -> Encoded:
+        own = generator.integers(0, config.vocab_size, tokens, dtype=np.int32)
+        return Encoded(np.concatenate([prompt, own])[-longest:], min(len(prompt), longest - 1))
+
+    return [item(prompt if i % 3 else prompt[:0], tokens) for i, tokens in enumerate(_LENGTHS)]
+
+
+def _plain(module: nn.Module, contract: RewardContract, item: Encoded) -> NDArray[np.float32]:
+    config: Any = module.config
+    arguments = {"input_ids": torch.from_numpy(item.ids.astype(np.int64))[None]}
+    if contract.template.kind == "pair" and int(getattr(config, "type_vocab_size", 0) or 0) > 1:
         types = (np.arange(len(item.ids)) >= item.prompt_tokens) & (item.prompt_tokens > 0)
-        arguments["token_type_ids"] = torch.from_numpy(types.astype(np.int64))[None].to(model.device)
-    pooled = last_hidden_state(module, **arguments)[:, -1 if model.contract.pooling == "last" else 0]
-    scores: NDArray[np.float32] = apply_head(module, pooled).cpu().numpy()
+        arguments["token_type_ids"] = torch.from_numpy(types.astype(np.int64))[None]
+    scores: NDArray[np.float32] = module(**arguments).logits.float().numpy()
     return scores
 
 
-def _compare(ours: NDArray[np.float32], theirs: NDArray[np.float32], dtype: str, complaint: str) -> None:
+def _compare(ours: NDArray[np.float32], theirs: NDArray[np.float32], tolerance: float, complaint: str) -> None:
     worst = float((np.abs(ours - theirs) / np.maximum(1.0, np.abs(theirs))).max())
-    if not worst <= TOLERANCE[dtype]:
-        raise ContractError(f"{complaint}: by {worst:.2g}, more than rounding in {dtype} explains")
-
-
-def _items(model: RewardModel) -> list[Encoded]:
-    """Two responses to one prompt, a one-token item, and one longer than a block."""
-    count = min(model.encoder.vocabulary, int(model.module.config.vocab_size))  # type: ignore[union-attr, arg-type]
-    generator = np.random.default_rng(0)
-    longest = model.contract.max_length
-
-    def item(prompt: NDArray[np.int32], tokens: int) -> Encoded:
-        own = generator.integers(0, count, tokens, dtype=np.int32)
-        return Encoded(np.concatenate([prompt, own])[-longest:], min(len(prompt), longest - 1))
-
-    prompt = generator.integers(0, count, 37, dtype=np.int32)
-    return [item(prompt, 21), item(prompt, 40), item(prompt[:0], 1), item(prompt[:0], 70)]
+    if not worst <= tolerance:
+        raise ContractError(f"{complaint}: by {worst:.2g}, more than rounding explains")

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +23,10 @@ from .base import load_base, token_ids
 from .contract import FILE_NAME, RewardContract, Serving
 from .encode import Encoded, Encoder
 from .errors import CheckpointError, ContractError
-from .heads import apply_head, final_layer, head_modules
+from .heads import apply_head, head_modules, is_known
 from .infer import contract_for, resolve
 from .packing import PackedBatch, group_items, pack, split_by_budget
-from .proof import prove
+from .proof import plain_scores, prove
 from .trunk import make_trunk
 
 logger = logging.getLogger("plaudit.model")
@@ -60,18 +61,16 @@ class RewardModel:
         """
         directory = resolve(name)
         contract = contract_for(directory)
+        serving = replace(contract.serving, **_given(dtype=dtype, mode=mode))
         store.check_weights(directory)
-        store.check_files(directory, contract)
+        if (directory / FILE_NAME).is_file():  # an inferred contract was made from these very files
+            store.check_files(directory, contract)
         module = _load_module(directory, contract)
-        model = cls(
-            module,
-            contract,
-            directory,
-            device=choose_device(device),
-            dtype=dtype or contract.serving.dtype,
-            mode=mode or contract.serving.mode,
-        )
-        prove(model)
+        if not is_known(module) and serving.dtype != "float32":
+            raise ContractError(f"{contract.architecture} runs through its own head, which needs --dtype float32")
+        reference, stored = plain_scores(module, contract), next(module.parameters()).dtype
+        model = cls(module, contract, directory, device=choose_device(device), dtype=serving.dtype, mode=serving.mode)
+        prove(model, reference, stored)
         return model
 
     @classmethod
@@ -112,8 +111,11 @@ class RewardModel:
     def numerics(self) -> str:
         """Everything that the bits of a score depend on besides the model: an id, equal on equal replicas."""
         kind = torch.device(self.device).type
-        unit = torch.backends.cpu.get_cpu_capability().lower() if kind == "cpu" else torch.cuda.get_device_name()
-        return f"torch{torch.__version__}-{kind}.{unit}-{self.dtype}-{self.mode}-b{BLOCK}".replace(" ", "_")
+        unit = torch.backends.cpu.get_cpu_capability().lower()
+        if kind != "cpu":
+            unit = torch.cuda.get_device_name(self.device).replace(" ", "_")
+        versions = f"torch{torch.__version__}-transformers{transformers.__version__}"
+        return f"{versions}-{kind}.{unit}-{self.dtype}-{self.mode}-b{BLOCK}"
 
     @property
     def pad_token_id(self) -> int | None:
@@ -134,12 +136,13 @@ class RewardModel:
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Attributes (N, A) fp32, with gradients where they are enabled; row i belongs to `batch.indices[i]`."""
-        return apply_head(self.module, self.trunk(batch))
+        output = self.trunk(batch)
+        return output if self.trunk.gives_scores else apply_head(self.module, output)
 
     @torch.inference_mode()
     def score_encoded(self, items: Sequence[Encoded], *, token_budget: int = 4096) -> NDArray[np.float32]:
         """Attributes (N, A) fp32 in the caller's order, without gradients."""
-        scores = np.empty((len(items), final_layer(self.module).out_features), dtype=np.float32)
+        scores = np.empty((len(items), len(self.contract.head.attributes)), dtype=np.float32)
         for groups in split_by_budget(group_items(items, share=self.shares_prompt), token_budget):
             batch = pack(groups)
             scores[batch.indices] = self.forward(batch).cpu().numpy()
@@ -191,9 +194,13 @@ def _load_module(directory: Path, contract: RewardContract) -> nn.Module:
 def _check_contract(module: nn.Module, contract: RewardContract, directory: Path) -> None:
     if type(module).__name__ != contract.architecture:
         raise ContractError(f"{directory} holds {type(module).__name__}, the contract says {contract.architecture}")
-    outputs = final_layer(module).out_features
+    outputs = int(module.config.num_labels)  # type: ignore[union-attr, arg-type]
     if outputs != len(contract.head.attributes):
         raise ContractError(f"the head has {outputs} outputs, the contract names {len(contract.head.attributes)}")
+
+
+def _given(**options: str | None) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -2,7 +2,8 @@
 
 A directory is written beside its final name, every file is synced, and one rename makes it visible: a crash
 leaves the old checkpoint or the new one, never a mixture. `reward.json` holds the sha256 of every other file,
-because a flipped bit in a weight file loads without an error.
+because a flipped bit in a weight file loads without an error. Where a checkpoint is replaced, the old one is set aside
+under a hidden name for the moment between two renames.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,11 +55,12 @@ def hash_file(path: Path) -> FileEntry:
     return FileEntry(digest.hexdigest(), path.stat().st_size)
 
 
-def hash_files(directory: Path) -> dict[str, FileEntry]:
-    """Every file of a checkpoint directory but the contract itself."""
+def hash_files(directory: Path, patterns: Iterable[str] = ("*",)) -> dict[str, FileEntry]:
+    """The files of a checkpoint directory that match one of the patterns, but not the contract itself."""
+    found = {path for pattern in patterns for path in directory.rglob(pattern)}
     return {
         path.relative_to(directory).as_posix(): hash_file(path)
-        for path in sorted(directory.rglob("*"))
+        for path in sorted(found)
         if path.is_file() and path.name != FILE_NAME
     }
 

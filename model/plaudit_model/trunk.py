@@ -18,7 +18,8 @@ from transformers import AttentionInterface
 
 from plaudit_kernels import BLOCK, TilePlan, packed_attention, plan_tiles
 
-from .heads import last_hidden_state
+from .heads import is_known, last_hidden_state
+from .last_layer import pooled_layer
 from .packing import PackedBatch
 
 ATTENTION = "plaudit_packed"
@@ -31,20 +32,21 @@ class Family:
     """What the packed trunk needs to know of an architecture."""
 
     causal: bool
-    token_types: bool
 
 
 FAMILIES = {
-    "llama": Family(causal=True, token_types=False),
-    "qwen3": Family(causal=True, token_types=False),
-    "bert": Family(causal=False, token_types=True),
+    "llama": Family(causal=True),
+    "qwen3": Family(causal=True),
+    "bert": Family(causal=False),
 }
 
 
 class Trunk(Protocol):
-    """Hidden states (N, d) at the pooled token of each sequence of a batch, in the batch's order."""
+    """Hidden states (N, d) at the pooled token of each sequence of a batch, in the batch's order; or, if
+    `gives_scores`, the attributes (N, A) fp32 themselves."""
 
     shares_prompt: bool
+    gives_scores: bool
     reason: str
 
     def __call__(self, batch: PackedBatch) -> torch.Tensor: ...
@@ -53,6 +55,8 @@ class Trunk(Protocol):
 class PackedTrunk:
     """No padding. In exact mode the token axis is rounded up to whole blocks of rows, which belong to a
     segment of their own: matrix products choose another kernel for very few rows, and with it other bits."""
+
+    gives_scores = False
 
     def __init__(self, module: nn.Module, family: Family, *, exact: bool) -> None:
         self._module = module
@@ -66,18 +70,36 @@ class PackedTrunk:
         device = next(self._module.parameters()).device
         rows = with_padding_segment(batch) if self._exact else batch
         plan = plan_tiles(rows.segments, rows.tokens, causal=self._family.causal).to(device)
-        arguments: dict[str, Any] = {"use_cache": False} if self._family.causal else {}
-        if self._family.token_types:
-            arguments["token_type_ids"] = _row(rows.type_ids, device)
-        arguments |= {"input_ids": _row(rows.input_ids, device), "position_ids": _row(rows.position_ids, device)}
-        hidden = last_hidden_state(self._module, plan=plan, **arguments)[0]
-        pool = rows.pool_last if self._family.causal else rows.pool_first
-        return hidden.index_select(0, torch.from_numpy(pool).to(device))
+        inputs = {"input_ids": _row(rows.input_ids, device), "position_ids": _row(rows.position_ids, device)}
+        if self._family.causal:
+            return self._decode(inputs, plan, rows, device)
+        inputs["token_type_ids"] = _row(rows.type_ids, device)
+        hidden = last_hidden_state(self._module, plan=plan, **inputs)[0]
+        return hidden.index_select(0, torch.from_numpy(rows.pool_first).to(device))
+
+    def _decode(
+        self, inputs: dict[str, torch.Tensor], plan: TilePlan, rows: PackedBatch, device: torch.device
+    ) -> torch.Tensor:
+        """All layers but the last over all rows, the last over the pooled ones, rounded up to whole blocks."""
+        base: Any = self._module.base_model
+        *body, last = base.layers
+        hidden = base.embed_tokens(inputs["input_ids"])
+        rotary = base.rotary_emb(hidden, inputs["position_ids"])
+        for layer in body:
+            hidden = layer(hidden, attention_mask=None, position_embeddings=rotary, plan=plan)
+        count = len(rows.pool_last)
+        pool = torch.from_numpy(np.resize(rows.pool_last, _whole(count)) if self._exact else rows.pool_last)
+        pooled_plan = plan_tiles(rows.segments, rows.tokens, causal=True, only=rows.pool_last).to(device)
+        cos, sin = rotary
+        pooled = pooled_layer(last, hidden[0], (cos[0], sin[0]), pooled_plan, pool.to(device), count)
+        output: torch.Tensor = base.norm(pooled)[:count]
+        return output
 
 
 class PaddedTrunk:
     """The architecture's own forward over right-padded rows; in exact mode one sequence at a time, so that
-    its shape, and with it every bit, depends on the sequence alone."""
+    its shape, and with it every bit, depends on the sequence alone. A head that is not known to us is left to the
+    architecture too."""
 
     shares_prompt = False
 
@@ -85,6 +107,7 @@ class PaddedTrunk:
         self._module = module
         self._causal = causal
         self._exact = exact
+        self.gives_scores = not is_known(module)
         self._types = int(getattr(module.config, "type_vocab_size", 0) or 0) > 1
         self.reason = f"padded: {reason}"
 
@@ -104,6 +127,9 @@ class PaddedTrunk:
         arguments = {"input_ids": ids, "attention_mask": torch.arange(ids.shape[1], device=device) < lengths[:, None]}
         if self._types:
             arguments["token_type_ids"] = types
+        if self.gives_scores:
+            scores: torch.Tensor = self._module(**arguments).logits.float()
+            return scores
         hidden = last_hidden_state(self._module, **arguments)
         return hidden[torch.arange(len(sequences), device=device), lengths - 1 if self._causal else 0]
 
@@ -154,6 +180,10 @@ def _unpackable(config: Any, family: Family | None) -> str:
         return "sliding-window layers"
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     return "" if rope in _STATIC_ROPE else f"rope type {rope} depends on the longest sequence of the batch"
+
+
+def _whole(count: int) -> int:
+    return -(-count // BLOCK) * BLOCK
 
 
 def _row(values: NDArray[np.int64], device: torch.device) -> torch.Tensor:

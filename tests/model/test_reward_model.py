@@ -15,7 +15,6 @@ from plaudit_model.encode import Encoded
 from plaudit_model.errors import CheckpointError, ContractError
 from plaudit_model.oracle import PlainModel, agreement
 from plaudit_model.packing import group_items, pack
-from plaudit_model.proof import prove
 from plaudit_model.records import Conversation, Message
 from plaudit_model.reward_model import RewardModel
 
@@ -152,11 +151,35 @@ def test_a_contract_that_contradicts_the_weights_is_refused(reward_model_dir: Mo
 def test_the_self_test_sees_a_wrong_attention(reward_model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch) -> None:
     from plaudit_model import trunk
 
-    model = RewardModel.load(reward_model_dir("qwen3"))
     right = trunk.packed_attention
     monkeypatch.setattr(trunk, "packed_attention", lambda *args, scale: right(*args, scale=scale * 1.1))
     with pytest.raises(ContractError, match="plain model"):
-        prove(model)
+        RewardModel.load(reward_model_dir("qwen3"))
+
+
+FOREIGN = ["roberta", "deberta-v2", "modernbert", "distilbert"]
+
+
+@pytest.mark.parametrize("family", FOREIGN)
+def test_any_other_architecture_keeps_its_own_head(foreign_dir: ModelDir, family: str) -> None:
+    directory = foreign_dir(family)
+    plain, model = PlainModel(directory), RewardModel.load(directory)
+    assert "padded" in model.path_reason and not model.shares_prompt
+    encoded = [model.encoder.encode(prompt, response) for prompt, response in conversations()]
+    scores = model.score_encoded(encoded)[:, 0]
+    assert agreement(scores, plain.score(conversations())[:, 0], "float32").holds
+    alone = np.concatenate([model.score_encoded([item]) for item in encoded])
+    assert np.array_equal(scores, alone[:, 0])
+    with pytest.raises(ContractError, match="float32"):
+        RewardModel.load(directory, dtype="bfloat16")
+    with pytest.raises(ContractError, match="cannot be trained yet"):
+        RewardModel.from_base(directory, seed=0)
+
+
+@pytest.mark.parametrize("options", [{"mode": "Exact"}, {"dtype": "fp16"}])
+def test_a_misspelt_dtype_or_mode_is_refused(reward_model_dir: ModelDir, options: dict[str, str]) -> None:
+    with pytest.raises(ContractError, match="must be one of"):
+        RewardModel.load(reward_model_dir("qwen3"), **options)
 
 
 def test_not_a_number_never_leaves_the_model(reward_model_dir: ModelDir, tmp_path: Path) -> None:
