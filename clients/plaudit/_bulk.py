@@ -8,10 +8,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ._jsonl import ABOUT, Row, result_line
+from ._jsonl import ABOUT, Row, could_begin, result_line
 from ._scorers import Scorer
 from .errors import InvalidInput, RevisionChanged
 from .types import Identity, ItemError, ScoreResult
@@ -52,18 +53,21 @@ class Done:
     error: ItemError | None
 
 
-def take_up(out: Path, rows: Iterator[Row], prefix: str = "") -> Tally:
-    """What an earlier run has left in `out`; its rows are taken from `rows`, a torn last line is cut off.
+def take_up(out: Path, rows: Iterator[Row], prefix: str = "") -> tuple[Tally, Iterator[Row]]:
+    """What an earlier run has left in `out`, and the rows that are still to be scored; a torn last line is cut off.
 
-    Raises InvalidInput, and changes nothing, unless every complete line was made from the row in its place.
+    Raises InvalidInput, and changes nothing, unless every line was made from the row in its place, the torn one too.
     """
     tally, complete = Tally(), 0
     with out.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
+            row = next(rows, None)
             if not line.endswith(b"\n"):
+                if row is None or not could_begin(line, row, prefix):
+                    raise InvalidInput(f"{out}:{number} is no torn line of this run; choose another --out")
+                rows = chain([row], rows)
                 break
             value = _result(line, prefix)
-            row = next(rows, None)
             if row is None or value is None or value[prefix + ABOUT].get("row_sha256") != row.sha256:
                 raise InvalidInput(f"{out}:{number} was not made from the row in its place; choose another --out")
             tally.admit(_identity(value[prefix + ABOUT]))
@@ -72,7 +76,7 @@ def take_up(out: Path, rows: Iterator[Row], prefix: str = "") -> Tally:
             tally.earlier = tally.rows = number
     with out.open("r+b") as file:
         file.truncate(complete)
-    return tally
+    return tally, rows
 
 
 def score_rows(rows: Iterable[Row], scorer: Scorer, tally: Tally, *, size: int, prefix: str = "") -> Iterator[Done]:

@@ -66,6 +66,13 @@ def result_line(row: Row, results: Sequence[ScoreResult], identity: Identity | N
     return encode({**row.value, **{prefix + key: value for key, value in fields.items()}}) + b"\n"
 
 
+def could_begin(torn: bytes, row: Row, prefix: str = "") -> bool:
+    """Whether `torn` may be the beginning of the row's output line: its own fields, then the first of ours."""
+    own = encode(row.value)[:-1]
+    head = own + (b"," if row.value else b"") + b'"' + prefix.encode("utf-8", "surrogatepass") + b"score"
+    return head.startswith(torn) or torn.startswith(head)
+
+
 def open_input(source: str) -> AbstractContextManager[BinaryIO]:
     """The lines of a file, of a gzip'd file, or of standard input for `-`. Raises InvalidInput."""
     if source == STANDARD:

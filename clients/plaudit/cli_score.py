@@ -58,7 +58,10 @@ def score(
 
     with open_input(source) as lines:
         rows = read_rows(lines, prefix)
-        tally = take_up(Path(out), rows, prefix) if out != STANDARD and Path(out).exists() else Tally()
+        tally = Tally()
+        if out != STANDARD and Path(out).is_file():
+            _refuse_same(source, out)
+            tally, rows = take_up(Path(out), rows, prefix)
         with (
             open_scorer(
                 url,
@@ -80,6 +83,14 @@ def score(
     _summarise(tally, as_json, to_stdout=out != STANDARD)
     if tally.failed:
         raise typer.Exit(1)
+
+
+def _refuse_same(source: str, out: str) -> None:
+    from ._jsonl import STANDARD
+    from .errors import InvalidInput
+
+    if source != STANDARD and Path(source).exists() and Path(source).samefile(out):
+        raise InvalidInput(f"{out} is the input; choose another --out")
 
 
 def rank(

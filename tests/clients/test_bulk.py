@@ -40,7 +40,8 @@ def lines(count: int) -> list[bytes]:
 def write(out: Path, source: list[bytes], scorer: Any, *, size: int = 4, tally: Tally | None = None) -> Tally:
     """One run of `plaudit score`, without the command line."""
     rows = read_rows(source)
-    tally = tally or (take_up(out, rows) if out.exists() else Tally())
+    if tally is None:
+        tally, rows = take_up(out, rows) if out.exists() else (Tally(), rows)
     with out.open("ab") as sink:
         for done in score_rows(rows, scorer, tally, size=size):
             sink.write(done.line)
@@ -148,3 +149,24 @@ def test_an_error_of_a_job_is_the_callers() -> None:
     assert next(results) == (1, 1.0)
     with pytest.raises(ZeroDivisionError):
         next(results)
+
+
+@pytest.mark.parametrize("precious", [b'{"text": "xx"', b'{"my":"minified json"}', b'{"text":"x', b'{"text":""}'])
+def test_a_file_that_is_no_torn_output_is_left_alone(tmp_path: Path, precious: bytes) -> None:
+    out = tmp_path / "out"
+    out.write_bytes(precious)
+    with pytest.raises(InvalidInput, match="choose another --out"):
+        take_up(out, read_rows(lines(3)))
+    assert out.read_bytes() == precious
+
+
+def test_a_torn_line_is_cut_wherever_it_was_torn(tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    write(whole, lines(3), Scorer())
+    expected = whole.read_bytes()
+    start = expected.index(b"\n") + 1
+    for cut in range(start + 1, expected.index(b"\n", start) + 1):
+        out = tmp_path / "out"
+        out.write_bytes(expected[:cut])
+        write(out, lines(3), Scorer())
+        assert out.read_bytes() == expected
