@@ -62,7 +62,7 @@ def trained(folder: Path, seed: int, options: list[str]) -> float:
         dev = [str(folder / "dev.jsonl.gz"), *reading, "--strict-ids", str(folder / "dev.strict_ids.txt.gz")]
         evaluate = [PLAUDIT, "eval", f"{out}/run/model", *dev, "--cluster", "response", "--json"]
         result = json.loads(subprocess.run(evaluate, check=True, capture_output=True, text=True).stdout)
-    record(f"MiniLM seed {seed}", result["accuracy"], result["ece"]["value"], seconds)
+    record(f"MiniLM seed {seed}: {' '.join(options)}", result["accuracy"], result["ece"]["value"], seconds)
     return float(result["accuracy"]["value"])
 
 

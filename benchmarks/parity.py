@@ -22,13 +22,13 @@ import httpx2
 import numpy as np
 import rows
 from numpy.typing import NDArray
-from plaudit_training.sources import ReadOptions, load
 from processes import free_port, plaudit_command, serving
 from shapes import write_decoder_25m
 
 from plaudit_model.oracle import PlainModel, agreement
 from plaudit_model.records import Conversation
 from plaudit_model.reward_model import RewardModel
+from plaudit_training.sources import ReadOptions, load
 
 Scores = NDArray[np.float32]
 DATA = Path(os.environ.get("PLAUDIT_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
