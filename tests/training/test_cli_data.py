@@ -40,6 +40,12 @@ def test_inspect_says_what_became_of_every_row(data: Path) -> None:
     assert not Path("quarantine.jsonl").exists()
 
 
+def test_an_id_is_no_markup(data: Path) -> None:
+    data.write_text("id,prompt,chosen,rejected\n[/x],which?,this,that\n")
+    result = RUNNER.invoke(app, ["inspect", str(data)], catch_exceptions=False)
+    assert result.exit_code == 0 and "first record: [/x]" in result.output
+
+
 def test_json_is_one_object_on_stdout(data: Path) -> None:
     result = RUNNER.invoke(app, ["inspect", str(data), *MAPPED, "--ties", "drop", "--json"], catch_exceptions=False)
     said = json.loads(result.stdout)

@@ -44,10 +44,13 @@ def test_a_difference_beyond_the_exponential_stays_finite() -> None:
     assert loss.item() == 1e4
 
 
-@given(scores, scores, shares)
-def test_the_soft_label_is_a_mixture_of_the_two_hard_ones(first: float, second: float, share: float) -> None:
-    soft = soft_bradley_terry(*one(first, second, share))
-    hard = share * bradley_terry(*one(first, second)) + (1 - share) * bradley_terry(*one(second, first))
+@given(scores, scores, shares, st.floats(0, 3))
+def test_the_soft_label_is_a_mixture_of_the_two_hard_ones(
+    first: float, second: float, share: float, margin: float
+) -> None:
+    soft = soft_bradley_terry(*one(first, second, share, margin))
+    z = torch.tensor(first - second - margin, dtype=torch.float64)
+    hard = -share * logsigmoid(z) - (1 - share) * logsigmoid(-z)
     assert soft.item() == pytest.approx(hard.item(), rel=1e-9, abs=1e-12)
 
 

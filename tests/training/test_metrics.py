@@ -78,7 +78,6 @@ def ece_by_hand(delta: Floats, temperature: float) -> float:
 @pytest.mark.parametrize("n", [4, 15, 47, 1000])
 def test_ece_is_the_mean_gap_of_equal_mass_bins(n: int) -> None:
     delta = normal(n)
-    assert metrics.expected_calibration_error(judged(delta), 0.8) == pytest.approx(ece_by_hand(delta, 0.8), rel=1e-9)
     assert values(judged(delta), 0.8)["ece"] == pytest.approx(ece_by_hand(delta, 0.8), rel=1e-9)
 
 
@@ -91,8 +90,8 @@ def calibrated(n: int, temperature: float) -> Floats:
 
 def test_a_calibrated_model_has_no_calibration_error_at_its_temperature() -> None:
     delta = calibrated(40_000, 2.5)
-    assert metrics.expected_calibration_error(judged(delta), 2.5) < 0.015
-    assert metrics.expected_calibration_error(judged(delta), 1.0) > 0.05
+    right, wrong = values(judged(delta), 2.5)["ece"], values(judged(delta), 1.0)["ece"]
+    assert right is not None and wrong is not None and right < 0.015 and wrong > 0.05
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])

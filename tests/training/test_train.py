@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from io import StringIO
@@ -310,6 +311,41 @@ def test_early_stopping_keeps_the_best(make_task: Callable[..., Task], tmp_path:
     assert again.metrics["nll"].value == values[best - 1], "the model has the weights of the best evaluation"
 
 
+EARLY: dict[str, Any] = {
+    "optim__learning_rate": 0.3, "optim__warmup_ratio": 1.0, "evaluation__every": 1, "evaluation__patience": 2,
+    "optim__num_train_epochs": 6, "checkpoint__every": 100,
+}  # fmt: skip
+
+
+def test_the_best_is_kept_though_it_could_not_be_saved(
+    make_task: Callable[..., Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    task, real = make_task(settings(**EARLY)), checkpoint.save
+    run(task, tmp_path / "whole")
+    best = min(events(tmp_path / "whole", "evaluation"), key=lambda event: float(event["nll"]))["step"]
+
+    def failing(root: Path, snapshot: Snapshot, **kwargs: Any) -> Path:
+        if snapshot.step == best:
+            failing_for_good()
+        return real(root, snapshot, **kwargs)
+
+    monkeypatch.setattr(checkpoint, "save", failing)
+    other = make_task(settings(**EARLY))
+    run(other, tmp_path / "failing")
+    assert f"no checkpoint at step {best}" in caplog.text and weights(other) == weights(task)
+    late = make_task(settings(**EARLY))
+    run(late, tmp_path / "failing")
+    assert f"not of step {best}, the best evaluation" in caplog.text, "a new process has them no more, and says so"
+
+
+def test_a_run_that_cannot_be_saved_as_it_gives_way_says_so(
+    make_task: Callable[..., Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "save", lambda *args, **kwargs: failing_for_good())
+    with pytest.raises(Interrupted, match=r"could not be saved \(no step is saved\); go on with --resume"):
+        run(make_task(settings()), tmp_path, StopAt(3))
+
+
 def test_margins_and_votes_reach_the_loss(make_task: Callable[..., Task], tmp_path: Path) -> None:
     task = make_task(settings())
     wide = replace(task, train=[
@@ -346,6 +382,19 @@ def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(
     assert [step for step, _ in collector.seen] == [1, 2, 3]
     assert "train/loss" in collector.seen[0][1] and "train/tokens_per_second" in collector.seen[0][1]
     assert "Collector failed" in caplog.text
+
+
+def test_a_tracker_that_does_not_start_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "wandb.py").write_text("def init(**kwargs):\n    raise ConnectionError('no route to the tracker')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    trackers = make(("wandb", "mlflow"), tmp_path, {}, 0)
+    trackers.log(1, {"train/loss": 0.5})
+    trackers.close()
+    assert "wandb could not be started and is left out: no route" in caplog.text
+    assert "mlflow, which is not installed and is left out" in caplog.text
 
 
 def test_tensorboard_files_hold_the_numbers(make_task: Callable[..., Task], tmp_path: Path) -> None:

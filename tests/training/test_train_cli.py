@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -82,7 +83,7 @@ def test_a_run_leaves_a_model_with_its_contract(out: Path) -> None:
     assert lineage["data"]["records"] + lineage["data"]["eval_records"] == lineage["data"]["reports"]["train"]["used"]
     assert lineage["data"]["reports"]["train"]["quarantined"]["total"] == 0
     assert len(lineage["data"]["fingerprint"]) == 64 and lineage["versions"]["torch"] == torch.__version__
-    assert lineage["steps"] > 0 and lineage["base"]["name"].startswith("/")
+    assert "working_directory_commit" in lineage and lineage["steps"] > 0 and lineage["base"]["name"].startswith("/")
 
 
 def test_plain_transformers_loads_the_model_and_agrees(out: Path) -> None:
@@ -204,6 +205,23 @@ def test_a_missing_file_is_an_error_of_the_data(plaudit: Commands, tmp_path: Pat
 def test_eval_refuses_what_is_no_reward_model(plaudit: Commands, files: Path, tmp_path: Path) -> None:
     assert plaudit.run("eval", tmp_path, files / "eval.jsonl") == 78
     error(plaudit)
+
+
+def test_a_dry_run_fits_no_starter_and_touches_no_run(plaudit: Commands, files: Path) -> None:
+    home, run = plaudit.folder / "home", plaudit.folder / "home" / "starter-run"
+    run.mkdir(parents=True)
+    (run / "run.toml").write_text("seed = 7\n")
+    small = ["--set", "data.starter_records=60", "--eval-share", "0.2"]
+    assert plaudit.run("train", "starter", "--dry-run", *small) == 0, plaudit.stderr
+    assert "would be fitted" in plaudit.stdout and "plan:" in plaudit.stdout
+    assert plaudit.run("train", files / "train.jsonl", "--dry-run") == 0, plaudit.stderr
+    assert "would first be fitted" in plaudit.stdout and "plan:" in plaudit.stdout
+    assert plaudit.run("train", files / "absent.jsonl") == 65 and "absent.jsonl" in error(plaudit)
+    assert [path.name for path in home.rglob("*")] == ["starter-run", "run.toml"]
+    with (run / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert plaudit.run("train", "starter", *small) == 2 and "another process" in error(plaudit)
+    assert (run / "run.toml").read_text() == "seed = 7\n", "a live run is left alone"
 
 
 def test_the_starter_is_fitted_once_and_is_the_default_base(plaudit: Commands, files: Path) -> None:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from plaudit_training import config_toml
 from plaudit_training.config import BOUNDS, ConfigError, RunConfig, flatten, get, help_of
-from plaudit_training.prepare import learning_rate, resolve
-from plaudit_training.run import RunExists, discard, settle
+from plaudit_training.prepare import learning_rate, read_data, resolve
+from plaudit_training.run import RunExists, discard, keep, settle
 
 texts = st.text(st.characters(blacklist_categories=["Cs"]), max_size=20)
 
@@ -59,6 +59,7 @@ def test_what_is_absent_has_its_default(tmp_path: Path) -> None:
         ("seed = -1", "seed must lie in 0"),
         ("[checkpoint]\nkeep = 1", "checkpoint.keep must lie in 2"),
         ("[evaluation]\npatience = 2", "evaluation.patience needs evaluation.every"),
+        ("[data]\neval_strict_ids = 'ids.txt'", "data.eval_strict_ids needs data.eval"),
         ("report_to = ['email']", "report_to: expected tensorboard, wandb or mlflow"),
         ("seed =", "is not TOML"),
     ],
@@ -125,11 +126,38 @@ def test_resuming_takes_the_configuration_of_the_run(tmp_path: Path) -> None:
         settle(dataclasses.replace(RunConfig(), seed=4), tmp_path, resume=True)
 
 
+def test_the_configuration_of_a_run_is_written_at_once_and_once(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    keep(RunConfig(), path)
+    before = path.stat()
+    keep(RunConfig(), path)
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    keep(dataclasses.replace(RunConfig(), seed=3), path)
+    assert config_toml.read(path).seed == 3 and path.stat().st_ino != before.st_ino, "replaced, not rewritten"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_strict_ids_are_of_the_training_files(tmp_path: Path) -> None:
+    row = '{{"id": "{0}", "prompt": "{0}?", "chosen": "yes", "rejected": "no"}}\n'
+    for name, ids in (("train", "ab"), ("eval", "cd")):
+        (tmp_path / f"{name}.jsonl").write_text("".join(map(row.format, ids)))
+        (tmp_path / f"{name}.txt").write_text(f"{ids[0]}\n")
+    paths = {f"data.{name}": [str(tmp_path / f"{name}.jsonl")] for name in ("train", "eval")}
+    changes = paths | {"data.strict_ids": str(tmp_path / "train.txt")}
+    data = read_data(config_toml.override(RunConfig(), changes), tmp_path)
+    assert [len(data.train), len(data.held_out)] == [1, 2]
+    changes |= {"data.eval_strict_ids": str(tmp_path / "eval.txt")}
+    data = read_data(config_toml.override(RunConfig(), changes), tmp_path)
+    assert [record.id for record in (*data.train, *data.held_out)] == ["a", "c"]
+
+
 def test_only_a_run_is_discarded(tmp_path: Path) -> None:
     stored(tmp_path)
     (tmp_path / "thesis.tex").write_text("three years")
     with pytest.raises(RunExists, match=r"thesis\.tex"):
         discard(tmp_path)
     (tmp_path / "thesis.tex").unlink()
+    (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
+    (tmp_path / ".lock").touch()
     discard(tmp_path)
-    assert not tmp_path.exists()
+    assert [entry.name for entry in tmp_path.iterdir()] == [".lock"], "whoever deletes a run holds its lock"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -98,15 +98,27 @@ class Callbacks:
 
 
 def check(names: Sequence[str]) -> None:
-    """Raise ConfigError for a tracker that is not installed, but for tensorboard, the default: that is left out."""
+    """Raise ConfigError for a tracker that is not installed, but for tensorboard, the default: `make` leaves it out."""
     for name in names:
         if name != "tensorboard" and not _installed(name):
             raise ConfigError(f"report_to names {name}, which is not installed: pip install {name}")
 
 
 def make(names: Sequence[str], out: Path, config: Mapping[str, Any], step: int) -> Callbacks:
-    """The callbacks of `report_to` that are installed, for a run that stands at `step`."""
-    return Callbacks([_make(name, out, config, step) for name in names if _installed(name)])
+    """The callbacks of `report_to`, for a run that stands at `step`. One that is not installed or does not start is
+    named in a warning and left out."""
+    return Callbacks(list(_started(names, out, config, step)))
+
+
+def _started(names: Sequence[str], out: Path, config: Mapping[str, Any], step: int) -> Iterator[Callback]:
+    for name in names:
+        if not _installed(name):
+            LOG.warning("report_to names %s, which is not installed and is left out: pip install %s", name, name)
+            continue
+        try:
+            yield _make(name, out, config, step)
+        except Exception as error:  # a tracker must not cost a training run
+            LOG.warning("%s could not be started and is left out: %s", name, error)
 
 
 def _installed(name: str) -> bool:

@@ -25,7 +25,8 @@ FIELDS = {
     "max_length": "model.max_length", "dtype": "model.dtype", "device": "model.device",
     "eval_every": "evaluation.every", "patience": "evaluation.patience", "report_to": "report_to",
     "allow": "data.allow", "format": "data.format", "columns": "data.columns", "labels": "data.labels",
-    "strict_ids": "data.strict_ids", "ties": "data.ties", "max_bad_rows": "data.max_bad_rows",
+    "strict_ids": "data.strict_ids", "eval_strict_ids": "data.eval_strict_ids", "ties": "data.ties",
+    "max_bad_rows": "data.max_bad_rows",
 }  # fmt: skip
 
 
@@ -62,6 +63,7 @@ def train(
     columns: Annotated[str | None, typer.Option(help="ours=theirs,...; " + help_of("data.columns"))] = None,
     labels: Annotated[str | None, typer.Option(help="theirs=ours,...; " + help_of("data.labels"))] = None,
     strict_ids: Annotated[str | None, field("--strict-ids", "data.strict_ids")] = None,
+    eval_strict_ids: Annotated[str | None, field("--eval-strict-ids", "data.eval_strict_ids")] = None,
     ties: Annotated[str | None, field("--ties", "data.ties")] = None,
     max_bad_rows: Annotated[int | None, field("--max-bad-rows", "data.max_bad_rows")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="any other key of run.toml: KEY=VALUE")] = None,
@@ -98,7 +100,7 @@ def evaluate(
     format: Annotated[str, typer.Option(help=help_of("data.format"))] = "auto",
     columns: Annotated[str, typer.Option(help="ours=theirs,...; " + help_of("data.columns"))] = "",
     labels: Annotated[str, typer.Option(help="theirs=ours,...; " + help_of("data.labels"))] = "",
-    strict_ids: Annotated[Path | None, typer.Option(help=help_of("data.strict_ids"))] = None,
+    strict_ids: Annotated[Path | None, typer.Option(help="file of ids, one a line: only rows with these")] = None,
     ties: Annotated[str, typer.Option(help=help_of("data.ties"))] = "half",
     max_bad_rows: Annotated[int, typer.Option(help=help_of("data.max_bad_rows"), min=0)] = 0,
     quarantine: Annotated[Path | None, typer.Option(help="file that lists bad rows")] = None,
@@ -148,7 +150,7 @@ def _train(file: Path | None, out: Path | None, changes: Mapping[str, Any], *, r
     out = out or _default_out(config.data.train)
     config = settle(config, out, resume=resume)
     if config.model.base == STARTER:
-        starter_fit.fit(None, {}, _console(), if_missing=True)
+        config = starter_fit.as_base(config, _console(), dry_run=dry_run)
     train_run(config, out, _console(), dry_run=dry_run)
 
 

@@ -102,7 +102,8 @@ def _show_record(record: Record) -> None:
     """How the first row was understood."""
     from rich.table import Table
 
-    table = Table(title=f"first record: {record.id}", show_header=False, title_justify="left")
+    title = Text(f"first record: {record.id}", style="table.title")
+    table = Table(title=title, show_header=False, title_justify="left")
     for message in record.prompt:
         table.add_row(f"prompt ({message.role})", Text(_shortened(message.content)))
     for index, response in enumerate(record.responses):

@@ -38,7 +38,8 @@ class DataConfig:
     format: str = option("auto", "format of the files; auto: by their columns")
     columns: dict[str, str] = option({}, "our column = theirs, for files that name them differently")
     labels: dict[str, str] = option({}, "their label = a, b or tie, for files that name the winner otherwise")
-    strict_ids: str | None = option(None, "file of ids, one a line: only rows with these are used")
+    strict_ids: str | None = option(None, "file of ids, one a line: only training rows with these are used")
+    eval_strict_ids: str | None = option(None, "the same for the files to evaluate on")
     ties: Literal["drop", "half", "keep"] = option(
         "half", "comparisons without a winner: train towards 0.5, drop them, or keep their votes"
     )
@@ -142,6 +143,8 @@ class RunConfig:
                 raise ConfigError(f"{path} must lie in {low:g}..{high:g}, got {value}")
         if self.evaluation.patience and not self.evaluation.every:
             raise ConfigError("evaluation.patience needs evaluation.every: nothing is evaluated on the way")
+        if self.data.eval_strict_ids and not self.data.eval:
+            raise ConfigError("data.eval_strict_ids needs data.eval: what is held out is of the training rows")
         if unknown := sorted(set(self.report_to) - {"tensorboard", "wandb", "mlflow"}):
             raise ConfigError(f"report_to: expected tensorboard, wandb or mlflow, got {unknown[0]!r}")
 

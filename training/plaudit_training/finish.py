@@ -68,12 +68,13 @@ def finish(task: Task, progress: Progress, lineage: Mapping[str, Any], directory
 
 
 def lineage(task: Task, base: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """Where the model comes from: everything that is needed to make it again."""
+    """Where the model comes from: everything that is needed to make it again. `working_directory_commit` is that of
+    the repository the run was started in, the user's own: plaudit itself is under `versions`."""
     return {
         "base": dict(base),
         "data": dict(data),
         "config": to_dict(task.config),
-        "commit": _commit(),
+        "working_directory_commit": _working_directory_commit(),
         "versions": {
             name: metadata.version(name) for name in ("plaudit", "torch", "transformers", "tokenizers", "numpy")
         }
@@ -83,8 +84,16 @@ def lineage(task: Task, base: Mapping[str, Any], data: Mapping[str, Any]) -> dic
 
 def write_report(path: Path, report: Mapping[str, Any]) -> None:
     """`report.json`, written last and at once: where it is, the run is finished."""
+    write_whole(path, json.dumps(report, indent=2) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file at once: a kill leaves the old one or the new one, never a part."""
     hidden = path.with_name(f".{path.name}.writing")
-    hidden.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    with hidden.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(hidden, path)
 
 
@@ -116,7 +125,7 @@ def _require_same(task: Task, directory: Path, probe: Sequence[Example], scores:
         )
 
 
-def _commit() -> str | None:
+def _working_directory_commit() -> str | None:
     """The commit of the repository that the run was started in, if it was."""
     try:
         found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)

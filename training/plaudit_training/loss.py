@@ -48,8 +48,8 @@ def soft_bradley_terry(chosen_C: Tensor, rejected_C: Tensor, share_C: Tensor, ma
     The cross-entropy of sigmoid(z) with the share of votes for the chosen response (soft labels, Wang et al.
     2401.06080 section 2); 1 gives `bradley_terry`, 0.5 is a tie.
     """
-    z_C = _wide(chosen_C) - _wide(rejected_C) - margin_C
-    return share_C * softplus(-z_C) + (1 - share_C) * softplus(z_C)
+    won_C, lost_C = bradley_terry(chosen_C, rejected_C, margin_C), bradley_terry(rejected_C, chosen_C, -margin_C)
+    return share_C * won_C + (1 - share_C) * lost_C
 
 
 def smooth(share_C: Tensor, label_smoothing: float) -> Tensor:

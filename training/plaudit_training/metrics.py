@@ -55,7 +55,8 @@ def evaluate(judged: Judged, *, temperature: float = 1.0, bootstrap: int = 1000,
     """Every metric by name. Deterministic for a seed.
 
     accuracy: strictly chosen > rejected, an equal score is wrong, as RewardBench counts; tie_rate: equal
-    scores; nll, brier: of sigmoid(delta / temperature); ece: `expected_calibration_error`; margin: mean delta;
+    scores; nll, brier: of sigmoid(delta / temperature); ece: expected calibration error, the mean
+    over 15 equal-mass bins of |mean confidence - accuracy| (Naeini et al. 2015); margin: mean delta;
     accuracy_chosen_longer and accuracy_rejected_longer: the same accuracy where that response has more tokens.
     """
     names, tops, bottoms = _ratios(judged, temperature)
@@ -144,12 +145,8 @@ def _calibration(judged: Judged, temperature: float) -> tuple[Floats, Ints]:
     return np.where(judged.decided, confidence - correct, 0.0), bins
 
 
-def expected_calibration_error(judged: Judged, temperature: float = 1.0) -> float:
-    """Mean over 15 equal-mass bins of |mean confidence - accuracy| (Naeini et al. 2015). NaN without winners."""
-    return _binned(*_calibration(judged, temperature), np.ones(len(judged.share)))
-
-
 def _binned(errors: Floats, bins: Ints, weights: Floats) -> float:
+    """The calibration error of `_calibration`'s comparisons, each counted `weights` (C,) times. NaN without winners."""
     total = float(weights[bins >= 0].sum())
     if total == 0:
         return float("nan")

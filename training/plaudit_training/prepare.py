@@ -73,15 +73,24 @@ class Prepared:
         return f"{self.data['fingerprint']}:{self.data['eval_fingerprint']}"
 
 
-def prepare(config: RunConfig, out: Path) -> Prepared:
-    """Read, split, load, check, encode, resolve. Writes nothing but lists of bad rows and a scratch base.
+def check_inputs(config: RunConfig) -> None:
+    """What can be known at once, before anything is spent on it: raises DataError for a file that cannot be read,
+    ConfigError for a tracker that is not installed."""
+    callbacks.check(config.report_to)
+    if not config.data.train:
+        raise DataError("nothing to train on: name at least one file, or `starter`")
+    sources.check_files([*config.data.train, *config.data.eval])
+
+
+def prepare(config: RunConfig, out: Path, *, scratch: Path) -> Prepared:
+    """Read, split, load, check, encode, resolve. Writes nothing but lists of bad rows, in `out`, and a base that is
+    made on the spot, in `scratch`.
 
     Raises DataError and its kind for the data, ModelError for the base, OptionError and ConfigError.
     """
-    callbacks.check(config.report_to)
-    data = _read(config, out)
+    data = read_data(config, out)
     model = RewardModel.from_base(
-        _base(config, out),
+        _base(config, scratch),
         seed=config.seed,
         max_length=config.model.max_length,
         dtype="float32",
@@ -119,26 +128,26 @@ def learning_rate(parameters: int) -> tuple[float, str]:
     return next((rate, why) for least, rate, why in LEARNING_RATES if parameters >= least)
 
 
-def _read(config: RunConfig, out: Path) -> Data:
+def read_data(config: RunConfig, out: Path) -> Data:
     """The two sides: from files of their own, or by conversation."""
-    if not config.data.train:
-        raise DataError("nothing to train on: name at least one file, or `starter`")
-    train, report = sources.load(config.data.train, _options(config, out / "quarantine.jsonl"))
-    if config.data.eval:
-        held_out, other = sources.load(config.data.eval, _options(config, out / "quarantine-eval.jsonl"))
+    data = config.data
+    train, report = sources.load(data.train, _options(config, data.strict_ids, out / "quarantine.jsonl"))
+    if data.eval:
+        options = _options(config, data.eval_strict_ids, out / "quarantine-eval.jsonl")
+        held_out, other = sources.load(data.eval, options)
         return Data(train, held_out, {"train": report, "eval": other})
-    if config.data.eval_share == 0:
+    if data.eval_share == 0:
         return Data(train, [], {"train": report})
-    return Data(*split_by_conversation(train, config.data.eval_share, config.seed), {"train": report})
+    return Data(*split_by_conversation(train, data.eval_share, config.seed), {"train": report})
 
 
-def _options(config: RunConfig, quarantine: Path) -> ReadOptions:
+def _options(config: RunConfig, strict_ids: str | None, quarantine: Path) -> ReadOptions:
     data = config.data
     return ReadOptions(
         format=data.format,
         columns=data.columns,
         labels=data.labels,
-        strict_ids=Path(data.strict_ids) if data.strict_ids else None,
+        strict_ids=Path(strict_ids) if strict_ids else None,
         ties=data.ties,
         max_bad_rows=data.max_bad_rows,
         quarantine=quarantine,
@@ -147,13 +156,12 @@ def _options(config: RunConfig, quarantine: Path) -> ReadOptions:
     )
 
 
-def _base(config: RunConfig, out: Path) -> str:
-    """The base's name; one that is made on the spot is made here."""
+def _base(config: RunConfig, scratch: Path) -> str:
+    """The base's name; one that is made on the spot is made here, in `scratch`."""
     if config.model.base != SCRATCH:
         return config.model.base
-    directory = out / "base"
-    starter.write_base(directory, config.seed)
-    return str(directory)
+    starter.write_base(scratch, config.seed)
+    return str(scratch)
 
 
 def _facts(model: RewardModel) -> ModelFacts:

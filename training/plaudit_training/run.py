@@ -17,21 +17,22 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from rich.console import Console
 
 from . import callbacks, config_toml
 from .config import ConfigError, RunConfig, flatten, get
-from .finish import REPORT, Finished, finish, lineage, write_report
+from .finish import REPORT, Finished, finish, lineage, write_report, write_whole
 from .interrupt import StopRequest
-from .prepare import Prepared, prepare
+from .prepare import Prepared, check_inputs, prepare
 from .report import Display, MetricsLog, evaluation_table, print_prepared
 from .train import Outlets, Task, Trainer
 
 ENTRIES = frozenset({
     "run.toml", "metrics.jsonl", "quarantine.jsonl", "quarantine-eval.jsonl", "checkpoints", "tensorboard", "model",
-    REPORT, "base", ".lock",
+    REPORT, "base", ".lock", ".run.toml.writing", f".{REPORT}.writing",
 })  # fmt: skip
 OPEN = (None, "auto")
 """Values that a run resolves when it starts."""
@@ -68,37 +69,59 @@ def settle(config: RunConfig, out: Path, *, resume: bool) -> RunConfig:
 
 
 def discard(out: Path) -> None:
-    """Delete a run. Raises RunExists if the directory holds anything that no run writes."""
-    foreign = sorted(entry.name for entry in out.glob("*") if entry.name not in ENTRIES)
+    """Delete a run but for its lock, which the caller holds. Raises RunExists if the directory holds anything that
+    no run writes."""
+    entries = sorted(out.iterdir())
+    foreign = [entry.name for entry in entries if entry.name not in ENTRIES]
     if foreign:
         raise RunExists(f"{out} holds {foreign[0]}, which is not of a run: move it, or name another --out")
-    shutil.rmtree(out, ignore_errors=True)
+    for entry in entries:
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name != ".lock":
+            entry.unlink()
 
 
 def train_run(
-    config: RunConfig, out: Path, console: Console, *, model: Path | None = None, dry_run: bool = False
+    config: RunConfig,
+    out: Path,
+    console: Console,
+    *,
+    model: Path | None = None,
+    dry_run: bool = False,
+    fresh: bool = False,
 ) -> Finished | None:
-    """Run to the end, from the newest checkpoint if there is one; the reward model goes to `model`, by default
-    `<out>/model`. None if there was nothing to do, or only to look (`dry_run`)."""
-    if (out / REPORT).exists():
+    """Run to the end, from the newest checkpoint if there is one; `fresh` deletes an earlier run first. The reward
+    model goes to `model`, by default `<out>/model`. None if there was nothing to do, or only to look (`dry_run`)."""
+    if not fresh and (out / REPORT).exists():
         console.print(f"the run in {out} is finished: {_model_of(out)}", soft_wrap=True)
         return None
+    check_inputs(config)
     with StopRequest() as stop:
         stop.patient = False
-        prepared = prepare(config, out)
-        print_prepared(console, prepared)
         if dry_run:
+            _look(config, out, console)
             return None
         try:
             with _locked(out):
+                if fresh:
+                    discard(out)
+                prepared = prepare(config, out, scratch=out / "base")
+                print_prepared(console, prepared)
                 return _train(prepared, out, model or out / "model", console, stop)
         except OSError as error:
             raise NotWritten(f"{error}; what is in {out} is whole, go on with --resume") from error
 
 
+def _look(config: RunConfig, out: Path, console: Console) -> None:
+    """Read, check and show. Takes no lock: nothing in `out` is touched but a list of bad rows, if there are any."""
+    with TemporaryDirectory() as scratch:
+        print_prepared(console, prepare(config, out, scratch=Path(scratch)))
+
+
 def _train(prepared: Prepared, out: Path, model: Path, console: Console, stop: StopRequest) -> Finished:
     config, begun = prepared.config, time.monotonic()
-    (out / config_toml.FILE_NAME).write_text(config_toml.write(config), encoding="utf-8")
+    keep(config, out / config_toml.FILE_NAME)
     task = Task(prepared.model, prepared.train.examples, prepared.held_out.examples, config, prepared.fingerprint)
     trainer = Trainer(task, out)
     if trainer.resume():
@@ -122,6 +145,13 @@ def _train(prepared: Prepared, out: Path, model: Path, console: Console, stop: S
     )
     console.print(f"reward model: {model}\nserve it: plaudit serve {model}", soft_wrap=True)
     return finished
+
+
+def keep(config: RunConfig, path: Path) -> None:
+    """Write `run.toml`, unless that is what it says: a kill must not leave a resumed run without it."""
+    text = config_toml.write(config)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_whole(path, text)
 
 
 def _loop(trainer: Trainer, task: Task, out: Path, console: Console, stop: StopRequest) -> float:

@@ -40,6 +40,16 @@ def load(paths: Sequence[str], options: ReadOptions) -> tuple[list[Record], Read
     return records, report
 
 
+def check_files(paths: Sequence[str]) -> None:
+    """Raise DataError for a file that cannot be opened or is of no known kind: what a glance can tell."""
+    for path in paths:
+        if path != STARTER:
+            try:
+                next(file_rows(Path(path), ReadOptions.max_row_bytes), None)
+            except DataError as error:
+                raise DataError(f"{path}: {error}") from error
+
+
 def read(paths: Sequence[str], options: ReadOptions, report: ReadReport | None = None) -> Iterator[Record]:
     """The records of the files, in order, in bounded memory; `report` is filled on the way.
 

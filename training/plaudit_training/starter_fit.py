@@ -37,25 +37,45 @@ def fit(
     dry_run: bool = False,
 ) -> None:
     """Fit the model into `directory`, by default where `starter` is looked for. The run itself is kept beside it,
-    in `<directory>-run`. The weights are a function of the seed. With `if_missing`, a valid model is left alone.
+    in `<directory>-run`; without `resume` an earlier one is deleted. The weights are a function of the seed. With
+    `if_missing`, a valid model is left alone. A `dry_run` deletes and writes nothing.
 
     Raises what `train_run` raises.
     """
     from plaudit_model import starter
 
     from .prepare import SCRATCH
-    from .run import discard, settle, train_run
+    from .run import settle, train_run
 
     directory = directory or starter.directory()
     if if_missing and _is_valid(directory):
         console.print(f"the starter model is in {directory}", soft_wrap=True)
         return
     out = directory.with_name(f"{directory.name}-run")
-    if not resume:
-        discard(out)
     config = config_toml.override(RunConfig(), {**SETTINGS, "model.base": SCRATCH, **changes})
-    console.print(f"fitting the starter model into {directory}: about two minutes", soft_wrap=True)
-    train_run(settle(config, out, resume=resume), out, console, model=directory, dry_run=dry_run)
+    if resume:
+        config = settle(config, out, resume=True)
+    doing = "would be fitted" if dry_run else "is fitted"
+    console.print(f"the starter model {doing} into {directory}: about two minutes", soft_wrap=True)
+    train_run(config, out, console, model=directory, dry_run=dry_run, fresh=not resume)
+
+
+def as_base(config: RunConfig, console: Console, *, dry_run: bool) -> RunConfig:
+    """The configuration of a run on top of the starter model, which is fitted if it is missing. A dry run says
+    that it would be, and looks with an untrained one of the same shape. Raises what `train_run` raises."""
+    from plaudit_model import starter
+
+    from .prepare import SCRATCH, check_inputs
+
+    directory = starter.directory()
+    if not _is_valid(directory):
+        check_inputs(config)
+        if dry_run:
+            what = f"the starter model would first be fitted into {directory}, about two minutes"
+            console.print(f"{what}; an untrained one stands in for it here", soft_wrap=True)
+            return config_toml.override(config, {"model.base": SCRATCH})
+    fit(directory, {}, console, if_missing=True)
+    return config
 
 
 def _is_valid(directory: Path) -> bool:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from plaudit_model.errors import CheckpointError
 from plaudit_model.heads import apply_head
 from plaudit_model.packing import PackedBatch
 from plaudit_model.reward_model import RewardModel
@@ -32,7 +33,7 @@ from .evaluate import Evaluation, evaluate
 from .interrupt import Interrupted, StopRequest
 from .loss import preference_loss
 from .report import Display, MetricsLog
-from .state import Progress, RunState, load_module
+from .state import Progress, RunState, load_module, module_tensors
 
 LOG = logging.getLogger("plaudit.training")
 
@@ -105,6 +106,7 @@ class Trainer:
         self._state = RunState(task.model.module, self._optimizer, task.config, task.data)
         self._root = out / "checkpoints"
         self._saver = Saver(self._root, every=task.config.checkpoint.every, keep=task.config.checkpoint.keep)
+        self._unsaved_best: Tensors | None = None
         self.progress = Progress()
         rng.seed_all(task.config.seed)
 
@@ -254,23 +256,38 @@ class Trainer:
         return is_best and self._saver.saved_at != self.progress.step
 
     def _take_best(self) -> None:
-        """With early stopping, the weights of the best evaluation; else the last."""
+        """With early stopping, the weights of the best evaluation; else the last, and also where the best are lost."""
         best = self.progress.best_step
-        if self._config.evaluation.patience and best is not None and best != self.progress.step:
-            LOG.info("keeping the weights of step %d, the best evaluation", best)
-            load_module(self._model.module, checkpoint.load(checkpoint.place(self._root, best)).tensors["model"])
+        if not self._config.evaluation.patience or best is None or best == self.progress.step:
+            return
+        try:
+            tensors = self._unsaved_best or checkpoint.load(checkpoint.place(self._root, best)).tensors["model"]
+        except CheckpointError as error:
+            LOG.error("%s; keeping the weights of the last step, not of step %d, the best evaluation", error, best)
+            return
+        LOG.info("keeping the weights of step %d, the best evaluation", best)
+        load_module(self._model.module, tensors)
 
     # -- checkpoints -----------------------------------------------------------------------------------------
 
     def _save(self, outlets: Outlets, generators: Tensors) -> None:
         self.progress.metrics_bytes = outlets.log.position()
         self._saver.save(self._state.take(self.progress, generators), self.progress.best_step)
+        if self._found_best():  # still not on disk: the save failed
+            self._unsaved_best = {
+                name: tensor.to("cpu", copy=True) for name, tensor in module_tensors(self._model.module).items()
+            }
+        elif self.progress.best_step == self.progress.step:
+            self._unsaved_best = None
 
     def _give_way(self, outlets: Outlets, generators: Tensors, signal: Interrupted) -> None:
         """Drop the step that was begun, save the state before it, and leave."""
         self._optimizer.zero_grad(set_to_none=True)
         self._save(outlets, generators)
-        raise Interrupted(f"{signal} after step {self.progress.step} of {self._total}; go on with --resume") from signal
+        step, saved = self.progress.step, self._saver.saved_at
+        last = f"the last saved step is {saved}" if saved >= 0 else "no step is saved"
+        lost = "" if saved == step else f", which could not be saved ({last})"
+        raise Interrupted(f"{signal} after step {step} of {self._total}{lost}; go on with --resume") from signal
 
 
 def forward(model: RewardModel, batch: PackedBatch, dtype: str) -> Tensor:
