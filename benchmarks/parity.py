@@ -53,7 +53,7 @@ def measure(name: str, directory: Path, count: int) -> None:
     encoded = [model.encoder.encode(prompt, response) for prompt, response in conversations]
     record(name, "offline", model.score_encoded(encoded)[:, 0], reference)
     port = free_port()
-    with serving(plaudit_command(directory, port, "--dtype", "float32"), port) as url:
+    with serving(plaudit_command(directory, port, "--dtype", "float32", "--cache-mb", "0"), port) as url:
         for way, send in WAYS.items():
             record(name, f"served {way}", asyncio.run(send(url, conversations)), reference)
         if model.contract.template.kind == "chat":

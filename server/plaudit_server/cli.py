@@ -33,7 +33,8 @@ def serve(
     token_budget: Annotated[int | None, typer.Option(help="tokens of one batch", show_default="4096")] = None,
     max_wait_ms: Annotated[float | None, typer.Option(help="how long a batch may form", show_default="50")] = None,
     queue_tokens: Annotated[int | None, typer.Option(help="tokens that may wait", show_default="1000000")] = None,
-    threads: Annotated[int | None, typer.Option(help="torch's threads", show_default="torch's choice")] = None,
+    cache_mb: Annotated[int, typer.Option(min=0, help="memory for scores already given; 0: none")] = 64,
+    threads: Annotated[int | None, typer.Option(min=1, help="torch's threads", show_default="torch's choice")] = None,
     encode_threads: Annotated[int | None, typer.Option(help="tokenizers", show_default="up to 4")] = None,
     deadline_seconds: Annotated[float, typer.Option(help="of a request that names none")] = 170.0,
     lameduck_seconds: Annotated[float, typer.Option(help="after SIGTERM, time in which work is still taken")] = 0.0,
@@ -65,6 +66,7 @@ def serve(
         dtype=dtype,
         mode=mode,
         threads=threads,
+        cache_bytes=cache_mb << 20,
         **_given(token_budget=token_budget, max_wait_ms=max_wait_ms, queue_tokens=queue_tokens),
     )
     run(models, settings, engine)
