@@ -12,6 +12,11 @@ import pytest
 
 from plaudit import AsyncClient, Client, RetryPolicy, Settings, errors
 
+# A request that is given up on is left to a daemon thread; its socket may be collected open, in this test or the next.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning"
+)
+
 if TYPE_CHECKING:
     from conftest import WireServer
 
