@@ -53,7 +53,8 @@ class BestOfN:
 
 @dataclass(frozen=True)
 class Slo:
-    """The objectives. `p99_ms` is per shape: milliseconds of the whole request. `error_rate` is the share of requests
+    """The objectives. `p99_ms` is per shape: milliseconds of the whole request; a shape that is named there and gets
+    no answer misses it. `error_rate` is the share of requests
     that may fail, `items_per_second` what all shapes together must reach. Wrong scores are never allowed."""
 
     items_per_second: float
@@ -122,7 +123,11 @@ def violations(slo: Slo, measured: Sequence[Measured], seconds: float) -> list[s
         missed.append(f"{rate:.1f} items/s below {slo.items_per_second:.1f}")
     for m in measured:
         limit = (slo.p99_ms or {}).get(m.shape)
-        if limit is not None and m.requests and m.p99_ms > limit:
+        if limit is None:
+            continue
+        if m.requests == m.failures:
+            missed.append(f"{m.shape}: no answer, so no p99 to hold against {limit:.0f} ms")
+        elif m.p99_ms > limit:
             missed.append(f"{m.shape}: p99 {m.p99_ms:.0f} ms above {limit:.0f} ms")
     return missed
 

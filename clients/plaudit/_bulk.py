@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 
 from ._jsonl import ABOUT, Row, could_begin, result_line
 from ._scorers import Scorer
-from .errors import InvalidInput, RevisionChanged
+from ._settings import Overlong
+from .errors import ConfigurationError, InvalidInput, RevisionChanged
 from .types import Identity, ItemError, ScoreResult
 
 B = TypeVar("B")
@@ -22,6 +23,8 @@ T = TypeVar("T")
 
 BATCH_BYTES = 4 * 1024 * 1024
 """A batch is closed at so many bytes of rows, whatever their number: memory stays bounded."""
+
+_SCORER = {"model", "revision", "numerics", "overlong"}
 
 
 @dataclass(slots=True)
@@ -53,10 +56,11 @@ class Done:
     error: ItemError | None
 
 
-def take_up(out: Path, rows: Iterator[Row], prefix: str = "") -> tuple[Tally, Iterator[Row]]:
+def take_up(out: Path, rows: Iterator[Row], *, overlong: Overlong, prefix: str = "") -> tuple[Tally, Iterator[Row]]:
     """What an earlier run has left in `out`, and the rows that are still to be scored; a torn last line is cut off.
 
-    Raises InvalidInput, and changes nothing, unless every line was made from the row in its place, the torn one too.
+    Raises InvalidInput, and changes nothing, unless every line was made from the row in its place, the torn one too;
+    ConfigurationError if they were made with another `overlong`.
     """
     tally, complete = Tally(), 0
     with out.open("rb") as lines:
@@ -70,6 +74,8 @@ def take_up(out: Path, rows: Iterator[Row], prefix: str = "") -> tuple[Tally, It
             value = _result(line, prefix)
             if row is None or value is None or value[prefix + ABOUT].get("row_sha256") != row.sha256:
                 raise InvalidInput(f"{out}:{number} was not made from the row in its place; choose another --out")
+            if (other := value[prefix + ABOUT].get("overlong", overlong)) != overlong:
+                raise ConfigurationError(f"{out}:{number} was scored with --overlong {other}; use it, or another --out")
             tally.admit(_identity(value[prefix + ABOUT]))
             tally.failed += prefix + "error" in value or prefix + "errors" in value
             complete += len(line)
@@ -79,8 +85,11 @@ def take_up(out: Path, rows: Iterator[Row], prefix: str = "") -> tuple[Tally, It
     return tally, rows
 
 
-def score_rows(rows: Iterable[Row], scorer: Scorer, tally: Tally, *, size: int, prefix: str = "") -> Iterator[Done]:
-    """Every row scored, in order, counted in `tally`. At most `size` responses travel in one call."""
+def score_rows(
+    rows: Iterable[Row], scorer: Scorer, tally: Tally, *, size: int, overlong: Overlong, prefix: str = ""
+) -> Iterator[Done]:
+    """Every row scored, in order, counted in `tally`. At most `size` responses travel in one call. `overlong` is
+    what the scorer was opened with."""
 
     def score(batch: Sequence[Row]) -> tuple[list[list[ScoreResult]], Identity | None]:
         scores = scorer.score_items([row.item for row in batch if row.item is not None])
@@ -93,7 +102,7 @@ def score_rows(rows: Iterable[Row], scorer: Scorer, tally: Tally, *, size: int, 
             error = row.problem or next((result.error for result in own if result.error), None)
             tally.rows += 1
             tally.failed += error is not None
-            yield Done(row, result_line(row, own, identity, prefix), error)
+            yield Done(row, result_line(row, own, identity, overlong=overlong, prefix=prefix), error)
 
 
 def batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
@@ -146,7 +155,7 @@ def _result(line: bytes, prefix: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     about = value.get(prefix + ABOUT) if isinstance(value, dict) else None
-    known = isinstance(about, dict) and ("revision" not in about or {"model", "numerics"} <= about.keys())
+    known = isinstance(about, dict) and ("revision" not in about or about.keys() >= _SCORER)
     return value if known else None
 
 

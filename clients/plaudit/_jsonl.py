@@ -2,24 +2,27 @@
 
 Every line of the input that is not blank gives one line of the output, in the same order; a line that cannot be
 scored carries an error instead of a score. `plaudit.row_sha256` says which row a line was made from, so that a
-second run can prove that the file it continues is its own (`_resume.py`).
+second run can prove that the file it continues is its own (`_bulk.take_up`).
 """
 
 from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
 
 from ._items import KEYS, check, encode
-from .errors import InvalidInput
+from ._settings import Overlong
+from .errors import InvalidInput, OutputFailed
 from .types import Identity, ItemError, ScoreResult
 
 STANDARD = "-"
@@ -47,21 +50,32 @@ class Row:
 
 
 def read_rows(lines: Iterable[bytes], prefix: str = "") -> Iterator[Row]:
-    """The rows of a JSONL file, bad ones included. Raises InvalidInput if a row has a field that would be
-    overwritten by its score."""
-    for number, line in enumerate(lines, start=1):
+    """The rows of a JSONL file, bad ones included. Raises InvalidInput if the file cannot be read to its end, and if
+    a row has a field that would be overwritten by its score."""
+    for number, line in enumerate(readable(lines), start=1):
         if line.strip():
             yield _row(number, line, prefix)
 
 
-def result_line(row: Row, results: Sequence[ScoreResult], identity: Identity | None, prefix: str = "") -> bytes:
+def readable(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines of an input. Raises InvalidInput where it cannot be read any further."""
+    try:
+        yield from lines
+    except (OSError, EOFError, zlib.error) as error:  # the last two: a gzip'd file that is cut off or damaged
+        raise InvalidInput(f"the input cannot be read to its end: {error}") from None
+
+
+def result_line(
+    row: Row, results: Sequence[ScoreResult], identity: Identity | None, *, overlong: Overlong, prefix: str = ""
+) -> bytes:
     """The output line of a row: its own fields; `score` and `error`, or `scores` and `errors` for a row with
-    `responses`; under `plaudit`, what scored it and how many tokens that took."""
+    `responses`; under `plaudit`, what scored it, how, and how many tokens that took."""
     if row.item is not None and "responses" in row.item:
         added = _several(results)
     else:
         added = _single(results[0] if results else ScoreResult(None, error=row.problem))
-    about = {"row_sha256": row.sha256, **(asdict(identity) if results and identity else {}), **_sizes(results)}
+    scorer = {**asdict(identity), "overlong": overlong} if results and identity else {}
+    about = {"row_sha256": row.sha256, **scorer, **_sizes(results)}
     fields = {**added, ABOUT: about}
     return encode({**row.value, **{prefix + key: value for key, value in fields.items()}}) + b"\n"
 
@@ -83,14 +97,33 @@ def open_input(source: str) -> AbstractContextManager[BinaryIO]:
         raise InvalidInput(f"{source} cannot be read: {error.strerror}") from None
 
 
-def open_output(out: str) -> AbstractContextManager[BinaryIO]:
-    """A file to append to, or standard output for `-`. Raises InvalidInput."""
-    if out == STANDARD:
-        return nullcontext(sys.stdout.buffer)
+@contextmanager
+def open_output(out: str) -> Iterator[Callable[[bytes], None]]:
+    """What appends a line to a file, or to standard output for `-`, and returns when it is out of this process.
+
+    Raises InvalidInput if there can be no such file, OutputFailed if a line cannot be written.
+    """
     try:
-        return Path(out).open("ab")
+        file = sys.stdout.buffer if out == STANDARD else Path(out).open("ab")  # noqa: SIM115 - closed below
     except OSError as error:
         raise InvalidInput(f"{out} cannot be written: {error.strerror}") from None
+
+    def write(line: bytes) -> None:
+        try:
+            file.write(line)
+            file.flush()
+        except OSError as error:
+            _abandon(file)
+            raise OutputFailed(f"{out} cannot be written any further: {error.strerror}; run it again later") from None
+
+    with nullcontext() if out == STANDARD else file:
+        yield write
+
+
+def _abandon(file: BinaryIO) -> None:
+    """Close it without what it could not write, which would fail once more."""
+    if isinstance(file, io.BufferedWriter):
+        file.raw.close()
 
 
 def _row(number: int, line: bytes, prefix: str) -> Row:

@@ -8,6 +8,7 @@ line, else from `PLAUDIT_<VERB>_<OPTION>`, else from `plaudit.toml`, else from i
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -22,6 +23,7 @@ from ._summaries import summary
 from .errors import ConfigurationError
 
 GROUP = "plaudit.commands"
+BUG = 70
 INTERRUPTED = 130
 
 EXTRAS = {
@@ -29,7 +31,6 @@ EXTRAS = {
     "plaudit_model": "model",
     "plaudit_server": "server",
     "plaudit_training": "train",
-    "plaudit_loops": "loops",
 }
 """The extra that brings what a package of ours imports."""
 
@@ -120,7 +121,7 @@ def plaudit(
         ),
     ] = False,
 ) -> None:
-    """Fit reward models from preference data, serve their scores, and drive the loops that use them."""
+    """Fit reward models from preference data, serve their scores, and rank with them."""
 
 
 def run(args: Sequence[str], entries: Mapping[str, EntryPoint]) -> int:
@@ -140,7 +141,12 @@ def run(args: Sequence[str], entries: Mapping[str, EntryPoint]) -> int:
 
 def main() -> None:
     """The console script."""
-    sys.exit(run(sys.argv[1:], {entry.name: entry for entry in entry_points(group=GROUP)}))
+    try:
+        code = run(sys.argv[1:], {entry.name: entry for entry in entry_points(group=GROUP)})
+    except Exception:
+        traceback.print_exc()
+        code = BUG
+    sys.exit(code)
 
 
 def _explained(error: ModuleNotFoundError, verb: str | None, entries: Mapping[str, EntryPoint]) -> Exception:

@@ -61,7 +61,7 @@ def score(
         tally = Tally()
         if out != STANDARD and Path(out).is_file():
             _refuse_same(source, out)
-            tally, rows = take_up(Path(out), rows, prefix)
+            tally, rows = take_up(Path(out), rows, overlong=overlong, prefix=prefix)
         with (
             open_scorer(
                 url,
@@ -72,13 +72,12 @@ def score(
                 overlong=overlong,
                 priority="batch",
             ) as scorer,
-            open_output(out) as sink,
+            open_output(out) as write,
             _progress(tally) as advance,
         ):
             tally.admit(scorer.identity)
-            for done in score_rows(rows, scorer, tally, size=batch, prefix=prefix):
-                sink.write(done.line)
-                sink.flush()
+            for done in score_rows(rows, scorer, tally, size=batch, overlong=overlong, prefix=prefix):
+                write(done.line)
                 advance(done)
     _summarise(tally, as_json, to_stdout=out != STANDARD)
     if tally.failed:
@@ -179,11 +178,11 @@ def _summarise(tally: Tally, as_json: bool, *, to_stdout: bool) -> None:
 
 def _read_item(file: str) -> dict[str, Any]:
     """The one row of a JSON file. Raises InvalidInput unless it is a prompt with responses."""
-    from ._jsonl import open_input, read_rows
+    from ._jsonl import open_input, read_rows, readable
     from .errors import InvalidInput
 
     with open_input(file) as source:
-        row: Row | None = next(read_rows([b" ".join(source.read().splitlines())]), None)
+        row: Row | None = next(read_rows([b"".join(readable(source))]), None)
     if row is None or row.item is None or "responses" not in row.item:
         reason = row.problem.message if row and row.problem else "it has no 'responses'"
         raise InvalidInput(f"{file}: a JSON object with prompt and responses is needed: {reason}")

@@ -3,6 +3,7 @@
 PlauditError
   ConfigurationError   the client was built wrongly: no URL, an option that does not exist
   InvalidInput         an item that cannot be sent; nothing left this process
+  OutputFailed         a result that could not be written down
   Refused              the server understood and says no: the same request will be refused again
     BadRequest           400, 413, 422 and other 4xx
     Unauthorized         401, 403
@@ -52,6 +53,12 @@ class InvalidInput(PlauditError, ValueError):
     """An item, a row or a file that cannot be sent as it is."""
 
     exit_code = 65
+
+
+class OutputFailed(PlauditError):
+    """A file, or standard output, takes no more: the disk is full, or the reader is gone."""
+
+    exit_code = 74
 
 
 class Refused(PlauditError):

@@ -1,8 +1,9 @@
 """Who is let in. Pure: what waits, what is asked and how fast we are go in; nothing or a refusal comes out.
 
-The rule looks at what already waits, not at the size of the request: while the queue is below its bound, one
+The bound in tokens looks at what already waits, not at the size of the request: while the queue is below it, one
 more request is taken whole, large or small. So a burst of thousands of items stands the same chance as a
-single one, the bound is exceeded by at most one request, and nothing that fits at all can starve.
+single one, and the bound is exceeded by at most one request. The bound in bytes keeps memory in check and is never
+exceeded: close to it a large request is refused where a small one is taken.
 """
 
 from __future__ import annotations

@@ -84,17 +84,17 @@ def run(names: list[str], settings: ServerSettings, engine: EngineSettings) -> N
     from .served import Models, Name, open_model
 
     allow_connections()
-    metrics = Metrics()
-    models = Models([open_model(Name.parse(name), settings, engine, metrics) for name in names])
-    app = build_app(settings, models, metrics)
-    listener = listen(settings)
+    with listen(settings) as listener:  # first, so that an address that is taken fails before any download
+        metrics = Metrics()
+        models = Models([open_model(Name.parse(name), settings, engine, metrics) for name in names])
+        app = build_app(settings, models, metrics)
 
-    async def main() -> None:
-        port = listener.getsockname()[1]
-        await Lifecycle(settings, app, models, listener).run(lambda: announce(settings, models, port))
+        async def main() -> None:
+            port = listener.getsockname()[1]
+            await Lifecycle(settings, app, models, listener).run(lambda: announce(settings, models, port))
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main())
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(main())
 
 
 def announce(settings: ServerSettings, models: Models, port: int) -> None:

@@ -26,6 +26,7 @@ GET_REWARD = {
     "empty_input": 422,
     "foreign_special_tokens": 422,
     "rendered_text_refused": 422,
+    "template_error": 422,
     "non_finite_score": 422,
     "worker_crashed": 422,
     "scoring_failed": 422,

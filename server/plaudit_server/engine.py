@@ -44,7 +44,8 @@ it is done. Where batches take longer the gap does not show, and urgent work had
 class EngineSettings:
     """`token_budget`: packed tokens of a batch. `max_wait_ms`, `settle_ms`: the batching window (see `batcher`).
     `queue_tokens`: what may wait in each class, `queue_bytes` what may be held altogether. `hang_seconds`: a
-    batch that takes longer has its worker killed. None: what the contract, or torch, says."""
+    batch that takes longer has its worker killed, and so has a model that takes longer than `load_seconds` to load.
+    None: what the contract, or torch, says."""
 
     token_budget: int = 4096
     max_wait_ms: float = 50.0
@@ -54,6 +55,7 @@ class EngineSettings:
     queue_bytes: int = 512 << 20
     cache_bytes: int = 64 << 20
     hang_seconds: float = 300.0
+    load_seconds: float = 1800.0
     threads: int | None = None
     device: str = "auto"
     dtype: str | None = None
@@ -95,7 +97,7 @@ class Engine:
         Raises WorkerFailed with the reason; nothing is left running then.
         """
         try:
-            worker = await self._host.launch(self._order)
+            worker = await self._host.launch(self._order, self._settings.load_seconds)
         except BaseException:
             await self._close_host()
             raise
@@ -269,7 +271,7 @@ class Engine:
         while delay is not None:
             await asyncio.sleep(delay)
             try:
-                worker = await self._host.launch(self._order)
+                worker = await self._host.launch(self._order, self._settings.load_seconds)
             except WorkerFailed as error:
                 logger.error("the worker could not be started again: %s", error)
             else:

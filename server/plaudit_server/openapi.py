@@ -39,7 +39,8 @@ def document(app: FastAPI) -> dict[str, Any]:
     published = get_openapi(title="plaudit", version="1", description=DESCRIPTION, routes=app.routes)
     published["components"] = {"schemas": _components(), "securitySchemes": _SECURITY}
     published["security"] = [{name: []} for name in _SECURITY]
-    stream = {"application/x-ndjson": {"schema": {"$ref": _REF.format(model="ItemResult")}}}
+    lines = [{"$ref": _REF.format(model=name)} for name in ("ItemResult", "Head")]
+    stream = {"application/x-ndjson": {"schema": {"anyOf": lines}}}
     for path, operations in published["paths"].items():
         for operation in operations.values():
             operation["responses"]["default"] = _content("ErrorAnswer", "an error; the codes are in `error.code`")
@@ -53,7 +54,7 @@ def document(app: FastAPI) -> dict[str, Any]:
 
 def _components() -> dict[str, Any]:
     requests = [(f"Request{path.replace('/', '_')}", kind) for path, kind in _BODIES.items()]
-    answers = [(kind.__name__, kind) for kind in (*_ANSWERS.values(), schema_answers.ErrorAnswer)]
+    answers = [(kind.__name__, kind) for kind in (*_ANSWERS.values(), schema_answers.Head, schema_answers.ErrorAnswer)]
     mode: JsonSchemaMode = "validation"
     inputs = [(name, mode, TypeAdapter(kind)) for name, kind in requests + answers]
     schemas, shared = TypeAdapter.json_schemas(inputs, ref_template=_REF)

@@ -97,6 +97,7 @@ class PrefixIndex:
 
 
 def _common_prefix(a: Ids, b: Ids) -> int:
+    """All that they have in common, where `packing.common_prefix` leaves each a token of its own."""
     length = min(len(a), len(b))
     different = a[:length] != b[:length]
     return int(different.argmax()) if different.any() else length

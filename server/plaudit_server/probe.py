@@ -32,8 +32,11 @@ async def livez() -> Response:
 @router.head("/readyz", include_in_schema=False)
 @router.get("/readyz")
 async def readyz(request: Request) -> Response:
-    """200 once every model has given a real score and none is being restarted; else 503."""
-    states = service_of(request).models.states
+    """200 once every model, or the one that the URL names, has given a real score and none is being restarted;
+    else 503."""
+    named, states = named_model(request), service_of(request).models.states
+    if named is not None:
+        states = {named.id: states[named.id]}
     waiting = [state for state in states.values() if state != "ready"]
     body = {"status": waiting[0] if waiting else "ready", "models": states}
     return json_response(body, 503 if waiting else 200, [("retry-after", "1")] if waiting else ())
@@ -51,10 +54,11 @@ async def info(request: Request) -> Response:
 
 @router.get("/v1/models")
 async def models(request: Request) -> Response:
-    """The served models, as OpenAI lists them."""
+    """The served models, or the one that the URL names, as OpenAI lists them."""
+    named = named_model(request)
     data = [
         {"id": model.id, "object": "model", "created": _STARTED, "owned_by": "plaudit"}
-        for model in service_of(request).models
+        for model in ([named] if named else service_of(request).models)
     ]
     return json_response({"object": "list", "data": data})
 

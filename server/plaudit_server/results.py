@@ -103,8 +103,8 @@ def dumps(value: Any) -> bytes:
 
 def _missing(what: str, param: str | None) -> RequestError:
     return RequestError(
-        "missing_statistics", f"{what}, which its contract does not have; use the raw scores, or evaluate the model "
-        "with `plaudit eval` and serve what that saves", param=param,
+        "missing_statistics", f"{what}, which its contract does not have; use the raw scores, or a model that "
+        "`plaudit train` has fitted with a held-out split: it stores them", param=param,
     )  # fmt: skip
 
 

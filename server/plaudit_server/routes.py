@@ -63,7 +63,10 @@ async def compare(request: Request) -> Response:
 
 
 class Stream(Response):
-    """NDJSON: a result a line, each as soon as it is there, and last a line with identity, usage and timing."""
+    """NDJSON: a result a line, each as soon as it is there, and last a line with identity, usage and timing.
+
+    Errors wait for the first score: until then the request may yet fail as a whole, with a status of its own.
+    """
 
     def __init__(self, request_id: str, model: Served, call: Call, terms: Terms) -> None:
         super().__init__(media_type=NDJSON)
@@ -71,17 +74,29 @@ class Stream(Response):
         self._request_id, self._model, self._call, self._terms = request_id, model, call, terms
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Nothing is sent before the engine has taken the request, so a refusal still has its own status."""
-        names = self._model.contract.head.attributes
+        """Raises RequestError, before anything is sent, if the engine refuses the request or all of it fails."""
         async with Scoring(self._model, self._call.candidates, self._terms) as scoring:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            results = []
+            results: list[Result] = []
+            sent = 0
             async for result in scoring.as_finished():
                 results.append(result)
-                await _send_line(send, result.json(names, self._terms.include))
+                if sent or result.error is None:
+                    await self._send(send, results, sent)
+                    sent = len(results)
+            if failure := whole_failure(result.error for result in results):
+                raise failure
+            if not sent:
+                await self._send(send, results, sent)
             last = _head(self._request_id, self._model, self._terms) | _tail(scoring, results)
             await _send_line(send, last)
             await send({"type": "http.response.body"})
+
+    async def _send(self, send: Send, results: list[Result], sent: int) -> None:
+        """The results that have not been sent yet, and before the first of all the head of the response."""
+        if not sent:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        for entry in _entries(self._model, self._terms, results[sent:]):
+            await _send_line(send, entry)
 
 
 async def _send_line(send: Send, value: Any) -> None:

@@ -46,8 +46,7 @@ class Worker:
 
     def kill(self) -> None:
         """End it at once. Call only while the link is open: then the process id is still its own."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
+        _kill(self.pid)
 
     async def close(self) -> None:
         """Close the link, upon which an idle worker exits."""
@@ -63,8 +62,33 @@ class WorkerHost:
         self._control: socket.socket | None = None
         self._lock = asyncio.Lock()
 
-    async def launch(self, order: LoadOrder) -> Worker:
-        """A worker that has loaded its model and passed its self-test. Raises WorkerFailed with the reason."""
+    async def launch(self, order: LoadOrder, load_seconds: float | None = None) -> Worker:
+        """A worker that has loaded its model and passed its self-test within `load_seconds` (None: no limit).
+        Raises WorkerFailed with the reason."""
+        try:
+            async with asyncio.timeout(load_seconds):
+                return await self._launch(order)
+        except TimeoutError:
+            raise WorkerFailed(f"the model was not loaded within {load_seconds} s") from None
+        except OSError as error:  # no file descriptor, process or memory to be had
+            raise WorkerFailed(f"the worker could not be started: {error}") from error
+
+    async def close(self) -> None:
+        """End the host; its workers end with it."""
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if self._process is None:
+            return
+        try:
+            async with asyncio.timeout(_GRACE):
+                await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+        self._process = None
+
+    async def _launch(self, order: LoadOrder) -> Worker:
         ours, theirs = socket.socketpair()
         try:
             with theirs:
@@ -83,29 +107,17 @@ class WorkerHost:
             await link.close()
             raise
 
-    async def close(self) -> None:
-        """End the host; its workers end with it."""
-        if self._control is not None:
-            self._control.close()
-            self._control = None
-        if self._process is None:
-            return
-        try:
-            async with asyncio.timeout(_GRACE):
-                await self._process.wait()
-        except TimeoutError:
-            self._process.kill()
-            await self._process.wait()
-        self._process = None
-
     async def _start(self) -> None:
-        self._control, theirs = socket.socketpair()
-        with theirs:
+        ours, theirs = socket.socketpair()
+        with theirs, contextlib.ExitStack() as on_failure:
+            on_failure.callback(ours.close)
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-P", "-m", "plaudit_server.worker_host", str(theirs.fileno()), str(os.getpid()),
                 stdin=asyncio.subprocess.DEVNULL, stdout=2, pass_fds=(theirs.fileno(),),
                 env=os.environ | _HOST_ENVIRONMENT,
             )  # fmt: skip
+            on_failure.pop_all()
+        self._control = ours
 
     async def _hand_over(self, end: socket.socket) -> None:
         if self._control is None:
@@ -129,9 +141,22 @@ async def _load(link: StreamLink, order: LoadOrder) -> Worker:
     if born is None:
         raise WorkerFailed("the worker ended before it began; its log says why")
     pid = messages.born_pid(born)
+    try:
+        return Worker(link, pid, await _loaded(link))
+    except asyncio.CancelledError:
+        _kill(pid)  # one that loads does not see its link close
+        raise
+
+
+async def _loaded(link: StreamLink) -> ModelInfo:
     frame = await link.receive()
     if frame is None:
         raise WorkerFailed("the worker ended while it loaded the model: out of memory, or a crash; its log says which")
     if (reason := messages.refusal(frame)) is not None:
         raise WorkerFailed(reason)
-    return Worker(link, pid, messages.model_info(frame))
+    return messages.model_info(frame)
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

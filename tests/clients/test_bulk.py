@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from plaudit._bulk import BATCH_BYTES, Tally, batches, in_order, score_rows, take_up
 from plaudit._jsonl import Row, read_rows
-from plaudit.errors import InvalidInput, RevisionChanged
+from plaudit._settings import Overlong
+from plaudit.errors import ConfigurationError, InvalidInput, RevisionChanged
 from plaudit.types import Identity, ItemError, ScoreResult, Scores
 
 ONE, TWO = Identity("m", "r1", "n"), Identity("m", "r2", "n")
@@ -37,13 +38,12 @@ def lines(count: int) -> list[bytes]:
     return [json.dumps({"text": "x" * n}).encode() + b"\n" for n in range(count)]
 
 
-def write(out: Path, source: list[bytes], scorer: Any, *, size: int = 4, tally: Tally | None = None) -> Tally:
+def write(out: Path, source: list[bytes], scorer: Any, *, overlong: Overlong = "error") -> Tally:
     """One run of `plaudit score`, without the command line."""
     rows = read_rows(source)
-    if tally is None:
-        tally, rows = take_up(out, rows) if out.exists() else (Tally(), rows)
+    tally, rows = take_up(out, rows, overlong=overlong) if out.exists() else (Tally(), rows)
     with out.open("ab") as sink:
-        for done in score_rows(rows, scorer, tally, size=size):
+        for done in score_rows(rows, scorer, tally, size=4, overlong=overlong):
             sink.write(done.line)
     return tally
 
@@ -104,6 +104,15 @@ def test_one_file_holds_the_scores_of_one_model(tmp_path: Path) -> None:
     assert out.read_bytes() == before
 
 
+def test_one_file_holds_scores_of_one_way_to_cut(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write(out, [b"oops\n", *lines(3)], Scorer(), overlong="truncate_left")
+    before = out.read_bytes()
+    with pytest.raises(ConfigurationError, match="out:2 was scored with --overlong truncate_left"):
+        write(out, [b"oops\n", *lines(6)], Scorer())
+    assert out.read_bytes() == before
+
+
 @given(sizes=st.lists(st.integers(0, 9), max_size=30), most=st.integers(1, 8))
 def test_batches_keep_every_row_and_the_limit(sizes: list[int], most: int) -> None:
     rows = [_row(n, responses) for n, responses in enumerate(sizes)]
@@ -156,7 +165,7 @@ def test_a_file_that_is_no_torn_output_is_left_alone(tmp_path: Path, precious: b
     out = tmp_path / "out"
     out.write_bytes(precious)
     with pytest.raises(InvalidInput, match="choose another --out"):
-        take_up(out, read_rows(lines(3)))
+        take_up(out, read_rows(lines(3)), overlong="error")
     assert out.read_bytes() == precious
 
 

@@ -219,9 +219,15 @@ def test_usage_errors_are_one_line_and_exit_2(run: Callable[..., Any], args: tup
     assert err.startswith("error: ") and reason in err and "--help`)" in err
 
 
-def test_an_error_that_nobody_foresaw_keeps_its_traceback(run: Callable[..., Any]) -> None:
-    with pytest.raises(RuntimeError, match="a bug"):
-        run("fail", "bug")
+def test_an_error_that_nobody_foresaw_keeps_its_traceback_and_exits_70(
+    verbs: dict[str, EntryPoint], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["plaudit", "fail", "bug"])
+    monkeypatch.setattr(cli, "entry_points", lambda group: verbs.values())
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    err = capsys.readouterr().err
+    assert ended.value.code == 70 and "Traceback" in err and err.endswith("RuntimeError: a bug\n")
 
 
 @pytest.mark.parametrize("args", [("lift",), ("lift", "--help"), ("fail", "extra")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -138,6 +139,25 @@ def test_the_environment_and_the_file_name_the_server(
     monkeypatch.delenv("PLAUDIT_URL")
     Path("plaudit.toml").write_text(f'[score]\nurl = "{server.url}"\nprefix = "rm_"\n')
     assert json.loads(run("score", source)[1])["rm_score"] == server.score_of("p", "response 0")
+
+
+def test_what_cannot_be_read_or_written_is_one_line(server: WireServer, run: Callable[..., Any]) -> None:
+    whole = gzip.compress("".join(json.dumps(row) + "\n" for row in many(9)).encode())
+    Path("in.jsonl.gz").write_bytes(whole[:-12])
+    code, _, err = run("score", "in.jsonl.gz", "--url", server.url)
+    assert code == 65 and err.startswith("error: the input cannot be read to its end: Compressed file ended")
+    assert run("rank", "--file", "in.jsonl.gz", "--url", server.url)[0] == 65
+    code, _, err = run("score", write_rows(many(9)), "--out", "/dev/full", "--url", server.url)
+    assert code == 74 and err.startswith("error: /dev/full cannot be written any further: No space left")
+
+
+def test_a_full_standard_output_is_exit_74(server: WireServer, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text(json.dumps(many(1)[0]), encoding="utf-8")
+    code = "from plaudit.cli import main; main()"
+    command = [sys.executable, "-c", code, "score", str(tmp_path / "in.jsonl"), "--url", server.url]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr.count("\n")) == (74, 1) and "No space left" in done.stderr
 
 
 def test_a_field_of_the_row_is_kept(server: WireServer, run: Callable[..., Any]) -> None:

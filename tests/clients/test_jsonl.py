@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from plaudit._jsonl import Row, open_input, open_output, read_rows, result_line
-from plaudit.errors import InvalidInput
+from plaudit.errors import InvalidInput, OutputFailed
 from plaudit.types import Identity, ItemError, ScoreResult, Truncation
 
 IDENTITY = Identity("m", "r", "n")
@@ -22,9 +22,10 @@ def rows(*values: Any, prefix: str = "") -> list[Row]:
 def test_a_row_keeps_its_other_fields_and_sends_only_its_item() -> None:
     (row,) = rows({"id": 7, "prompt": "p", "response": "r", "chosen_by": ["a"]})
     assert row.item == {"prompt": "p", "response": "r"} and row.responses == 1 and row.line == 1
-    line = json.loads(result_line(row, [ScoreResult(0.5, tokens=4)], IDENTITY))
+    line = json.loads(result_line(row, [ScoreResult(0.5, tokens=4)], IDENTITY, overlong="error"))
     assert list(line) == ["id", "prompt", "response", "chosen_by", "score", "plaudit"] and line["score"] == 0.5
-    assert line["plaudit"] == {"row_sha256": row.sha256, "model": "m", "revision": "r", "numerics": "n", "tokens": 4}
+    assert line["plaudit"] == {"row_sha256": row.sha256, "model": "m", "revision": "r", "numerics": "n",
+                               "overlong": "error", "tokens": 4}  # fmt: skip
 
 
 def test_a_row_with_responses_gets_a_list() -> None:
@@ -32,11 +33,11 @@ def test_a_row_with_responses_gets_a_list() -> None:
     assert row.responses == 2
     failed = ScoreResult(None, error=ItemError("too_long", "cut it"))
     cut = ScoreResult(1.0, tokens=3, truncated=Truncation("prompt", 2))
-    line = json.loads(result_line(row, [cut, failed], IDENTITY))
+    line = json.loads(result_line(row, [cut, failed], IDENTITY, overlong="error"))
     assert line["scores"] == [1.0, None] and line["errors"] == [None, {"code": "too_long", "message": "cut it"}]
     assert line["plaudit"]["truncated"] == [{"side": "prompt", "tokens": 2}, None] and "score" not in line
     (empty,) = rows({"prompt": "p", "responses": []})
-    assert json.loads(result_line(empty, [], None))["scores"] == []
+    assert json.loads(result_line(empty, [], None, overlong="error"))["scores"] == []
 
 
 def test_blank_lines_are_skipped_but_counted() -> None:
@@ -62,13 +63,16 @@ def test_blank_lines_are_skipped_but_counted() -> None:
 def test_a_bad_row_says_why_and_keeps_its_place(line: bytes, reason: str) -> None:
     good, bad, after = rows({"text": "a"}, line + b"\n", {"text": "b"})
     assert bad.problem is not None and bad.problem.code == "bad_row" and reason in bad.problem.message
-    assert json.loads(result_line(bad, [], None))["error"] == {"code": "bad_row", "message": bad.problem.message}
+    assert json.loads(result_line(bad, [], None, overlong="error"))["error"] == {
+        "code": "bad_row",
+        "message": bad.problem.message,
+    }
     assert bad.item is None and bad.responses == 0 and (good.item, after.item) == ({"text": "a"}, {"text": "b"})
 
 
 def test_the_line_of_a_bad_row_has_its_error_and_no_score() -> None:
     (row,) = rows({"id": 3, "prompt": "p"})
-    line = json.loads(result_line(row, [], IDENTITY))
+    line = json.loads(result_line(row, [], IDENTITY, overlong="error"))
     assert line["id"] == 3 and line["score"] is None and line["error"]["code"] == "bad_row"
     assert line["plaudit"] == {"row_sha256": row.sha256}
 
@@ -77,7 +81,7 @@ def test_a_field_is_never_overwritten() -> None:
     with pytest.raises(InvalidInput, match="line 1 has a field 'score' of its own; name ours with --prefix"):
         rows({"text": "a", "score": 4})
     (row,) = rows({"text": "a", "score": 4}, prefix="rm_")
-    line = json.loads(result_line(row, [ScoreResult(0.5)], IDENTITY, "rm_"))
+    line = json.loads(result_line(row, [ScoreResult(0.5)], IDENTITY, overlong="error", prefix="rm_"))
     assert (line["score"], line["rm_score"], line["rm_plaudit"]["model"]) == (4, 0.5, "m")
 
 
@@ -88,7 +92,7 @@ def test_the_hash_is_of_the_content_not_of_the_line_end() -> None:
 
 def test_a_lone_surrogate_survives() -> None:
     (row,) = rows(b'{"text": "a\\ud800"}\n')
-    assert json.loads(result_line(row, [ScoreResult(0.5)], IDENTITY))["text"] == "a\ud800"
+    assert json.loads(result_line(row, [ScoreResult(0.5)], IDENTITY, overlong="error"))["text"] == "a\ud800"
 
 
 def test_plain_and_zipped_files_are_read(tmp_path: Path) -> None:
@@ -100,4 +104,21 @@ def test_plain_and_zipped_files_are_read(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="cannot be read: No such file"):
         open_input(str(tmp_path / "none.jsonl"))
     with pytest.raises(InvalidInput, match="cannot be written: Is a directory"):
-        open_output(str(tmp_path))
+        open_output(str(tmp_path)).__enter__()
+
+
+@pytest.mark.parametrize(
+    "damaged", [gzip.compress(b'{"text": "a"}\n' * 9)[:-12], b"no gzip", gzip.compress(b"a" * 99)[:10] + b"\xff" * 9]
+)
+def test_a_damaged_file_is_bad_input(tmp_path: Path, damaged: bytes) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(damaged)
+    with open_input(str(tmp_path / "a.jsonl.gz")) as lines, pytest.raises(InvalidInput, match="cannot be read to its"):
+        list(read_rows(lines))
+
+
+def test_a_full_disk_is_an_error_of_its_own() -> None:
+    with (
+        pytest.raises(OutputFailed, match="/dev/full cannot be written any further: No space"),
+        open_output("/dev/full") as write,
+    ):
+        write(b"line\n")

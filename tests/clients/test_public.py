@@ -14,9 +14,9 @@ from plaudit.types import ItemError, Ranking, ScoreResult, Scores
 
 EXPORTS = """
     AsyncClient BadRequest Client Comparison ConfigurationError ConnectionFailed DeadlineExceeded Identity InvalidInput
-    Item ItemError ItemFailed Message NotFound Overloaded PlauditError Prompt Ranking Refused ResponseInvalid
-    RetryPolicy RevisionChanged ScoreResult Scores ServerFailed ServerInfo Settings TimedOut Timing Truncation
-    Unauthorized Unavailable Usage assistant system user
+    Item ItemError ItemFailed Message NotFound OutputFailed Overloaded PlauditError Prompt Ranking Refused
+    ResponseInvalid RetryPolicy RevisionChanged ScoreResult Scores ServerFailed ServerInfo Settings TimedOut Timing
+    Truncation Unauthorized Unavailable Usage assistant system user
 """
 
 
@@ -40,7 +40,7 @@ def test_every_error_is_exported_drawn_and_has_an_exit_code() -> None:
         kind = raised[line.split()[0]]
         depth = (len(line) - len(line.lstrip())) // 2
         assert len([base for base in kind.__mro__ if base in raised.values()]) == depth + 1, line
-        assert kind.exit_code in {1, 65, 69, 78}
+        assert kind.exit_code in {1, 65, 69, 74, 78}
 
 
 def test_an_error_can_be_copied_with_all_it_knows() -> None:

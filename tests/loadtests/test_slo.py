@@ -73,9 +73,12 @@ def test_the_rate_is_that_of_all_shapes_together() -> None:
     assert violations(Slo(items_per_second=40.0), [GOOD, batch], seconds=10.0) == []
 
 
-def test_a_shape_that_was_not_used_misses_nothing() -> None:
-    unused = dataclasses.replace(GOOD, shape="batch", requests=0, items=0, p99_ms=0.0)
-    assert violations(Slo(5.0, p99_ms={"batch": 1.0}), [GOOD, unused], seconds=10.0) == []
+@pytest.mark.parametrize("requests", [0, 3])
+def test_a_shape_that_got_no_answer_misses_its_objective(requests: int) -> None:
+    silent = dataclasses.replace(GOOD, shape="batch", requests=requests, failures=requests, items=0, p99_ms=0.0)
+    missed = violations(Slo(5.0, error_rate=1.0, p99_ms={"batch": 50.0}), [GOOD, silent], seconds=10.0)
+    assert missed == ["batch: no answer, so no p99 to hold against 50 ms"]
+    assert violations(Slo(5.0, error_rate=1.0, p99_ms={"storm": 50.0}), [GOOD, silent], seconds=10.0) == []
 
 
 @pytest.mark.parametrize(("measured", "seconds"), [

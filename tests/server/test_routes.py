@@ -140,6 +140,30 @@ def test_a_refused_stream_is_an_error_with_its_own_status(http):
     assert answer.status_code == 404 and answer.json()["error"]["code"] == "unknown_model"
 
 
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"prompt": PROMPT, "response": "\ud800"}, 422, "invalid_unicode"),
+        ({"prompt": PROMPT, "response": "nan"}, 422, "non_finite_score"),
+        ({"prompt": PROMPT, "responses": ["late", "too late"], "deadline_ms": 0.001}, 504, "deadline_exceeded"),
+    ],
+)
+def test_a_stream_that_fails_as_a_whole_has_the_status_of_the_plain_answer(http, fault_text, body, status, code):
+    body = body | {"response": fault_text["nan"]} if body.get("response") == "nan" else body
+    for accept in ("application/json", "application/x-ndjson"):
+        answer = http.post("/score", content=json.dumps(body), headers={"accept": accept})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+        assert answer.headers["content-type"] == "application/json"
+
+
+def test_a_stream_without_a_score_still_brings_every_error(http):
+    body = {"prompt": PROMPT, "responses": ["\ud800", "\ud801"]}
+    answer = http.post("/score", content=json.dumps(body), headers={"accept": "application/x-ndjson"})
+    *lines, last = [json.loads(line) for line in answer.text.splitlines()]
+    assert answer.status_code == 200 and [line["error"]["code"] for line in lines] == ["invalid_unicode"] * 2
+    assert valid(schema_answers.Head, last)["usage"]["total_tokens"] == 0
+
+
 def test_rank_sorts_keeps_ties_in_order_and_sets_failures_apart(http, scores_of):
     responses = ["b", "a", "b", "\ud800", "c"]
     answer = valid(schema_answers.RankAnswer, post(http, "/rank", {"prompt": PROMPT, "responses": responses}))
@@ -231,6 +255,8 @@ def test_probes_models_and_unknown_routes(http):
         assert http.get(path).status_code == http.head(path).status_code == 200
     assert http.get("/readyz").json() == {"status": "ready", "models": {"calibrated": "ready"}}
     assert [model["id"] for model in http.get("/v1/models").json()["data"]] == ["calibrated"]
+    for path in ("/m/typo/readyz", "/m/typo/health", "/m/typo/v1/models"):
+        assert (http.get(path).status_code, http.get(path).json()["error"]["code"]) == (404, "unknown_model")
     for method, path, status in (("GET", "/nope", 404), ("GET", "/score", 405), ("DELETE", "/livez", 405),
                                  ("GET", "/docs", 404), ("POST", "/score/", 404)):  # fmt: skip
         answer = http.request(method, path)

@@ -52,7 +52,7 @@ def test_a_bad_model_or_configuration_exits_78_with_one_clear_line(tmp_path, tin
     code, line = refused(broken, "--port", "0")
     assert code == 78 and "model.safetensors" in line
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        code, line = refused(tiny_model_dir, "--port", taken.getsockname()[1])
+        code, line = refused(tmp_path / "nothing", "--port", taken.getsockname()[1])  # before the model is looked for
     assert code == 78 and "cannot listen" in line
 
 
@@ -88,6 +88,8 @@ def test_the_printed_lines_work_as_they_stand(both):
 def test_several_models_are_named_in_body_or_path(both):
     _, client = both
     assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["first", "bert"]
+    assert [model["id"] for model in client.get("/m/bert/v1/models").json()["data"]] == ["bert"]
+    assert client.get("/m/bert/readyz").json() == {"status": "ready", "models": {"bert": "ready"}}
     one = client.post("/score", content=json.dumps({**BODY, "model": "first"})).json()
     other = client.post("/m/bert/score", content=json.dumps(BODY)).json()
     assert (one["model"], other["model"]) == ("first", "bert") and one["score"] != other["score"]

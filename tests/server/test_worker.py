@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -132,6 +133,32 @@ async def test_a_lost_host_takes_its_workers_along_and_is_started_again(host: Wo
     await second.close()
 
 
+async def test_a_worker_that_does_not_finish_loading_is_killed(
+    host: WorkerHost, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    os.mkfifo(tmp_path / "config.json")  # reading it never ends
+    loading = asyncio.create_task(host.launch(order(tmp_path), load_seconds=2.0))
+    while not (pids := children_of_the(host)):
+        assert not loading.done()
+        await asyncio.sleep(0.01)
+    with pytest.raises(WorkerFailed, match=r"not loaded within 2\.0 s"):
+        await loading
+    for pid in pids:
+        await gone(pid)
+
+
+async def test_what_the_system_refuses_is_a_failed_start(host: WorkerHost, tiny_model_dir: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(WorkerFailed, match=r"could not be started: .*Too many open files"):
+            await host.launch(order(tiny_model_dir))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    worker = await host.launch(order(tiny_model_dir))
+    await worker.close()
+
+
 def test_a_worker_can_be_a_process_of_its_own(tiny_bert_dir: Path) -> None:
     """As on a machine where importing opens the device, which must not be forked."""
     ours, theirs = socket.socketpair()
@@ -179,6 +206,13 @@ async def test_a_killed_front_leaves_no_orphan_and_never_imported_torch(tiny_mod
     await gone(host)
     await gone(int(pid))
     assert torch_imported == "False"
+
+
+def children_of_the(host: WorkerHost) -> list[int]:
+    """Its workers that have not ended."""
+    assert host._process is not None
+    pid = host._process.pid
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split() if running(int(child))]
 
 
 def parent_of(pid: int) -> int:
