@@ -114,7 +114,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ru
 
 @pytest.fixture(scope="session")
 def foreign_dir(write_base: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`foreign_dir("roberta")` is a checkpoint of transformers' own making, without a contract, scores well apart."""
+    """`foreign_dir("distilbert")` is a checkpoint of transformers' own making: no contract, scores well apart."""
     import shutil
 
     import torch
@@ -141,9 +141,7 @@ _SIZES = {
     "max_position_embeddings": 640,
 }  # fmt: skip
 FOREIGN_SHAPES: dict[str, dict[str, object]] = {
-    "roberta": _SIZES,
     "deberta-v2": {**_SIZES, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0},
-    "modernbert": {**_SIZES, "global_attn_every_n_layers": 2, "cls_token_id": 3, "sep_token_id": 4},
     "distilbert": {"vocab_size": 700, "dim": 64, "hidden_dim": 160, "n_layers": 2, "n_heads": 4},
 }
 
@@ -151,12 +149,22 @@ _COMMON = {
     "vocab_size": 700, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4,
     "max_position_embeddings": 640, "pad_token_id": 0,
 }  # fmt: skip
+_DECODER = {**_COMMON, "num_key_value_heads": 2, "eos_token_id": 2, "bos_token_id": None}
+_GEMMA = {**_DECODER, "head_dim": 16, "query_pre_attn_scalar": 20, "sliding_window": 24}
+_SLIDING = ["sliding_attention", "full_attention", "sliding_attention"]
 SHAPES: dict[str, dict[str, object]] = {
-    "llama": {**_COMMON, "num_key_value_heads": 2, "eos_token_id": 2, "bos_token_id": None},
-    "qwen3": {**_COMMON, "num_key_value_heads": 2, "head_dim": 16, "eos_token_id": 2, "bos_token_id": None},
-    "qwen2": {**_COMMON, "num_key_value_heads": 2, "eos_token_id": 2, "bos_token_id": None},
-    "bert": dict(_COMMON),
-}
+    "llama": _DECODER,
+    "mistral": {**_DECODER, "sliding_window": 40},
+    "qwen2": {**_DECODER, "use_sliding_window": True, "sliding_window": 24, "layer_types": _SLIDING},
+    "qwen3": {**_DECODER, "head_dim": 16},
+    "gemma2": {**_GEMMA, "attn_logit_softcapping": 1.5, "layer_types": _SLIDING},
+    "gemma3_text": {**_GEMMA, "layer_types": _SLIDING},
+    "olmo2": _DECODER,
+    "bert": _COMMON,
+    "roberta": _COMMON,
+    "modernbert": {**_COMMON, "global_attn_every_n_layers": 2, "local_attention": 48, "cls_token_id": 3,
+                   "sep_token_id": 4, "bos_token_id": 3, "eos_token_id": 4},
+}  # fmt: skip
 
 
 def _spread(model: object) -> None:
@@ -192,7 +200,7 @@ def _write_tokenizer(directory: Path, family: str) -> None:
         "model_max_length": 512,
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
-    if family == "bert":
+    if family in ("bert", "roberta", "modernbert"):
         config |= {"cls_token": "[CLS]", "sep_token": "[SEP]"}
         config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
         tokenizer.post_processor = processors.TemplateProcessing(

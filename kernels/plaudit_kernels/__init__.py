@@ -1,7 +1,34 @@
-"""Operations on packed batches: the ground floor. Imports torch, nothing of ours."""
+"""Operations on packed batches: the ground floor. Imports torch, and Triton where it is installed; nothing of ours."""
 
 from .attention import packed_attention, reference_attention
+from .blocks import BlockPlan, plan_blocks
 from .dispatch import Choice, select
+from .gated import Activation, bias_gelu, gated
+from .head import pooled_head
+from .linear import FrozenLinear
+from .norm import layer_norm, rms_norm
+from .plan import AttentionPlan, plan_attention
+from .rotary import rotary
 from .tiles import BLOCK, TilePlan, plan_tiles
 
-__all__ = ["BLOCK", "Choice", "TilePlan", "packed_attention", "plan_tiles", "reference_attention", "select"]
+__all__ = [
+    "BLOCK",
+    "Activation",
+    "AttentionPlan",
+    "BlockPlan",
+    "Choice",
+    "FrozenLinear",
+    "TilePlan",
+    "bias_gelu",
+    "gated",
+    "layer_norm",
+    "packed_attention",
+    "plan_attention",
+    "plan_blocks",
+    "plan_tiles",
+    "pooled_head",
+    "reference_attention",
+    "rms_norm",
+    "rotary",
+    "select",
+]

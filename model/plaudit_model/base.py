@@ -17,13 +17,16 @@ from . import infer
 from .contract import FILE_NAME, RewardContract, Template
 from .encode import TOKENIZER_FILE, special_tokens
 from .errors import CheckpointError, ContractError
-from .heads import final_layer, init_head, is_known, pooler
+from .heads import final_layer, hidden_layers, init_head, is_known
 from .store import check_weights
 from .template import CHATML
 
 logger = logging.getLogger("plaudit.model")
 
-_DROPOUTS = ("attention_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+_DROPOUTS = (
+    "attention_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout",
+    "embedding_dropout", "mlp_dropout",
+)  # fmt: skip
 _RESERVED_PADS = ("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "<|pad|>", "<pad>", "<unk>")
 
 
@@ -79,12 +82,17 @@ def _init_missing(module: nn.Module, info: dict[str, Any], seed: int) -> None:
     _known_head(module)
     missing = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
     names = {id(layer): name for name, layer in module.named_modules()}
-    for layer in (pooler(module), final_layer(module)):
-        if layer is not None and f"{names[id(layer)]}.weight" in missing:
+    for layer in (*_linears(module), final_layer(module)):
+        if f"{names[id(layer)]}.weight" in missing:
             init_head(layer, seed)
             missing -= {f"{names[id(layer)]}.{part}" for part in ("weight", "bias")}
     if missing:
         raise CheckpointError(f"the base has no weights for {sorted(missing)[0]}; is it a complete checkpoint?")
+
+
+def _linears(module: nn.Module) -> list[nn.Linear]:
+    """The linear layers of the head before its final one."""
+    return [part for layer in hidden_layers(module) for part in layer.modules() if isinstance(part, nn.Linear)]
 
 
 def _known_head(module: nn.Module) -> nn.Linear:

@@ -13,35 +13,45 @@ from torch.nn.functional import linear, pad
 
 from plaudit_kernels import BLOCK
 
-_FINAL_LAYERS = ("score", "classifier")
+_DENSE = {
+    "bert": ("base_model.pooler.dense", "classifier"),
+    "roberta": ("classifier.dense", "classifier.out_proj"),
+    "xlm-roberta": ("classifier.dense", "classifier.out_proj"),
+}
+"""Encoders whose head is a dense layer, tanh and a linear layer over the pooled token: the names of the layers."""
 
 
 def is_known(module: nn.Module) -> bool:
-    """Whether the head is one that is computed here: the `score` layer of transformers' decoders, or BERT's."""
-    return isinstance(getattr(module, "score", None), nn.Linear) or module.config.model_type == "bert"  # type: ignore[union-attr]
+    """Whether the head is one that is computed here: the `score` layer of transformers' decoders, BERT's or
+    RoBERTa's dense and linear layer, or ModernBERT's over its first token."""
+    config: Any = module.config
+    if config.model_type == "modernbert":
+        return bool(config.classifier_pooling == "cls")
+    return config.model_type in _DENSE or isinstance(getattr(module, "score", None), nn.Linear)
 
 
 def final_layer(module: nn.Module) -> nn.Linear:
     """The linear layer that gives the attributes. Raises TypeError for a head of another shape."""
-    for name in _FINAL_LAYERS:
-        layer = getattr(module, name, None)
-        if isinstance(layer, nn.Linear):
-            return layer
-    raise TypeError(f"{type(module).__name__} has no linear head named {' or '.join(_FINAL_LAYERS)}")
+    config: Any = module.config
+    name = _DENSE[config.model_type][1] if config.model_type in _DENSE else "score"
+    layer = _find(module, "classifier" if config.model_type == "modernbert" else name)
+    if isinstance(layer, nn.Linear):
+        return layer
+    raise TypeError(f"{type(module).__name__} has no linear head")
 
 
 def head_modules(module: nn.Module) -> list[nn.Module]:
     """The parts of the model that stay in fp32."""
-    if not is_known(module):
-        return []
-    return [layer for layer in (pooler(module), final_layer(module)) if layer is not None]
+    return [*hidden_layers(module), final_layer(module)] if is_known(module) else []
 
 
-def pooler(module: nn.Module) -> nn.Linear | None:
-    """BERT's dense layer over the pooled token, if the architecture has one."""
-    inner = getattr(getattr(module, "base_model", None), "pooler", None)
-    dense = getattr(inner, "dense", None)
-    return dense if isinstance(dense, nn.Linear) else None
+def hidden_layers(module: nn.Module) -> list[nn.Module]:
+    """What lies between the pooled token and the final layer, if anything."""
+    config: Any = module.config
+    if config.model_type == "modernbert":
+        return [module.head]  # type: ignore[list-item]
+    dense = _find(module, _DENSE[config.model_type][0]) if config.model_type in _DENSE else None
+    return [dense] if isinstance(dense, nn.Linear) else []
 
 
 def last_hidden_state(module: nn.Module, **arguments: Any) -> torch.Tensor:
@@ -64,12 +74,14 @@ def apply_head(module: nn.Module, pooled_ND: torch.Tensor) -> torch.Tensor:
     The rows are rounded up to whole blocks, so that the product's kernel does not depend on N.
     """
     count = len(pooled_ND)
-    hidden = pad(pooled_ND.float(), (0, 0, 0, -count % BLOCK))
-    dense = pooler(module)
-    if dense is not None:
-        hidden = torch.tanh(linear(hidden, dense.weight.float(), _float(dense.bias)))
-    layer = final_layer(module)
-    return linear(hidden, layer.weight.float(), _float(layer.bias))[:count]
+    with torch.autocast(pooled_ND.device.type, enabled=False):
+        hidden = pad(pooled_ND.float(), (0, 0, 0, -count % BLOCK))
+        for layer in hidden_layers(module):
+            hidden = (
+                torch.tanh(linear(hidden, layer.weight, layer.bias)) if isinstance(layer, nn.Linear) else layer(hidden)
+            )
+        final = final_layer(module)
+        return linear(hidden, final.weight, final.bias)[:count]
 
 
 def init_head(layer: nn.Linear, seed: int) -> None:
@@ -82,5 +94,8 @@ def init_head(layer: nn.Linear, seed: int) -> None:
             layer.bias.zero_()
 
 
-def _float(bias: torch.Tensor | None) -> torch.Tensor | None:
-    return None if bias is None else bias.float()
+def _find(module: nn.Module, path: str) -> Any:
+    found: Any = module
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found

@@ -75,6 +75,8 @@ def max_length(directory: Path) -> int:
     config = read_json(directory / "config.json")
     tokenizer = _read_optional(directory / "tokenizer_config.json")
     limits = [config.get("max_position_embeddings"), tokenizer.get("model_max_length")]
+    if "roberta" in config.get("model_type", "") and limits[0]:
+        limits[0] -= (config.get("pad_token_id") or 0) + 1  # its first positions are taken by padding
     known = [int(limit) for limit in limits if isinstance(limit, (int, float)) and 0 < limit < _NO_LIMIT]
     if not known:
         raise ContractError(f"{directory} does not say how long a sequence may be; save a contract with max_length")

@@ -59,14 +59,16 @@ def plain_scores(module: nn.Module, contract: RewardContract) -> NDArray[np.floa
 
 
 def proof_items(module: nn.Module, contract: RewardContract) -> list[Encoded]:
-    """Random items: several responses to one prompt, some without a prompt, from one token to several blocks."""
+    """Random items: several responses to one prompt, some without a prompt, from one token to several blocks. None
+    holds the padding id, at which RoBERTa's positions do not count on; a tokenizer never gives it for text."""
     config: Any = module.config
     generator = np.random.default_rng(0)
     longest = contract.max_length
-    prompt = generator.integers(0, config.vocab_size, 37, dtype=np.int32)
+    words = np.delete(np.arange(config.vocab_size, dtype=np.int32), [config.pad_token_id or 0])
+    prompt = generator.choice(words, 37)
 
     def item(prompt: NDArray[np.int32], tokens: int) -> Encoded:
-        own = generator.integers(0, config.vocab_size, tokens, dtype=np.int32)
+        own = generator.choice(words, tokens)
         return Encoded(np.concatenate([prompt, own])[-longest:], min(len(prompt), longest - 1))
 
     return [item(prompt if i % 3 else prompt[:0], tokens) for i, tokens in enumerate(_LENGTHS)]

@@ -23,7 +23,7 @@ from .base import load_base, token_ids
 from .contract import FILE_NAME, RewardContract, Serving
 from .encode import Encoded, Encoder
 from .errors import CheckpointError, ContractError
-from .heads import apply_head, head_modules, is_known
+from .heads import head_modules, is_known
 from .infer import contract_for, resolve
 from .packing import PackedBatch, group_items, pack, split_by_budget
 from .proof import plain_scores, prove
@@ -70,6 +70,7 @@ class RewardModel:
             raise ContractError(f"{contract.architecture} runs through its own head, which needs --dtype float32")
         reference, stored = plain_scores(module, contract), next(module.parameters()).dtype
         model = cls(module, contract, directory, device=choose_device(device), dtype=serving.dtype, mode=serving.mode)
+        model.freeze()
         prove(model, reference, stored)
         return model
 
@@ -127,17 +128,22 @@ class RewardModel:
         """The ids of the end of a turn that the configuration names."""
         return token_ids(getattr(self.module.config, "eos_token_id", None))
 
+    def freeze(self) -> None:
+        """Weights will not change any more: they are laid out for speed, and there are no gradients."""
+        self.module.requires_grad_(False)
+        self.trunk.freeze()
+
     def train_mode(self) -> None:
         """Ready for training. Dropout stays off: the two responses of a pair must see the same network."""
-        self.module.train()
+        self.trunk.thaw()
+        self.module.requires_grad_(True).train()
 
     def eval_mode(self) -> None:
         self.module.eval()
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Attributes (N, A) fp32, with gradients where they are enabled; row i belongs to `batch.indices[i]`."""
-        output = self.trunk(batch)
-        return output if self.trunk.gives_scores else apply_head(self.module, output)
+        return self.trunk(batch)
 
     @torch.inference_mode()
     def score_encoded(self, items: Sequence[Encoded], *, token_budget: int = 4096) -> NDArray[np.float32]:

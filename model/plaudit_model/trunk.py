@@ -1,99 +1,36 @@
-"""From a packed batch to one hidden state a sequence.
+"""From a packed batch to scores, one way for each architecture.
 
-`PackedTrunk` runs transformers' own modules over one token axis (1, T) with our attention plugged in through
-its `AttentionInterface`: no padding, a shared prompt once. It is used for the families in `FAMILIES`, where it
-is proven against the plain model at load. Every other architecture runs through `PaddedTrunk`, its own forward.
+Families of decoders and encoders have a packed forward of our own. Every other architecture runs through its own
+forward, padded.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from transformers import AttentionInterface
 
-from plaudit_kernels import BLOCK, TilePlan, packed_attention, plan_tiles
-
-from .heads import is_known, last_hidden_state
-from .last_layer import pooled_layer
+from . import decoder, encoder_trunk
+from .heads import apply_head, is_known, last_hidden_state
+from .infer import ENCODERS
 from .packing import PackedBatch
-
-ATTENTION = "plaudit_packed"
 
 _STATIC_ROPE = frozenset({"default", "linear", "llama3", "yarn"})
 
 
-@dataclass(frozen=True)
-class Family:
-    """What the packed trunk needs to know of an architecture."""
-
-    causal: bool
-
-
-FAMILIES = {
-    "llama": Family(causal=True),
-    "qwen3": Family(causal=True),
-    "bert": Family(causal=False),
-}
-
-
 class Trunk(Protocol):
-    """Hidden states (N, d) at the pooled token of each sequence of a batch, in the batch's order; or, if
-    `gives_scores`, the attributes (N, A) fp32 themselves."""
+    """Attributes (N, A) fp32 of the sequences of a batch, in the batch's order. Frozen, it may keep copies of the
+    weights, which must not change any more, and gives no gradients."""
 
     shares_prompt: bool
-    gives_scores: bool
     reason: str
 
+    def freeze(self) -> None: ...
+    def thaw(self) -> None: ...
     def __call__(self, batch: PackedBatch) -> torch.Tensor: ...
-
-
-class PackedTrunk:
-    """No padding. In exact mode the token axis is rounded up to whole blocks of rows, which belong to a
-    segment of their own: matrix products choose another kernel for very few rows, and with it other bits."""
-
-    gives_scores = False
-
-    def __init__(self, module: nn.Module, family: Family, *, exact: bool) -> None:
-        self._module = module
-        self._family = family
-        self._exact = exact
-        self.shares_prompt = family.causal
-        self.reason = "packed: transformers' modules with our attention"
-        module.set_attn_implementation(ATTENTION)  # type: ignore[operator]
-
-    def __call__(self, batch: PackedBatch) -> torch.Tensor:
-        device = next(self._module.parameters()).device
-        rows = with_padding_segment(batch) if self._exact else batch
-        plan = plan_tiles(rows.segments, rows.tokens, causal=self._family.causal).to(device)
-        inputs = {"input_ids": _row(rows.input_ids, device), "position_ids": _row(rows.position_ids, device)}
-        if self._family.causal:
-            return self._decode(inputs, plan, rows, device)
-        inputs["token_type_ids"] = _row(rows.type_ids, device)
-        hidden = last_hidden_state(self._module, plan=plan, **inputs)[0]
-        return hidden.index_select(0, torch.from_numpy(rows.pool_first).to(device))
-
-    def _decode(
-        self, inputs: dict[str, torch.Tensor], plan: TilePlan, rows: PackedBatch, device: torch.device
-    ) -> torch.Tensor:
-        """All layers but the last over all rows, the last over the pooled ones, rounded up to whole blocks."""
-        base: Any = self._module.base_model
-        *body, last = base.layers
-        hidden = base.embed_tokens(inputs["input_ids"])
-        rotary = base.rotary_emb(hidden, inputs["position_ids"])
-        for layer in body:
-            hidden = layer(hidden, attention_mask=None, position_embeddings=rotary, plan=plan)
-        count = len(rows.pool_last)
-        pool = torch.from_numpy(np.resize(rows.pool_last, _whole(count)) if self._exact else rows.pool_last)
-        pooled_plan = plan_tiles(rows.segments, rows.tokens, causal=True, only=rows.pool_last).to(device)
-        cos, sin = rotary
-        pooled = pooled_layer(last, hidden[0], (cos[0], sin[0]), pooled_plan, pool.to(device), count)
-        output: torch.Tensor = base.norm(pooled)[:count]
-        return output
 
 
 class PaddedTrunk:
@@ -107,9 +44,15 @@ class PaddedTrunk:
         self._module = module
         self._causal = causal
         self._exact = exact
-        self.gives_scores = not is_known(module)
+        self._own_head = not is_known(module)
         self._types = int(getattr(module.config, "type_vocab_size", 0) or 0) > 1
         self.reason = f"padded: {reason}"
+
+    def freeze(self) -> None:
+        """Nothing is kept."""
+
+    def thaw(self) -> None:
+        """Nothing was kept."""
 
     def __call__(self, batch: PackedBatch) -> torch.Tensor:
         sequences = unpack(batch)
@@ -127,39 +70,24 @@ class PaddedTrunk:
         arguments = {"input_ids": ids, "attention_mask": torch.arange(ids.shape[1], device=device) < lengths[:, None]}
         if self._types:
             arguments["token_type_ids"] = types
-        if self.gives_scores:
+        if self._own_head:
             scores: torch.Tensor = self._module(**arguments).logits.float()
             return scores
         hidden = last_hidden_state(self._module, **arguments)
-        return hidden[torch.arange(len(sequences), device=device), lengths - 1 if self._causal else 0]
+        return apply_head(
+            self._module, hidden[torch.arange(len(sequences), device=device), lengths - 1 if self._causal else 0]
+        )
 
 
 def make_trunk(module: nn.Module, *, pooling: str, exact: bool) -> Trunk:
     """The packed trunk where it is known to hold for this configuration, else the padded one with the reason."""
     config: Any = module.config
-    family = FAMILIES.get(config.model_type)
-    if reason := _unpackable(config, family):
+    own = encoder_trunk if config.model_type in ENCODERS else decoder
+    if reason := own.unsupported(config) or _moving_rope(config):
         return PaddedTrunk(module, causal=pooling == "last", exact=exact, reason=reason)
-    assert family is not None
-    return PackedTrunk(module, family, exact=exact)
-
-
-def with_padding_segment(batch: PackedBatch) -> PackedBatch:
-    """The batch with its rows rounded up to a multiple of BLOCK. The added rows form one more segment, so
-    every row is computed from rows that exist; nothing is pooled from them."""
-    extra = -batch.tokens % BLOCK
-    if not extra:
-        return batch
-    zeros = np.zeros(extra, dtype=np.int64)
-    return PackedBatch(
-        input_ids=np.concatenate([batch.input_ids, zeros]),
-        position_ids=np.concatenate([batch.position_ids, np.arange(extra)]),
-        type_ids=np.concatenate([batch.type_ids, zeros]),
-        segments=np.concatenate([batch.segments, np.array([[batch.tokens, extra, 0, 0]])]),
-        pool_last=batch.pool_last,
-        pool_first=batch.pool_first,
-        indices=batch.indices,
-    )
+    if own is decoder:
+        return decoder.DecoderTrunk(module, exact=exact)
+    return encoder_trunk.EncoderTrunk(module, exact=exact)
 
 
 def unpack(batch: PackedBatch) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
@@ -173,37 +101,10 @@ def unpack(batch: PackedBatch) -> list[tuple[NDArray[np.int64], NDArray[np.int64
     return sequences
 
 
-def _unpackable(config: Any, family: Family | None) -> str:
-    if family is None:
-        return f"packing is not proven for {config.model_type}"
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        return "sliding-window layers"
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    return "" if rope in _STATIC_ROPE else f"rope type {rope} depends on the longest sequence of the batch"
-
-
-def _whole(count: int) -> int:
-    return -(-count // BLOCK) * BLOCK
-
-
-def _row(values: NDArray[np.int64], device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(values).to(device)[None]
-
-
-def _attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    *,
-    scaling: float,
-    plan: TilePlan,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    """transformers' attention interface: query (1, H, T, D), key and value (1, K, T, D) -> (1, T, H, D)."""
-    query_THD, key_TKD, value_TKD = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    return packed_attention(query_THD, key_TKD, value_TKD, plan, scale=scaling)[None], None
-
-
-AttentionInterface.register(ATTENTION, _attention)
+def _moving_rope(config: Any) -> str:
+    """Why rotary angles would depend on the batch; empty if they do not."""
+    settings = getattr(config, "rope_parameters", None) or {}
+    for rope in [settings, *(value for value in settings.values() if isinstance(value, dict))]:
+        if (kind := rope.get("rope_type", "default")) not in _STATIC_ROPE:
+            return f"rope type {kind} depends on the longest sequence of the batch"
+    return ""

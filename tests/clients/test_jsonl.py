@@ -107,8 +107,16 @@ def test_plain_and_zipped_files_are_read(tmp_path: Path) -> None:
         open_output(str(tmp_path)).__enter__()
 
 
+WHOLE = gzip.compress(b'{"text": "a"}\n' * 9, mtime=0)
+
+
 @pytest.mark.parametrize(
-    "damaged", [gzip.compress(b'{"text": "a"}\n' * 9)[:-12], b"no gzip", gzip.compress(b"a" * 99)[:10] + b"\xff" * 9]
+    "damaged",
+    [
+        gzip.compress(b'{"text": "a"}\n' * 9, mtime=0)[:-12],
+        b"no gzip",
+        gzip.compress(b"a" * 99, mtime=0)[:10] + b"\xff" * 9,
+    ],
 )
 def test_a_damaged_file_is_bad_input(tmp_path: Path, damaged: bytes) -> None:
     (tmp_path / "a.jsonl.gz").write_bytes(damaged)

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from plaudit_model.packed import with_padding_segment
 from plaudit_model.packing import MIN_SHARED, Group, group_items, pack, split_by_budget
-from plaudit_model.trunk import unpack, with_padding_segment
+from plaudit_model.trunk import unpack
 
 
 @dataclass

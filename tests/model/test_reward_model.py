@@ -20,7 +20,10 @@ from plaudit_model.reward_model import RewardModel
 
 ModelDir = Callable[[str], Path]
 
-PACKED = ["llama", "qwen3", "bert"]
+PACKED = [
+    "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text",  # decoders
+    "bert", "roberta", "modernbert",
+]  # fmt: skip
 
 
 def conversations() -> list[Conversation]:
@@ -37,7 +40,7 @@ def conversations() -> list[Conversation]:
     return [(prompt, answer) for prompt in (short, long) for answer in answers]
 
 
-@pytest.mark.parametrize("family", [*PACKED, "qwen2"])
+@pytest.mark.parametrize("family", [*PACKED, "olmo2"])
 def test_scores_are_those_of_plain_transformers_one_by_one(reward_model_dir: ModelDir, family: str) -> None:
     directory = reward_model_dir(family)
     model, plain = RewardModel.load(directory), PlainModel(directory)
@@ -53,15 +56,15 @@ def random_items(model: RewardModel, seed: int) -> list[Encoded]:
     generator = np.random.default_rng(seed)
     items = []
     for _ in range(4):
-        prompt = generator.integers(0, 600, int(generator.integers(0, 150)), dtype=np.int32)
+        prompt = generator.integers(1, 600, int(generator.integers(0, 150)), dtype=np.int32)
         for _ in range(int(generator.integers(1, 6))):
-            own = generator.integers(0, 600, int(generator.integers(1, 90)), dtype=np.int32)
+            own = generator.integers(1, 600, int(generator.integers(1, 90)), dtype=np.int32)
             items.append(Encoded(np.concatenate([prompt, own]), len(prompt)))
     return items
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", [*PACKED, "qwen2"])
+@pytest.mark.parametrize("family", [*PACKED, "olmo2"])
 def test_exact_scores_are_the_same_bits_in_any_company(reward_model_dir: ModelDir, family: str, dtype: str) -> None:
     model = RewardModel.load(reward_model_dir(family), dtype=dtype, mode="exact")
     items = random_items(model, 1)
@@ -87,20 +90,26 @@ def test_a_prompt_is_computed_once(reward_model_dir: ModelDir) -> None:
     assert pack(group_items(items, share=model.shares_prompt)).tokens == 100 + 16
 
 
-def test_gradients_equal_those_of_plain_transformers(reward_model_dir: ModelDir) -> None:
-    model = RewardModel.load(reward_model_dir("qwen3"))
-    plain = PlainModel(reward_model_dir("qwen3"))
-    module = plain._module
+@pytest.mark.parametrize("family", PACKED)
+def test_gradients_equal_those_of_plain_transformers(reward_model_dir: ModelDir, family: str) -> None:
+    model = RewardModel.load(reward_model_dir(family))
+    model.train_mode()
+    module = PlainModel(reward_model_dir(family))._module
     items = random_items(model, 4)[:5]
-    batch = pack(group_items(items, share=True))
+    if not model.shares_prompt:  # a boundary gives an encoder's response another token type, which is not called for
+        items = [Encoded(item.ids, 0) for item in items]
+    batch = pack(group_items(items, share=model.shares_prompt))
     weights = torch.linspace(-1, 1, len(items))
     (model.forward(batch)[:, 0] * weights[torch.from_numpy(batch.indices)]).sum().backward()
     for weight, item in zip(weights, items, strict=True):
         (module(torch.from_numpy(item.ids.astype(np.int64))[None]).logits[0, 0] * weight).backward()
     truth = dict(module.named_parameters())
     for name, parameter in model.module.named_parameters():
-        scale = truth[name].grad.abs().max()
-        assert (parameter.grad - truth[name].grad).abs().max() <= 2e-5 * max(float(scale), 1.0), name
+        expected = truth[name].grad
+        if parameter.grad is None or expected is None:  # of what is not used, such as the embedding of a second type
+            assert all(grad is None or not grad.any() for grad in (parameter.grad, expected)), name
+            continue
+        assert (parameter.grad - expected).abs().max() <= 2e-5 * max(float(expected.abs().max()), 1.0), name
 
 
 def copy(directory: Path, target: Path) -> Path:
@@ -149,15 +158,16 @@ def test_a_contract_that_contradicts_the_weights_is_refused(reward_model_dir: Mo
 
 
 def test_the_self_test_sees_a_wrong_attention(reward_model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    from plaudit_model import trunk
+    from plaudit_model import decoder
 
-    right = trunk.packed_attention
-    monkeypatch.setattr(trunk, "packed_attention", lambda *args, scale: right(*args, scale=scale * 1.1))
+    right = decoder.packed_attention
+    wrong = lambda *args, scale, **rest: right(*args, scale=scale * 1.1, **rest)  # noqa: E731
+    monkeypatch.setattr(decoder, "packed_attention", wrong)
     with pytest.raises(ContractError, match="plain model"):
         RewardModel.load(reward_model_dir("qwen3"))
 
 
-FOREIGN = ["roberta", "deberta-v2", "modernbert", "distilbert"]
+FOREIGN = ["deberta-v2", "distilbert"]
 
 
 @pytest.mark.parametrize("family", FOREIGN)

@@ -50,6 +50,7 @@ def finish(task: Task, progress: Progress, lineage: Mapping[str, Any], directory
     Statistics and temperature are those of the held-out responses. Raises ReloadMismatch if the directory,
     loaded anew and fed from the records' text, gives a single other bit.
     """
+    task.model.freeze()  # as it will be served
     probe = task.held_out or task.train[:_PROBE]
     scores = score(task.model, probe, token_budget=task.config.optim.token_budget)
     evaluation = _evaluate(task, scores) if task.held_out else None

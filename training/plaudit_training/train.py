@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from plaudit_model.errors import CheckpointError
-from plaudit_model.heads import apply_head
 from plaudit_model.packing import PackedBatch
 from plaudit_model.reward_model import RewardModel
 
@@ -297,9 +296,9 @@ def forward(model: RewardModel, batch: PackedBatch, dtype: str) -> Tensor:
     """
     device = torch.device(model.device)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
-        pooled_ND = model.trunk(batch)
+        scores_NA = model.forward(batch)
     order = torch.from_numpy(np.argsort(batch.indices)).to(device)
-    return apply_head(model.module, pooled_ND)[:, 0].index_select(0, order)
+    return scores_NA[:, 0].index_select(0, order)
 
 
 def _finite(value: float) -> float | None:

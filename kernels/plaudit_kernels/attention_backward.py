@@ -1,0 +1,217 @@
+"""Backward pass of the Triton attention, and the autograd function around both passes.
+
+Two kernels, neither with atomics, so that the same batch always gives the same bits (FlashAttention-2, Dao,
+2307.08691): one program per block of queries for dQ; one per block of own keys of a segment and key head for dK and
+dV, which visits in a fixed order the segment's own queries and then those of every segment that reads it as prefix.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from .attention_table import DELTA_ROWS, launches, padded_width
+from .attention_triton import (
+    MASKED,
+    UNREAD,
+    UNSPECIALISED,
+    Factors,
+    constants,
+    fields_of,
+    forward,
+    key_range,
+    load_rows,
+    locate,
+    logits,
+    sees,
+    store_rows,
+    strides,
+)
+from .blocks import TILE, BlockPlan
+
+
+@triton.jit(do_not_specialize=UNSPECIALISED)
+def _delta(
+    out, grad, delta, o_row, o_head, g_row, g_head, tokens,
+    WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """delta (H, T) = the sum over D of output * gradient, in fp32."""
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    head = tl.program_id(1).to(tl.int64)
+    real = rows < tokens
+    output = load_rows(out + head * (o_head * 8), rows, o_row, real, WIDTH, BLOCK_D).to(tl.float32)
+    gradient = load_rows(grad + head * (g_head * 8), rows, g_row, real, WIDTH, BLOCK_D).to(tl.float32)
+    tl.store(delta + head * tokens + rows, tl.sum(output * gradient, 1), mask=real)
+
+
+@triton.jit(do_not_specialize=UNSPECIALISED)
+def _query_gradient(
+    q, k, v, grad, lse, delta, dq, segments, tiles, inner, outer, scale,
+    q_row, q_head, k_row, k_head, v_row, v_head, g_row, g_head, o_row, o_head, tokens,
+    FOLD: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, TILE: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One program: dQ of BLOCK_M queries of one tile, one query head."""
+    _, segment, first = locate(segments, tiles, TILE, BLOCK_M)
+    start, total, prefix_start, prefix = segment
+    if (first >= total) | (first + BLOCK_M <= prefix):
+        return
+    head = tl.program_id(1).to(tl.int64)
+    queries = first + tl.arange(0, BLOCK_M)
+    own = (queries >= prefix) & (queries < total)
+    rows = start + queries - prefix
+    query = load_rows(q + head * (q_head * 8), rows, q_row, own, WIDTH, BLOCK_D)
+    gradient = load_rows(grad + head * (g_head * 8), rows, g_row, own, WIDTH, BLOCK_D)
+    norm = tl.load(lse + head * tokens + rows, mask=own, other=UNREAD)
+    offset = tl.load(delta + head * tokens + rows, mask=own, other=0.0)
+    k += (head // FOLD) * (k_head * 8)
+    v += (head // FOLD) * (v_head * 8)
+    low, _, high = key_range(first, total, CAUSAL, WINDOW, BLOCK_M, BLOCK_N)
+    total_dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for at in range(low, high, BLOCK_N):
+        keys = at + tl.arange(0, BLOCK_N)
+        key_rows = keys + tl.where(keys < prefix, prefix_start, start - prefix)
+        real = keys < total
+        key = load_rows(k, key_rows, k_row, real, WIDTH, BLOCK_D)
+        value = load_rows(v, key_rows, v_row, real, WIDTH, BLOCK_D)
+        x, slope = logits(tl.dot(query, tl.trans(key), input_precision=PRECISION), inner, outer, CAPPED)
+        x = tl.where(sees(queries[:, None], keys[None, :], CAUSAL, WINDOW) & real[None, :], x, MASKED)
+        weight = tl.exp2(x - norm[:, None])
+        dweight = tl.dot(gradient, tl.trans(value), input_precision=PRECISION)
+        dx = weight * (dweight - offset[:, None]) * slope
+        total_dq = tl.dot(dx.to(key.dtype), key, total_dq, input_precision=PRECISION)
+    store_rows(dq + head * (o_head * 8), rows, o_row, own, total_dq * scale, WIDTH, BLOCK_D)
+
+
+@triton.jit
+def _visited(
+    first, prefix, length, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """Own rows low .. high of a visiting segment whose queries see the keys at logical positions first ..
+    first + BLOCK_N."""
+    low, high = 0, length
+    if CAUSAL:
+        low = tl.maximum(first - prefix, 0)
+        if WINDOW:
+            high = tl.minimum(length, first + BLOCK_N + WINDOW - 1 - prefix)
+    elif WINDOW:
+        low = tl.maximum(first - WINDOW // 2 - prefix, 0)
+        high = tl.minimum(length, first + BLOCK_N + WINDOW // 2 - prefix)
+    return low // BLOCK_M * BLOCK_M, high
+
+
+@triton.jit(do_not_specialize=UNSPECIALISED)
+def _key_gradient(
+    q, k, v, grad, lse, delta, dk, dv, segments, key_tiles, visitor_offsets, visitors, inner, outer, scale,
+    q_row, q_head, k_row, k_head, v_row, v_head, g_row, g_head, o_row, o_head, tokens,
+    FOLD: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, TILE: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One program: dK and dV of BLOCK_N own rows of one segment, one key head."""
+    number, segment, first = locate(segments, key_tiles, TILE, BLOCK_N)
+    start, total, _, prefix = segment
+    length = total - prefix
+    if first >= length:
+        return
+    kv_head = tl.program_id(1).to(tl.int64)
+    offsets = first + tl.arange(0, BLOCK_N)
+    rows = start + offsets
+    own = offsets < length
+    key = load_rows(k + kv_head * (k_head * 8), rows, k_row, own, WIDTH, BLOCK_D)
+    value = load_rows(v + kv_head * (v_head * 8), rows, v_row, own, WIDTH, BLOCK_D)
+    total_dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    total_dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    for visit in range(tl.load(visitor_offsets + number), tl.load(visitor_offsets + number + 1)):
+        visitor = tl.load(visitors + visit)
+        its_start, its_length, its_prefix_start, its_prefix = fields_of(segments, visitor)
+        # Where the visitor meets these rows: as its own, or in its prefix.
+        origin = tl.where(visitor == number, start - prefix, its_prefix_start)
+        keys = rows - origin
+        real = own & ((visitor == number) | ((keys >= 0) & (keys < its_prefix)))
+        low, high = _visited(start + first - origin, its_prefix, its_length, CAUSAL, WINDOW, BLOCK_M, BLOCK_N)
+        blocks = tl.maximum(tl.cdiv(high - low, BLOCK_M), 0)
+        for step in range(0, FOLD * blocks):  # one loop over heads and blocks: short responses keep it full
+            head = kv_head * FOLD + step // blocks
+            within = low + step % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
+            asked = within < its_length
+            query_rows = its_start + within
+            query = load_rows(q + head * (q_head * 8), query_rows, q_row, asked, WIDTH, BLOCK_D)
+            gradient = load_rows(grad + head * (g_head * 8), query_rows, g_row, asked, WIDTH, BLOCK_D)
+            norm = tl.load(lse + head * tokens + query_rows, mask=asked, other=UNREAD)
+            offset = tl.load(delta + head * tokens + query_rows, mask=asked, other=0.0)
+            x, slope = logits(tl.dot(key, tl.trans(query), input_precision=PRECISION), inner, outer, CAPPED)
+            seen = sees((its_prefix + within)[None, :], keys[:, None], CAUSAL, WINDOW) & real[:, None]
+            weight = tl.exp2(tl.where(seen, x, MASKED) - norm[None, :])
+            total_dv = tl.dot(weight.to(gradient.dtype), gradient, total_dv, input_precision=PRECISION)
+            dweight = tl.dot(value, tl.trans(gradient), input_precision=PRECISION)
+            dx = weight * (dweight - offset[None, :]) * slope
+            total_dk = tl.dot(dx.to(query.dtype), query, total_dk, input_precision=PRECISION)
+    store_rows(dk + kv_head * (o_head * 8), rows, o_row, own, total_dk * scale, WIDTH, BLOCK_D)
+    store_rows(dv + kv_head * (o_head * 8), rows, o_row, own, total_dv, WIDTH, BLOCK_D)
+
+
+def backward(
+    tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    grad_THD: torch.Tensor,
+    plan: BlockPlan,
+    factors: Factors,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of query (T, H, D), key and value (T, K, D), from (query, key, value, output, lse) of the forward."""
+    query, key, value, out, lse = tensors
+    tokens, heads, width = query.shape
+    grad = grad_THD.contiguous()  # autograd may hand over a broadcast one
+    delta = torch.empty_like(lse)
+    _delta[(triton.cdiv(tokens, DELTA_ROWS), heads)](
+        out, grad, delta, *strides(out), *strides(grad), tokens,
+        WIDTH=width, BLOCK_D=padded_width(width), ROWS=DELTA_ROWS,
+    )  # fmt: skip
+    dq = torch.empty_like(out) if plan.whole else torch.zeros_like(out)
+    dk, dv = key.new_empty(key.shape), value.new_empty(value.shape)
+    numbers = (factors.inner, factors.outer, factors.scale)
+    layout = (*strides(query), *strides(key), *strides(value), *strides(grad))
+    launch = launches(width, query.element_size()).query_gradient
+    _query_gradient[(len(plan.tiles) * (TILE // launch.queries), heads)](
+        query, key, value, grad, lse, delta, dq, plan.segments, plan.tiles, *numbers, *layout, *strides(dq), tokens,
+        **constants(query, key, plan, factors, launch),
+    )  # fmt: skip
+    launch = launches(width, query.element_size()).key_gradient
+    _key_gradient[(len(plan.key_tiles) * (TILE // launch.keys), key.shape[1])](
+        query, key, value, grad, lse, delta, dk, dv, plan.segments, plan.key_tiles, plan.visitor_offsets,
+        plan.visitors, *numbers, *layout, *strides(dk), tokens,
+        **constants(query, key, plan, factors, launch),
+    )  # fmt: skip
+    return dq, dk, dv
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: BlockPlan, factors: Factors
+    ) -> torch.Tensor:
+        out, lse = forward(query, key, value, plan, factors)
+        ctx.save_for_backward(query, key, value, out, lse)
+        ctx.plan, ctx.factors = plan, factors
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return (*backward(ctx.saved_tensors, grads[0], ctx.plan, ctx.factors), None, None)
+
+
+def attend(
+    query_THD: torch.Tensor,
+    key_TKD: torch.Tensor,
+    value_TKD: torch.Tensor,
+    plan: BlockPlan,
+    scale: float,
+    softcap: float | None,
+) -> torch.Tensor:
+    """Attention output (T, H, D), differentiable; see `packed_attention`."""
+    factors = Factors.of(scale, softcap)
+    out: torch.Tensor = _Attention.apply(query_THD, key_TKD, value_TKD, plan, factors)
+    return out

@@ -1,0 +1,194 @@
+"""The packed forward of encoders: BERT and RoBERTa (norms after the sum), ModernBERT (norms before it).
+
+No padding. A bidirectional prompt depends on its response from the second layer on, so nothing is shared. Of the last
+layer only the pooled tokens' output is read, and only theirs is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from plaudit_kernels import Activation, AttentionPlan, bias_gelu, gated, layer_norm, packed_attention, rotary
+
+from .heads import apply_head
+from .packed import Layout
+from .packing import PackedBatch
+from .projection import Projection
+
+FAMILIES = frozenset({"bert", "roberta", "xlm-roberta", "modernbert"})
+
+_ACTIVATIONS: dict[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "silu": "silu",
+}
+
+Angles = tuple[torch.Tensor, torch.Tensor]
+
+
+def unsupported(config: Any) -> str:
+    """Why this encoder's configuration has no packed forward; empty if it has one."""
+    if config.model_type not in FAMILIES:
+        return f"packing is not proven for {config.model_type}"
+    if getattr(config, "is_decoder", False):
+        return "an encoder configured as a decoder"
+    modern = config.model_type == "modernbert"
+    if modern and config.classifier_pooling != "cls":
+        return f"pooling {config.classifier_pooling}"
+    activation = config.hidden_activation if modern else config.hidden_act
+    known = activation in _ACTIVATIONS and (modern or activation != "silu")
+    return "" if known else f"activation {activation}"
+
+
+class EncoderLayer(Protocol):
+    """A layer. `rows` None: its output at all rows; else only at those (R,) int64."""
+
+    @property
+    def window(self) -> int | None: ...
+    @property
+    def projections(self) -> tuple[Projection, ...]: ...
+
+    def __call__(
+        self, hidden_TD: torch.Tensor, plan: AttentionPlan, angles: Angles | None, layout: Layout | None
+    ) -> torch.Tensor: ...
+
+
+class EncoderTrunk:
+    """Attributes (N, A) fp32 of a packed batch; with `exact`, rows come in whole blocks."""
+
+    shares_prompt = False
+
+    def __init__(self, module: nn.Module, *, exact: bool) -> None:
+        base: Any = module.base_model
+        config: Any = module.config
+        self._module, self._base, self._exact = module, base, exact
+        self._modern = config.model_type == "modernbert"
+        self._first_position = config.pad_token_id + 1 if "roberta" in config.model_type else 0
+        if self._modern:
+            self._layers: list[EncoderLayer] = [PreNormLayer(layer, config) for layer in base.layers]
+            self._kinds: tuple[str | None, ...] = tuple(layer.attention_type for layer in base.layers)
+        else:
+            self._layers = [PostNormLayer(layer, config) for layer in base.encoder.layer]
+            self._kinds = (None,) * len(self._layers)
+        self.reason = "packed: own layers"
+
+    def freeze(self) -> None:
+        """The weights will not change any more."""
+        for projection in self._projections():
+            projection.freeze()
+
+    def thaw(self) -> None:
+        for projection in self._projections():
+            projection.thaw()
+
+    def __call__(self, batch: PackedBatch) -> torch.Tensor:
+        layout = Layout.of(batch, next(self._module.parameters()).device, causal=False, exact=self._exact)
+        hidden = self._embed(layout)
+        angles = {kind: self._angles(hidden, layout, kind) for kind in set(self._kinds)}
+        plans = {window: layout.plan(window) for window in {layer.window for layer in self._layers[:-1]}}
+        *body, last = self._layers
+        for layer, kind in zip(body, self._kinds[:-1], strict=True):
+            hidden = layer(hidden, plans[layer.window], angles[kind], None)
+        pooled_plan = layout.plan(last.window, pooled_only=True)
+        pooled_RD = last(hidden, pooled_plan, angles[self._kinds[-1]], layout)
+        if self._modern:
+            pooled_RD = self._base.final_norm(pooled_RD)
+        return apply_head(self._module, pooled_RD[: len(batch.pool_first)])
+
+    def _embed(self, layout: Layout) -> torch.Tensor:
+        arguments: dict[str, torch.Tensor] = {"input_ids": layout.input_ids[None]}
+        if not self._modern:
+            arguments["position_ids"] = layout.position_ids[None] + self._first_position
+            types = layout.type_ids if self._base.config.type_vocab_size > 1 else torch.zeros_like(layout.type_ids)
+            arguments["token_type_ids"] = types[None]
+        hidden: torch.Tensor = self._base.embeddings(**arguments)
+        return hidden[0]
+
+    def _angles(self, hidden: torch.Tensor, layout: Layout, kind: str | None) -> Angles | None:
+        if kind is None:
+            return None
+        cos, sin = self._base.rotary_emb(hidden[None], layout.position_ids[None], kind)
+        return cos[0], sin[0]
+
+    def _projections(self) -> Iterator[Projection]:
+        for layer in self._layers:
+            yield from layer.projections
+
+
+class PostNormLayer:
+    """BERT's and RoBERTa's: the norm comes after the sum."""
+
+    window: int | None = None
+
+    def __init__(self, layer: Any, config: Any) -> None:
+        attention = layer.attention.self
+        self._head_dim = attention.attention_head_size
+        self._activation = _ACTIVATIONS[config.hidden_act]
+        self._norms = layer.attention.output.LayerNorm, layer.output.LayerNorm
+        self._q, self._kv = Projection(attention.query), Projection(attention.key, attention.value)
+        self._qkv = Projection(attention.query, attention.key, attention.value)
+        self._o, self._up = Projection(layer.attention.output.dense), Projection(layer.intermediate.dense)
+        self._down = Projection(layer.output.dense)
+
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        return self._q, self._kv, self._qkv, self._o, self._up, self._down
+
+    def __call__(
+        self, hidden_TD: torch.Tensor, plan: AttentionPlan, angles: Angles | None, layout: Layout | None
+    ) -> torch.Tensor:
+        if layout is None:
+            query, key, value = self._qkv.heads(hidden_TD, self._head_dim)
+        else:
+            key, value = self._kv.heads(hidden_TD, self._head_dim)
+            hidden_TD = hidden_TD.index_select(0, layout.pool_rows)
+            (query,) = self._q.heads(hidden_TD, self._head_dim)
+            query = layout.scatter(query)
+        mixed = packed_attention(query, key, value, plan, scale=self._head_dim**-0.5)
+        if layout is not None:
+            mixed = mixed.index_select(0, layout.pool_rows)
+        hidden = _norm(self._norms[0], self._o(mixed.flatten(1)), hidden_TD)
+        inner = bias_gelu(self._up(hidden), None, self._activation)
+        return _norm(self._norms[1], self._down(inner), hidden)
+
+
+class PreNormLayer:
+    """ModernBERT's: the norm comes before each branch, the feed-forward is gated, positions are rotary."""
+
+    def __init__(self, layer: Any, config: Any) -> None:
+        self._layer = layer
+        self._head_dim = layer.attn.head_dim
+        self._activation = _ACTIVATIONS[config.hidden_activation]
+        self.window = 2 * config.sliding_window if layer.attention_type == "sliding_attention" else None
+        self._qkv, self._o = Projection(layer.attn.Wqkv), Projection(layer.attn.Wo)
+        self._gate_up, self._down = Projection(layer.mlp.Wi), Projection(layer.mlp.Wo)
+
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        return self._qkv, self._o, self._gate_up, self._down
+
+    def __call__(
+        self, hidden_TD: torch.Tensor, plan: AttentionPlan, angles: Angles | None, layout: Layout | None
+    ) -> torch.Tensor:
+        assert angles is not None, "positions are rotary"
+        normed_TD = self._layer.attn_norm(hidden_TD)
+        (heads,) = self._qkv.heads(normed_TD, self._head_dim)
+        query, key, value = heads.chunk(3, 1)
+        query, key = rotary(query, key, *angles)
+        mixed = packed_attention(query, key, value, plan, scale=self._head_dim**-0.5)
+        if layout is not None:
+            mixed, hidden_TD = (rows.index_select(0, layout.pool_rows) for rows in (mixed, hidden_TD))
+        norm = self._layer.mlp_norm
+        normed, residual = layer_norm(
+            self._o(mixed.flatten(1)), norm.weight, norm.bias, norm.eps, residual_TD=hidden_TD
+        )
+        return residual + self._down(gated(self._gate_up(normed), self._activation))
+
+
+def _norm(norm: nn.LayerNorm, branch: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    return layer_norm(branch, norm.weight, norm.bias, norm.eps, residual_TD=residual)[0]

@@ -1,0 +1,45 @@
+"""Linear layers that read the same rows, computed as one product."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.functional import linear
+
+from plaudit_kernels import FrozenLinear
+
+
+class Projection:
+    """The outputs of `layers` side by side: (T, K) -> (T, N1 + N2 + ...).
+
+    Live, it reads the layers' weights at each call, and gradients flow to them. Frozen, it keeps them joined: for a
+    model that is served.
+    """
+
+    def __init__(self, *layers: nn.Linear) -> None:
+        self._layers = layers
+        self._frozen: FrozenLinear | None = None
+
+    def freeze(self) -> None:
+        self._frozen = FrozenLinear(*self._joined())
+
+    def thaw(self) -> None:
+        self._frozen = None
+
+    def __call__(self, x_TK: torch.Tensor) -> torch.Tensor:
+        return self._frozen(x_TK) if self._frozen else linear(x_TK, *self._joined())
+
+    def heads(self, x_TK: torch.Tensor, width: int) -> tuple[torch.Tensor, ...]:
+        """The output of each layer by itself, as heads (T, N / width, width): views of the one product."""
+        product, parts, column = self(x_TK), [], 0
+        for layer in self._layers:
+            parts.append(product[:, column : column + layer.out_features].view(len(x_TK), -1, width))
+            column += layer.out_features
+        return tuple(parts)
+
+    def _joined(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        first = self._layers[0]
+        if len(self._layers) == 1:
+            return first.weight, first.bias
+        bias = None if first.bias is None else torch.cat([layer.bias for layer in self._layers])
+        return torch.cat([layer.weight for layer in self._layers]), bias
