@@ -12,21 +12,40 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+_RUNNING: dict[str, int] = {}
+"""Process ids of the running servers, by address."""
+
 
 @contextlib.contextmanager
-def serving(command: Sequence[str], port: int, *, limit: float = 180.0) -> Iterator[str]:
-    """Run a server until the block ends; yields its address once `/readyz` answers 200."""
+def serving(command: Sequence[str], port: int, *, limit: float = 180.0, ready: str = "/readyz") -> Iterator[str]:
+    """Run a server until the block ends; yields its address once its `ready` route answers 200."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
-        _wait(url, process, limit)
+        _wait(url + ready, process, limit)
+        _RUNNING[url] = process.pid
         yield url
     finally:
+        _RUNNING.pop(url, None)
         process.terminate()
         try:
             process.wait(30)
         except subprocess.TimeoutExpired:
             process.kill()
+
+
+def peak_memory(url: str) -> int:
+    """MiB: the largest resident sizes so far of the server at `url` and of its children, added up."""
+    total = 0
+    for pid in _family(_RUNNING[url]):
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+        total += int(status.split("VmHWM:")[1].split()[0])
+    return total >> 10
+
+
+def _family(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
+    return [pid, *(member for child in children for member in _family(int(child)))]
 
 
 def plaudit_command(model: Path, port: int, *options: str) -> list[str]:
@@ -53,7 +72,7 @@ def _wait(url: str, process: subprocess.Popen[bytes], limit: float) -> None:
 
 def _is_ready(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{url}/readyz", timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=5) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False

@@ -17,6 +17,10 @@ import pytest
 # for a core that another has cost ten times what they bring.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Without a GPU Triton interprets its kernels. It reads this when it is imported, which transformers does early.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -213,7 +217,7 @@ def _write_tokenizer(directory: Path, family: str) -> None:
 
 
 BUDGET_SECONDS = {
-    "kernels": 40, "model": 60, "training": 180, "server": 180, "clients": 80, "contract": 80, "loadtests": 30,
+    "kernels": 90, "model": 60, "training": 180, "server": 180, "clients": 80, "contract": 80, "loadtests": 30,
 }  # fmt: skip
 _spent: dict[str, float] = {}
 

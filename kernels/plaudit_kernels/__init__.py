@@ -6,7 +6,10 @@ from .dispatch import Choice, select
 from .gated import Activation, bias_gelu, gated
 from .head import pooled_head
 from .linear import FrozenLinear
+from .listwise import plackett_luce
+from .matmul import matmul, matmul_fp8, quantize_rows
 from .norm import layer_norm, rms_norm
+from .pairwise import bradley_terry
 from .plan import AttentionPlan, plan_attention
 from .rotary import rotary
 from .tiles import BLOCK, TilePlan, plan_tiles
@@ -20,13 +23,18 @@ __all__ = [
     "FrozenLinear",
     "TilePlan",
     "bias_gelu",
+    "bradley_terry",
     "gated",
     "layer_norm",
+    "matmul",
+    "matmul_fp8",
     "packed_attention",
+    "plackett_luce",
     "plan_attention",
     "plan_blocks",
     "plan_tiles",
     "pooled_head",
+    "quantize_rows",
     "reference_attention",
     "rms_norm",
     "rotary",

@@ -7,7 +7,6 @@ traffic: a row is reduced in the same order whoever its neighbours are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch

@@ -10,32 +10,18 @@ from hypothesis import strategies as st
 
 from plaudit_kernels import BLOCK, packed_attention, plan_tiles, reference_attention
 
-Segments = list[tuple[int, int, int, int]]
+from .batches import Segments, grouped, heads
 
 
-def grouped(groups: list[tuple[int, list[int]]]) -> Segments:
-    """Segments of (prefix length, response lengths) groups, laid out one after another."""
-    segments: Segments = []
-    row = 0
-    for prefix, responses in groups:
-        start = row
-        if prefix:
-            segments.append((row, prefix, 0, 0))
-            row += prefix
-        for length in responses:
-            segments.append((row, length, start if prefix else 0, prefix))
-            row += length
-    return segments
-
-
-def heads(tokens: int, query_heads: int, kv_heads: int, width: int, seed: int = 0) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(tokens, count, width, generator=generator) for count in (query_heads, kv_heads, kv_heads)]
-
-
-def packed(tensors: list[torch.Tensor], segments: Segments, causal: bool) -> torch.Tensor:
-    plan = plan_tiles(np.array(segments), len(tensors[0]), causal=causal)
-    return packed_attention(*tensors, plan, scale=tensors[0].shape[-1] ** -0.5)
+def packed(
+    tensors: list[torch.Tensor],
+    segments: Segments,
+    causal: bool,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    plan = plan_tiles(np.array(segments), len(tensors[0]), causal=causal, window=window)
+    return packed_attention(*tensors, plan, scale=tensors[0].shape[-1] ** -0.5, softcap=softcap)
 
 
 AWKWARD = [
@@ -80,22 +66,64 @@ def test_gradients_of_a_shared_prefix_accumulate_over_its_responses() -> None:
         assert (ours.grad.double() - truth.grad).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize(("window", "softcap"), [(1, None), (BLOCK, 3.0), (BLOCK + 2, None), (500, None), (None, 3.0)])
+@pytest.mark.parametrize("causal", [True, False])
+def test_window_and_softcap_are_their_definition(causal: bool, window: int | None, softcap: float | None) -> None:
+    segments = grouped([(BLOCK + 9 if causal else 0, [3, 2 * BLOCK, 100]), (0, [123])])
+    tensors = [t.requires_grad_() for t in heads(sum(s[1] for s in segments), 4, 2, 16)]
+    doubles = [t.detach().double().requires_grad_() for t in tensors]
+    out = packed(tensors, segments, causal, window, softcap)
+    expected = reference_attention(*doubles, segments, causal=causal, scale=0.25, window=window, softcap=softcap)
+    assert (out.double() - expected).abs().max() < 1e-5
+    out.square().sum().backward()
+    expected.square().sum().backward()
+    for ours, truth in zip(tensors, doubles, strict=True):
+        assert ours.grad is not None and truth.grad is not None
+        assert (ours.grad.double() - truth.grad).abs().max() < 1e-4
+
+
+def test_a_window_reads_no_block_that_it_does_not_see() -> None:
+    plan = plan_tiles(np.array([(0, 40 * BLOCK, 0, 0)]), 40 * BLOCK, causal=True, window=BLOCK)
+    assert [tuple(tiles.key_rows.shape) for tiles in plan.classes] == [(1, BLOCK), (39, 2 * BLOCK)]
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 6])
+def test_windows_are_those_of_transformers(window: int) -> None:
+    from transformers import masking_utils
+
+    def seen(causal: bool) -> torch.Tensor:
+        """Which keys have weight: the values are the rows of the identity."""
+        tensors = torch.zeros(12, 1, 12), torch.zeros(12, 1, 12), torch.eye(12)[:, None]
+        return reference_attention(*tensors, [(0, 12, 0, 0)], causal=causal, scale=1.0, window=window)[:, 0] > 0
+
+    sliding = masking_utils.sliding_window_causal_mask_function(window)
+    local = masking_utils.sliding_window_bidirectional_mask_function(window // 2)  # what ModernBERT asks for
+    q, k = torch.arange(12)[:, None], torch.arange(12)[None, :]
+    assert torch.equal(seen(True), sliding(0, 0, q, k))
+    assert torch.equal(seen(False), local(0, 0, q, k).expand(12, 12))
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     prefix=st.integers(0, 3 * BLOCK),
     responses=st.lists(st.integers(1, 70), min_size=1, max_size=6),
     seed=st.integers(0, 99),
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_sharing_a_prefix_changes_no_bit(prefix: int, responses: list[int], seed: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "window", "softcap"),
+    [(torch.float32, None, None), (torch.bfloat16, None, None), (torch.bfloat16, 40, None), (torch.float32, 40, 5.0)],
+)
+def test_sharing_a_prefix_changes_no_bit(
+    prefix: int, responses: list[int], seed: int, dtype: torch.dtype, window: int | None, softcap: float | None
+) -> None:
     shared = grouped([(prefix, responses)])
     tensors = [t.to(dtype) for t in heads(sum(s[1] for s in shared), 4, 2, 32, seed)]
-    together = packed(tensors, shared, True)
+    together = packed(tensors, shared, True, window, softcap)
     for start, length, prefix_start, prefix_length in shared[1 if prefix else 0 :]:
         rows = torch.cat(
             [torch.arange(prefix_start, prefix_start + prefix_length), torch.arange(start, start + length)]
         )
-        alone = packed([t[rows] for t in tensors], [(0, len(rows), 0, 0)], True)
+        alone = packed([t[rows] for t in tensors], [(0, len(rows), 0, 0)], True, window, softcap)
         assert torch.equal(together[start : start + length], alone[prefix_length:])
 
 

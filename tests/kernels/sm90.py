@@ -1,0 +1,109 @@
+"""What a kernel costs on an H100 or H200, found without one: registers, spills and shared memory for sm_90.
+
+Triton compiles for a GPU that is not there; its bundled ptxas says what the result needs. That happens in a process
+of its own (this file run as a script), where Triton's interpreter is off.
+
+    [cost] = costs([Kernel("plaudit_kernels.norm_triton", "_forward", {"x": "*bf16", "rows": "i32"}, {"WIDTH": 64})])
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from typing import Any
+
+SHARED_LIMIT = 227 * 1024
+"""Bytes of shared memory that one block may use on sm_90."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One specialisation of a `@triton.jit` function: the type of every run-time argument (`*bf16`, `i32`, `fp32`),
+    the value of every constexpr. Pointers are taken to be aligned to 16 bytes; so are integers to 16, unless the
+    function does not specialise them: what a launch on ordinary tensors finds."""
+
+    module: str
+    function: str
+    signature: dict[str, str]
+    constexprs: dict[str, Any] = field(default_factory=dict)
+    num_warps: int = 4
+    num_stages: int = 3
+
+
+@dataclass(frozen=True)
+class Cost:
+    registers: int
+    spills: int
+    shared: int
+    wgmma: int
+    async_copies: int
+
+    def fits(self) -> bool:
+        return self.spills == 0 and self.shared <= SHARED_LIMIT
+
+
+def costs(kernels: list[Kernel]) -> list[Cost]:
+    """The cost of each kernel, in order; takes 1 to 3 seconds a kernel. Raises RuntimeError if one does not compile."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    request = json.dumps([dataclasses.asdict(kernel) for kernel in kernels])
+    with tempfile.TemporaryDirectory() as cache:
+        environment["TRITON_CACHE_DIR"] = cache  # a cached result would come without ptxas's words
+        done = subprocess.run(
+            [sys.executable, __file__], input=request, env=environment, capture_output=True, text=True, check=False
+        )
+    if done.returncode:
+        raise RuntimeError(f"{len(kernels)} kernels for sm_90: {done.stderr[-4000:]}")
+    return [Cost(**cost) for cost in json.loads(done.stdout)]
+
+
+def _cost(kernel: Kernel) -> Cost:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    function = getattr(importlib.import_module(kernel.module), kernel.function)
+    given = kernel.signature.keys() | kernel.constexprs.keys()
+    assert given == set(function.arg_names), f"{kernel.function}: {given ^ set(function.arg_names)} differ"
+    signature = {name: kernel.signature.get(name, "constexpr") for name in function.arg_names}
+    aligned = {
+        (index,): [["tt.divisibility", 16]]
+        for index, parameter in enumerate(function.params)
+        if signature[parameter.name].startswith(("*", "i")) and not parameter.do_not_specialize
+    }
+    constants = {(function.arg_names.index(name),): value for name, value in kernel.constexprs.items()}
+    triton.knobs.nvidia.dump_ptxas_log = True
+    words = io.StringIO()
+    with contextlib.redirect_stdout(words):
+        compiled = triton.compile(
+            ASTSource(function, signature, constants, aligned),
+            target=GPUTarget("cuda", 90, 32),
+            options={"num_warps": kernel.num_warps, "num_stages": kernel.num_stages},
+        )
+    ptx = compiled.asm["ptx"]
+    return Cost(
+        registers=_number(r"Used (\d+) registers", words.getvalue()),
+        spills=_number(r"(\d+) bytes spill stores", words.getvalue()),
+        shared=compiled.metadata.shared,
+        wgmma=ptx.count("wgmma.mma_async"),
+        async_copies=ptx.count("cp.async.c"),
+    )
+
+
+def _number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    assert found, f"ptxas did not say {pattern!r}: {text}"
+    return int(found.group(1))
+
+
+if __name__ == "__main__":
+    answers = [dataclasses.asdict(_cost(Kernel(**request))) for request in json.load(sys.stdin)]
+    print(json.dumps(answers))
