@@ -6,14 +6,14 @@ from typing import Any, NoReturn
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
+from starlette.types import ASGIApp
 
 from . import compat, openapi, probe, routes
 from .errors import RequestError
 from .gates import gates
 from .metrics import Metrics
-from .middleware import Body, Gate, ModelPath, Report
+from .middleware import Body, Direct, Gate, ModelPath, Report
 from .served import Models
 from .service import Service
 from .settings import ServerSettings
@@ -22,17 +22,15 @@ ROUTES = [*routes.router.routes, *compat.router.routes, *probe.router.routes]
 """Matched in this order: what is asked most comes first."""
 
 
-def build_app(settings: ServerSettings, models: Models, metrics: Metrics) -> FastAPI:
+def build_app(settings: ServerSettings, models: Models, metrics: Metrics) -> ASGIApp:
     """The server for models whose engines somebody else starts and ends (see `lifecycle`)."""
-    middleware = [
-        Middleware(Report, metrics=metrics),
-        Middleware(Gate, checks=gates(settings)),
-        Middleware(ModelPath),
-        Middleware(Body, limits=settings.limits),
-    ]
-    app = _application(middleware=middleware, exception_handlers={HTTPException: _not_routed})
-    app.state.service = Service(settings, models, metrics)
-    return app
+    handlers = {HTTPException: _not_routed, Exception: _passed_on}
+    application = _application(exception_handlers=handlers)
+    application.state.service = Service(settings, models, metrics)
+    hot = [route for router in (routes.router, compat.router) for route in router.routes]
+    app: ASGIApp = Direct(application, hot)
+    app = ModelPath(Body(app, settings.limits))
+    return Report(Gate(app, gates(settings)), metrics)
 
 
 def published_routes() -> FastAPI:
@@ -53,3 +51,8 @@ def _not_routed(_request: Request, error: Exception) -> NoReturn:
         allowed = tuple((error.headers or {}).items())
         raise RequestError("method_not_allowed", "this route does not take that method", headers=allowed)
     raise RequestError("not_found", "there is no such route; /openapi.json lists them")
+
+
+def _passed_on(_request: Request, error: Exception) -> NoReturn:
+    """Without this Starlette would answer by itself before `middleware.Report` could."""
+    raise error

@@ -17,7 +17,7 @@ import socket
 from collections.abc import Callable, Iterator
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from . import protocol
 from .served import Models
@@ -41,7 +41,7 @@ class _Server(uvicorn.Server):
 class Lifecycle:
     """Runs one application with its models. Owns the decision to stop."""
 
-    def __init__(self, settings: ServerSettings, app: FastAPI, models: Models, listener: socket.socket) -> None:
+    def __init__(self, settings: ServerSettings, app: ASGIApp, models: Models, listener: socket.socket) -> None:
         self._settings = settings
         self._models = models
         self._listener = listener
@@ -53,6 +53,7 @@ class Lifecycle:
                 access_log=False,
                 lifespan="off",
                 server_header=False,
+                proxy_headers=False,
                 backlog=_BACKLOG,
                 timeout_graceful_shutdown=_WRITE_SECONDS,
                 **protocol.arguments(settings.limits),
