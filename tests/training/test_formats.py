@@ -211,7 +211,7 @@ def test_gold_decides_and_votes_are_kept(gold: str | None, votes: str, outcome: 
     counted = Votes(votes.count("1"), votes.count("2"), votes.count("=")) if votes else None
     workers = tuple(f"W{i}" for i in range(len(votes)))
     assert record.comparisons == (Comparison(0, 1, outcome, votes=counted, annotators=workers),)  # type: ignore[arg-type]
-    assert record.prompt == (Message("user", "Is it?\nStance: Yes"),) and record.tags == ("Is it?",)
+    assert record.prompt == (Message("user", "Is it?\nYes"),) and record.tags == ("Is it?",)
     assert record.id == "arg1_arg2" and notes("ukpconvarg1", debate(gold, votes)) == noted
 
 

@@ -76,7 +76,7 @@ def test_strict_ids_of_real_data(shared_data: Path, part: str, ids: int) -> None
 def test_a_real_pair_as_a_record(shared_data: Path) -> None:
     first = next(read([str(shared_data / "ukpconvarg1" / "dev.jsonl.gz")], ReadOptions()))
     assert first.id == "arg33259_arg33328"
-    assert first.prompt[0].content.endswith("would you turn them in?\nStance: No")
+    assert first.prompt[0].content.endswith("would you turn them in?\nNo")
     assert first.comparisons[0].outcome == "second" and first.comparisons[0].votes == Votes(1, 4, 0)
     assert first.comparisons[0].annotators == ("W3361", "W1258", "W3067", "W2582", "W3182")
 

@@ -21,7 +21,7 @@ _OUTCOMES: dict[str, Outcome] = {"a1": "first", "a2": "second", "equal": "tie"}
 def _parse(row: Columns, origin: Origin) -> Reading:
     first, second = fields.table(row, "arg1"), fields.table(row, "arg2")
     title = fields.text(fields.table(row, "debateMetaData"), "title", "debateMetaData.title")
-    prompt = Message("user", f"{title}\nStance: {_stance(first, second)}")
+    prompt = Message("user", f"{title}\n{_stance(first, second)}")
     pair = fields.text(first, "text", "arg1.text"), fields.text(second, "text", "arg2.text")
     comparison, notes = _comparison(row)
     record_id = fields.record_id(row, origin)

@@ -1,0 +1,89 @@
+"""A score is a function of its item: how many bits move when items are scored in other company.
+
+Items are scored alone, then again and again in random subsets and orders, with random token budgets, prompts shared
+or written out for each response, and after the model was loaded anew. Every score is compared bit for bit. One
+regrouping is one item scored in one company.
+
+    python benchmarks/regroupings.py --count 100000
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import rows
+from numpy.typing import NDArray
+from parity import write_minilm
+from shapes import write_decoder_25m
+
+from plaudit_model.encode import Encoded
+from plaudit_model.reward_model import RewardModel
+from plaudit_model.starter import directory as starter_directory
+
+PROMPTS, RELOADS = 24, 5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=100_000)
+    parser.add_argument("--models", nargs="+", choices=["starter", "decoder", "minilm"], default=["starter"])
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        for name in arguments.models:
+            directory = {
+                "starter": starter_directory,
+                "decoder": lambda: write_decoder_25m(Path(folder) / "decoder"),
+                "minilm": lambda: write_minilm(Path(folder) / "minilm"),
+            }[name]()
+            for dtype in arguments.dtypes:
+                measure(name, directory, dtype, arguments.count)
+
+
+def measure(name: str, directory: Path, dtype: str, count: int) -> None:
+    generator = np.random.default_rng(0)
+    model = RewardModel.load(directory, dtype=dtype, mode="exact")
+    items = random_items(model, generator)
+    alone = np.concatenate([model.score_encoded([item]) for item in items])
+    done = changed = 0
+    for part in range(RELOADS):
+        model = RewardModel.load(directory, dtype=dtype, mode="exact")
+        while done < count * (part + 1) / RELOADS:
+            chosen = generator.permutation(len(items))[: int(generator.integers(1, len(items) + 1))]
+            share = 0.7 if model.shares_prompt else 1.0  # to an encoder the boundary is part of the item
+            company = [items[i] if generator.random() < share else unshared(items[i]) for i in chosen]
+            scores = model.score_encoded(company, token_budget=int(2 ** generator.uniform(6, 13)))
+            changed += int((scores.view(np.int32) != alone[chosen].view(np.int32)).any(1).sum())
+            done += len(chosen)
+    rows.append(
+        "regroupings",
+        {"model": name, "dtype": dtype, "regroupings": done, "changed": changed, "numerics": model.numerics},
+    )
+    if changed:
+        raise SystemExit(f"{name}, {dtype}: {changed} scores moved with their company")
+
+
+def random_items(model: RewardModel, generator: np.random.Generator) -> list[Encoded]:
+    """One to eight responses to each prompt; lengths from one token to several blocks."""
+
+    def tokens(low: int, high: int) -> NDArray[np.int32]:
+        return generator.integers(5, 400, int(generator.integers(low, high)), dtype=np.int32)
+
+    items = []
+    for _ in range(PROMPTS):
+        prompt = tokens(0, 120)
+        for _ in range(int(generator.integers(1, 9))):
+            items.append(Encoded(np.concatenate([prompt, tokens(1, 70)]), len(prompt)))
+    return items
+
+
+def unshared(item: Encoded) -> Encoded:
+    """The same tokens without a boundary: a decoder's item whose prompt is not shared."""
+    return Encoded(item.ids, 0)
+
+
+if __name__ == "__main__":
+    main()
