@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal, get_args
+from urllib.parse import urlsplit
 
 from ._retry import RetryPolicy
 from .errors import ConfigurationError
@@ -46,8 +47,8 @@ class Settings:
     include: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.url.startswith(("http://", "https://")):
-            raise ConfigurationError(f"the URL must start with http:// or https://, got {self.url!r}")
+        if not self.url.startswith(("http://", "https://")) or not _has_host(self.url):
+            raise ConfigurationError(f"the URL must be http:// or https:// and a host, got {self.url!r}")
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
             raise ConfigurationError("the API key must be printable ASCII; was a line break copied with it?")
         if self.concurrency < 1:
@@ -67,6 +68,15 @@ class Settings:
     @property
     def base_url(self) -> str:
         return self.url.rstrip("/")
+
+
+def _has_host(url: str) -> bool:
+    """Whether the URL names a host, and a port that can be one if it names a port."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def environment_url() -> str | None:

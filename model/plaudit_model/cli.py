@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from .contract import RewardContract
     from .oracle import Agreement
     from .records import Conversation
 
@@ -35,19 +36,28 @@ def info(
     ] = "",
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of reward.json and stop.")] = False,
 ) -> None:
-    """Show what a model's contract says: how text becomes a score."""
+    """Show what a model's contract says: how text becomes a score. Exit code 78 if a file is not the one it lists."""
     from . import contract as contracts
 
     if schema:
         _console.print_json(json.dumps(contracts.json_schema()))
         return
     from .infer import resolve
+    from .store import check_files
 
     directory = resolve(model)
     contract = _contract(directory, pin_date)
     if save_contract:
         contracts.write(contract, directory)
         _notes.print(f"wrote {directory / contracts.FILE_NAME}")
+    _show(directory, contract, as_json)
+    if (directory / contracts.FILE_NAME).is_file():
+        check_files(directory, contract)
+
+
+def _show(directory: Path, contract: RewardContract, as_json: bool) -> None:
+    from . import contract as contracts
+
     if as_json:
         _console.print_json(json.dumps({"revision": contract.revision(), **contracts.to_json(contract)}))
         return

@@ -327,7 +327,9 @@ def test_the_key_is_not_shown() -> None:
     ("options", "reason"),
     [
         ({"url": ""}, "no server is named"),
-        ({"url": "h:8000"}, "must start with http"),
+        ({"url": "h:8000"}, "must be http"),
+        ({"url": "http://[::1"}, "must be http"),
+        ({"url": "http://h:99999"}, "must be http"),
         ({"url": "http://h", "api_key": "k\n"}, "printable ASCII"),
         ({"url": "http://h", "concurrency": 0}, "at least 1"),
         ({"url": "http://h", "timeout": 0}, "None for no limit"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from plaudit_model import cli
+from plaudit_model.errors import CheckpointError
 from plaudit_model.local import open_scorer
 from plaudit_model.reward_model import RewardModel
 
@@ -72,3 +74,12 @@ def test_info_shows_the_contract(reward_model_dir: ModelDir) -> None:
     shown = json.loads(run(app, ["info", str(reward_model_dir("qwen3")), "--json"]).stdout)
     assert shown["architecture"] == "Qwen3ForSequenceClassification" and shown["revision"]
     assert "Qwen3ForSequenceClassification" in run(app, ["info", str(reward_model_dir("qwen3"))]).stdout
+
+
+def test_info_says_that_a_file_is_not_the_one_listed(reward_model_dir: ModelDir, tmp_path: Path) -> None:
+    shutil.copytree(reward_model_dir("qwen3"), tmp_path / "m")
+    with (tmp_path / "m" / "model.safetensors").open("r+b") as weights:
+        weights.seek(-4, 2)
+        weights.write(b"bits")
+    with pytest.raises(CheckpointError, match="sha256 differs"):
+        app(["info", str(tmp_path / "m")], standalone_mode=False)
