@@ -50,12 +50,12 @@ def info(
     if save_contract:
         contracts.write(contract, directory)
         _notes.print(f"wrote {directory / contracts.FILE_NAME}")
-    _show(directory, contract, as_json)
+    _show_contract(directory, contract, as_json)
     if (directory / contracts.FILE_NAME).is_file():
         check_files(directory, contract)
 
 
-def _show(directory: Path, contract: RewardContract, as_json: bool) -> None:
+def _show_contract(directory: Path, contract: RewardContract, as_json: bool) -> None:
     from . import contract as contracts
 
     if as_json:
