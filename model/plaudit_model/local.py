@@ -11,6 +11,7 @@ import numpy as np
 from .encode import Encoded, Overlong
 from .errors import ItemError
 from .items import encode_item, flatten
+from .memory import keep_freed_memory
 from .reward_model import RewardModel
 
 
@@ -84,4 +85,5 @@ class LocalScorer:
 
 def open_scorer(name: str | Path, overlong: Overlong = "error") -> LocalScorer:
     """The scorer of a model directory or Hub id. Raises ModelError."""
+    keep_freed_memory()
     return LocalScorer(RewardModel.load(name), overlong)

@@ -19,6 +19,7 @@ import time
 import torch
 
 from plaudit_model.errors import ModelError
+from plaudit_model.memory import keep_freed_memory
 from plaudit_model.packing import Group, group_items, pack
 from plaudit_model.reward_model import RewardModel
 
@@ -51,6 +52,7 @@ def _serve(end: socket.socket) -> int:
     frame = link.receive()
     if frame is None:
         return 0
+    keep_freed_memory()
     try:
         scorer = Scorer(messages.load_order(frame), faults.read(os.environ))
     except ModelError as error:

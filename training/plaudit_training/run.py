@@ -22,6 +22,8 @@ from tempfile import TemporaryDirectory
 import torch
 from rich.console import Console
 
+from plaudit_model.memory import keep_freed_memory
+
 from . import callbacks, config_toml
 from .config import ConfigError, RunConfig, flatten, get
 from .finish import REPORT, Finished, finish, lineage, write_report, write_whole
@@ -97,6 +99,7 @@ def train_run(
         console.print(f"the run in {out} is finished: {_model_of(out)}", soft_wrap=True)
         return None
     check_inputs(config)
+    keep_freed_memory()
     with StopRequest() as stop:
         stop.patient = False
         if dry_run:
