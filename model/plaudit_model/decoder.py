@@ -8,7 +8,6 @@ output and feed-forward are computed for the pooled rows alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +19,7 @@ from plaudit_kernels import Activation, AttentionPlan, gated, packed_attention, 
 from .heads import final_layer
 from .packed import Layout
 from .packing import PackedBatch
-from .projection import Projection
+from .projection import Freezable, Projection
 
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"})
 
@@ -75,7 +74,7 @@ def unsupported(config: Any) -> str:
     return "bidirectional attention" if getattr(config, "use_bidirectional_attention", False) else ""
 
 
-class DecoderTrunk:
+class DecoderTrunk(Freezable):
     """Attributes (N, A) fp32 of a packed batch. With `exact`, rows come in whole blocks: matrix products choose
     another kernel for very few rows, and with it other bits."""
 
@@ -88,20 +87,11 @@ class DecoderTrunk:
         self._spec = Spec.of(config)
         kinds = getattr(config, "layer_types", None) or [None] * len(base.layers)
         self._rope_kinds = tuple(kinds) if hasattr(base.rotary_emb, "layer_types") else (None,) * len(base.layers)
-        self._layers = [
+        self._layers: list[Layer] = [
             Layer(layer, self._spec, window) if layer is not base.layers[-1] else LastLayer(layer, self._spec, window)
             for layer, window in zip(base.layers, self._spec.windows, strict=True)
         ]
         self.reason = "packed: own layers, prompts shared"
-
-    def freeze(self) -> None:
-        """The weights will not change any more."""
-        for projection in self._projections():
-            projection.freeze()
-
-    def thaw(self) -> None:
-        for projection in self._projections():
-            projection.thaw()
 
     def __call__(self, batch: PackedBatch) -> torch.Tensor:
         layout = Layout.of(batch, next(self._module.parameters()).device, causal=True, exact=self._exact)
@@ -129,10 +119,6 @@ class DecoderTrunk:
                 hidden_RD, rows, head.weight, head.bias,
                 norm_weight=norm.weight, eps=self._spec.eps, unit_offset=self._spec.sandwich,
             )  # fmt: skip
-
-    def _projections(self) -> Iterator[Projection]:
-        for layer in self._layers:
-            yield from layer.projections
 
 
 class Layer:

@@ -6,7 +6,6 @@ layer only the pooled tokens' output is read, and only theirs is computed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -17,7 +16,7 @@ from plaudit_kernels import Activation, AttentionPlan, bias_gelu, gated, layer_n
 from .heads import apply_head
 from .packed import Layout
 from .packing import PackedBatch
-from .projection import Projection
+from .projection import Freezable, Projection
 
 FAMILIES = frozenset({"bert", "roberta", "xlm-roberta", "modernbert"})
 
@@ -58,7 +57,7 @@ class EncoderLayer(Protocol):
     ) -> torch.Tensor: ...
 
 
-class EncoderTrunk:
+class EncoderTrunk(Freezable):
     """Attributes (N, A) fp32 of a packed batch; with `exact`, rows come in whole blocks."""
 
     shares_prompt = False
@@ -76,15 +75,6 @@ class EncoderTrunk:
             self._layers = [PostNormLayer(layer, config) for layer in base.encoder.layer]
             self._kinds = (None,) * len(self._layers)
         self.reason = "packed: own layers"
-
-    def freeze(self) -> None:
-        """The weights will not change any more."""
-        for projection in self._projections():
-            projection.freeze()
-
-    def thaw(self) -> None:
-        for projection in self._projections():
-            projection.thaw()
 
     def __call__(self, batch: PackedBatch) -> torch.Tensor:
         layout = Layout.of(batch, next(self._module.parameters()).device, causal=False, exact=self._exact)
@@ -114,10 +104,6 @@ class EncoderTrunk:
             return None
         cos, sin = self._base.rotary_emb(hidden[None], layout.position_ids[None], kind)
         return cos[0], sin[0]
-
-    def _projections(self) -> Iterator[Projection]:
-        for layer in self._layers:
-            yield from layer.projections
 
 
 class PostNormLayer:

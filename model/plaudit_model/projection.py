@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import torch
 from torch import nn
 from torch.nn.functional import linear
@@ -43,3 +46,29 @@ class Projection:
             return first.weight, first.bias
         bias = None if first.bias is None else torch.cat([layer.bias for layer in self._layers])
         return torch.cat([layer.weight for layer in self._layers]), bias
+
+
+class Projecting(Protocol):
+    """A layer with projections."""
+
+    @property
+    def projections(self) -> tuple[Projection, ...]: ...
+
+
+class Freezable:
+    """A stack of layers whose weights can be frozen."""
+
+    _layers: Sequence[Projecting]
+
+    def freeze(self) -> None:
+        """The weights will not change any more."""
+        for projection in self._projections():
+            projection.freeze()
+
+    def thaw(self) -> None:
+        """They may change again, and have gradients."""
+        for projection in self._projections():
+            projection.thaw()
+
+    def _projections(self) -> list[Projection]:
+        return [projection for layer in self._layers for projection in layer.projections]
