@@ -55,7 +55,7 @@ def measure(name: str, directory: Path, dtype: str, count: int) -> None:
             chosen = generator.permutation(len(items))[: int(generator.integers(1, len(items) + 1))]
             share = 0.7 if model.shares_prompt else 1.0  # to an encoder the boundary is part of the item
             company = [items[i] if generator.random() < share else unshared(items[i]) for i in chosen]
-            scores = model.score_encoded(company, token_budget=int(2 ** generator.uniform(6, 13)))
+            scores = model.score_encoded(company, token_budget=int(2 ** generator.uniform(8, 13)))
             changed += int((scores.view(np.int32) != alone[chosen].view(np.int32)).any(1).sum())
             done += len(chosen)
     rows.append(
