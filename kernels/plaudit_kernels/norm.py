@@ -1,7 +1,7 @@
 """Residual + RMSNorm and residual + LayerNorm: one read of the stream, one write of it and one of its norm.
 
 RMSNorm: Zhang and Sennrich, 1910.07467. LayerNorm: Ba et al., 1607.06450. Rounding, on both paths, is that of
-transformers' modules: the sum is rounded to the dtype of `hidden` and the norm is that of the rounded sum;
+transformers' modules: the sum has the wider of the dtypes of its parts, and the norm is that of the sum as rounded;
 statistics are fp32. Llama's RMSNorm rounds the normed row before the weight multiplies it, Gemma's (`unit_offset`)
 and LayerNorm round once, at the end.
 """
@@ -25,7 +25,8 @@ def rms_norm(
     residual_TD: torch.Tensor | None = None,
     unit_offset: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(normed, sum), both (T, D) in the dtype of `hidden`: sum = hidden + residual, or `hidden` itself without one.
+    """(normed, sum), both (T, D): sum = hidden + residual, or `hidden` itself without one, in the wider of the two
+    dtypes (in bf16 training the residual stream is fp32).
 
     With `unit_offset` the factor is 1 + weight (Gemma). The last dimension must be contiguous (ValueError on the
     Triton path otherwise); rows may be strided.
@@ -156,21 +157,23 @@ class TritonNorm(torch.autograd.Function):
         require_unit_stride(hidden, residual, weight, bias)
         rows, width = hidden.shape
         block = row_block(width)
-        normed = hidden.new_empty(rows, width)
-        total = None if residual is None else hidden.new_empty(rows, width)
+        wider = hidden.dtype if residual is None else torch.promote_types(hidden.dtype, residual.dtype)
+        normed = hidden.new_empty(rows, width, dtype=wider)
+        total = None if residual is None else torch.empty_like(normed)
         residual_stride = 0 if residual is None else residual.stride(0)
         _forward[(blocks(rows, block.rows),)](
             hidden, residual, weight, bias, normed, total, rows, hidden.stride(0), residual_stride, eps,
             width, centre, unit_offset, block.rows, block.columns, num_warps=block.num_warps,
         )  # fmt: skip
         ctx.save_for_backward(hidden if total is None else total, weight)
-        ctx.options = eps, centre, unit_offset, None if bias is None else bias.dtype, residual is not None
+        ctx.options = eps, centre, unit_offset, None if bias is None else bias.dtype
+        ctx.dtypes = hidden.dtype, None if residual is None else residual.dtype
         return normed, total
 
     @staticmethod
     def backward(ctx: Any, d_normed: torch.Tensor, d_total: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         total, weight = ctx.saved_tensors
-        eps, centre, unit_offset, bias_dtype, summed = ctx.options
+        eps, centre, unit_offset, bias_dtype = ctx.options
         rows, width = total.shape
         block, programs = row_block(width), blocks(rows, PARTIAL_ROWS)
         d_hidden = total.new_empty(rows, width)
@@ -182,5 +185,6 @@ class TritonNorm(torch.autograd.Function):
             num_warps=block.num_warps,
         )  # fmt: skip
         bias_gradient = None if d_bias is None else d_bias.sum(0).to(bias_dtype)
-        residual_gradient = d_hidden if summed else None
-        return d_hidden, residual_gradient, d_weight.sum(0).to(weight.dtype), bias_gradient, None, None, None
+        own, other = ctx.dtypes
+        residual_gradient = None if other is None else d_hidden.to(other)
+        return d_hidden.to(own), residual_gradient, d_weight.sum(0).to(weight.dtype), bias_gradient, None, None, None

@@ -53,6 +53,21 @@ def test_layer_norm(
     agree(fused, reference, [*inputs, random(*shape, seed=2) if residual else None], dtype, device)
 
 
+def test_a_wider_residual_stream_stays_wide(device: torch.device) -> None:
+    def sides(apply: object) -> list[torch.Tensor]:
+        hidden = random(33, 64).half().to(device).requires_grad_()
+        stream, weight = (random(*shape, seed=4).float().to(device).requires_grad_() for shape in [(33, 64), (64,)])
+        normed, total = apply(hidden, stream, weight)  # type: ignore[operator]
+        (normed * 3 + total).sum().backward()
+        assert normed.dtype == total.dtype == stream.grad.dtype == torch.float32 and hidden.grad.dtype == torch.float16
+        return [normed, total, hidden.grad, stream.grad, weight.grad]
+
+    ours = sides(lambda hidden, stream, weight: norm.TritonNorm.apply(hidden, stream, weight, None, EPS, False, False))
+    theirs = sides(lambda hidden, stream, weight: norm.rms_norm(hidden, weight, EPS, residual_TD=stream))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3 if one.dtype == torch.float16 else 1e-5, atol=1e-4)
+
+
 def test_rows_of_a_wider_tensor(device: torch.device) -> None:
     agree(
         lambda hidden, weight: norm.TritonNorm.apply(hidden, None, weight, None, EPS, False, False),
