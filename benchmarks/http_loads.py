@@ -3,7 +3,8 @@
 Conversations of hh_rlhf/*/half_a, ragged as they are. `group`: a prompt and 16 responses (its own two and those of
 the conversations that follow) in one request. `pairs`: a prompt and its two responses, 8 requests in flight.
 `storm`: single items, 64 in flight. In each round both servers get the same requests, one server after the other, so
-each ratio is paired; p20, p50 and p80 of the rounds are recorded. The score cache is off.
+each ratio is paired; p20, p50 and p80 of the rounds are recorded. `computing` is the share of the time in which our
+worker computed; the rest was lost to HTTP, tokenising and batching. The score cache is off.
 
 Peers that have an environment of their own are named by their python: --infinity DIR/bin/python (infinity-emb 0.0.78),
 --sentence-transformers DIR/bin/python. Without them they are left out.
@@ -143,14 +144,17 @@ def one_load(
 ) -> None:
     """Alternate the servers over the rounds; the first round warms both up."""
     stream = requests_of(chosen, Encoder.open(model))
-    ratios, our_rate, their_rate = [], [], []
+    ratios, our_rate, their_rate, busy = [], [], [], []
     for number in range(arguments.rounds + 1):
         batch = list(itertools.islice(stream, chosen.requests))
         mine = [{"prompt": item.prompt, "responses": list(item.responses)} for item in batch]
+        computed = compute_seconds(ours)
         our_seconds = asyncio.run(send(ours + "/score", mine, chosen.in_flight))
+        computed = compute_seconds(ours) - computed
         their_seconds = asyncio.run(send(theirs + peer.route, [peer.body(item) for item in batch], chosen.in_flight))
         if number:
             ratios.append(their_seconds / our_seconds)
+            busy.append(computed / our_seconds)
             our_rate.append(chosen.items_a_request * chosen.requests / our_seconds)
             their_rate.append(chosen.items_a_request * chosen.requests / their_seconds)
     rows.append(
@@ -163,11 +167,18 @@ def one_load(
             "ours_items_s": rows.spread(our_rate)["p50"],
             "peer_items_s": rows.spread(their_rate)["p50"],
             **{f"ratio_{part}": value for part, value in rows.spread(ratios).items()},
+            "computing_p50": rows.spread(busy)["p50"],
             "ours_peak_mib": peak_memory(ours),
             "peer_peak_mib": peak_memory(theirs),
             "rounds": len(ratios),
         },
     )
+
+
+def compute_seconds(url: str) -> float:
+    """How long the worker has computed so far. What is left of the wall time is HTTP, tokenising and batching."""
+    lines = httpx2.get(f"{url}/metrics").text.splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("plaudit_batch_seconds_sum"))
 
 
 async def send(url: str, bodies: Sequence[dict[str, Any]], in_flight: int) -> float:
