@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -124,7 +127,15 @@ def _examples(settings: ServerSettings, models: Models, url: str) -> str:
     key = ' -H "authorization: Bearer $PLAUDIT_API_KEY"' if settings.api_key else ""
     curl = f"""curl -s {url}/score{key} -d '{{{field}"prompt": "Name a prime.", "response": "Seven."}}'"""
     call = f'Client("{url}"{argument}).score("Name a prime.", "Seven.")'
-    return f"\n  {curl}\n  python -c 'from plaudit import Client; print({call})'\n"
+    return f"\n  {curl}\n  {_python()} -c 'from plaudit import Client; print({call})'\n"
+
+
+def _python() -> str:
+    """This interpreter, as short as a shell in this directory finds it: a fresh clone's is not on the path."""
+    if shutil.which("python") == sys.executable:
+        return "python"
+    here, path = Path.cwd(), Path(sys.executable)
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 def _given(**options: Any) -> dict[str, Any]:
