@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from plaudit_kernels import Activation, AttentionPlan, gated, packed_attention, pooled_head, rms_norm, rotary
 
@@ -22,6 +22,8 @@ from .packing import PackedBatch
 from .projection import Freezable, Projection
 
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"})
+
+Pair = tuple[Tensor, Tensor]
 
 _ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
 
@@ -93,12 +95,12 @@ class DecoderTrunk(Freezable):
         ]
         self.reason = "packed: own layers, prompts shared"
 
-    def __call__(self, batch: PackedBatch) -> torch.Tensor:
+    def __call__(self, batch: PackedBatch) -> Tensor:
         layout = Layout.of(batch, next(self._module.parameters()).device, causal=True, exact=self._exact)
         plans = {window: layout.plan(window) for window in set(self._spec.windows[:-1])}
-        residual: torch.Tensor = self._base.embed_tokens(layout.input_ids)
+        residual: Tensor = self._base.embed_tokens(layout.input_ids)
         angles = {kind: self._angles(residual, layout, kind) for kind in set(self._rope_kinds)}
-        branch: torch.Tensor | None = None
+        branch: Tensor | None = None
         *body, last = self._layers
         for layer, kind in zip(body, self._rope_kinds[:-1], strict=True):
             branch, residual = layer(branch, residual, plans[layer.window], angles[kind])
@@ -106,12 +108,12 @@ class DecoderTrunk(Freezable):
         hidden_RD = last.pooled(branch, residual, layout, angles[self._rope_kinds[-1]])
         return self._head(hidden_RD)[: len(batch.pool_last)]
 
-    def _angles(self, hidden: torch.Tensor, layout: Layout, kind: str | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def _angles(self, hidden: Tensor, layout: Layout, kind: str | None) -> Pair:
         arguments = (hidden[None], layout.position_ids[None]) + ((kind,) if kind else ())
         cos, sin = self._base.rotary_emb(*arguments)
         return cos[0], sin[0]
 
-    def _head(self, hidden_RD: torch.Tensor) -> torch.Tensor:
+    def _head(self, hidden_RD: Tensor) -> Tensor:
         head, norm = final_layer(self._module), self._base.norm
         rows = torch.arange(len(hidden_RD), device=hidden_RD.device)
         with torch.autocast(hidden_RD.device.type, enabled=False):
@@ -138,25 +140,17 @@ class Layer:
     def projections(self) -> tuple[Projection, ...]:
         return self._qkv, self._o, self._gate_up, self._down
 
-    def __call__(
-        self,
-        branch_TD: torch.Tensor | None,
-        residual_TD: torch.Tensor,
-        plan: AttentionPlan,
-        angles: tuple[torch.Tensor, torch.Tensor],
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, branch_TD: Tensor | None, residual_TD: Tensor, plan: AttentionPlan, angles: Pair) -> Pair:
         normed_TD, residual_TD = self._add_norm(branch_TD, residual_TD, self._layer.input_layernorm)
         query, key, value = self._qkv.heads(normed_TD, self._spec.head_dim)
         query, key = self._rotary(query, key, *angles)
         mixed = self._attend(query, key, value, plan)
         return self._feed_forward(self._o(mixed.flatten(1)), residual_TD)
 
-    def _attend(
-        self, query_THD: torch.Tensor, key_TKD: torch.Tensor, value_TKD: torch.Tensor, plan: AttentionPlan
-    ) -> torch.Tensor:
+    def _attend(self, query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, plan: AttentionPlan) -> Tensor:
         return packed_attention(query_THD, key_TKD, value_TKD, plan, scale=self._spec.scale, softcap=self._spec.softcap)
 
-    def _feed_forward(self, branch: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _feed_forward(self, branch: Tensor, residual: Tensor) -> Pair:
         layer, spec = self._layer, self._spec
         if spec.sandwich:
             branch = self._norm(branch, layer.post_attention_layernorm)
@@ -165,20 +159,16 @@ class Layer:
         branch = self._down(gated(self._gate_up(normed), _ACTIVATIONS[spec.activation]))
         return self._norm(branch, layer.post_feedforward_layernorm) if spec.sandwich else branch, residual
 
-    def _add_norm(
-        self, branch: torch.Tensor | None, residual: torch.Tensor, norm: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _add_norm(self, branch: Tensor | None, residual: Tensor, norm: Any) -> Pair:
         """The norm of the sum, and the sum."""
         if branch is None:
             return self._norm(residual, norm), residual
         return rms_norm(branch, norm.weight, self._spec.eps, residual_TD=residual, unit_offset=self._spec.sandwich)
 
-    def _norm(self, hidden: torch.Tensor, norm: Any) -> torch.Tensor:
+    def _norm(self, hidden: Tensor, norm: Any) -> Tensor:
         return rms_norm(hidden, norm.weight, self._spec.eps, unit_offset=self._spec.sandwich)[0]
 
-    def _rotary(
-        self, query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _rotary(self, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> Pair:
         query_norm, key_norm = (None if norm is None else norm.weight for norm in self._norms)
         return rotary(
             query, key, cos, sin,
@@ -199,13 +189,7 @@ class LastLayer(Layer):
     def projections(self) -> tuple[Projection, ...]:
         return self._q, self._kv, self._o, self._gate_up, self._down
 
-    def pooled(
-        self,
-        branch_TD: torch.Tensor | None,
-        residual_TD: torch.Tensor,
-        layout: Layout,
-        angles: tuple[torch.Tensor, torch.Tensor],
-    ) -> torch.Tensor:
+    def pooled(self, branch_TD: Tensor | None, residual_TD: Tensor, layout: Layout, angles: Pair) -> Tensor:
         """The layer's output (R, D) at the pooled rows, before the final norm."""
         rows, head_dim = layout.pool_rows, self._spec.head_dim
         normed_TD, residual_TD = self._add_norm(branch_TD, residual_TD, self._layer.input_layernorm)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from plaudit_kernels import Activation, AttentionPlan, bias_gelu, gated, layer_norm, packed_attention, rotary
 
@@ -27,7 +27,7 @@ _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
 }
 
-Angles = tuple[torch.Tensor, torch.Tensor]
+Angles = tuple[Tensor, Tensor]
 
 
 def unsupported(config: Any) -> str:
@@ -53,8 +53,8 @@ class EncoderLayer(Protocol):
     def projections(self) -> tuple[Projection, ...]: ...
 
     def __call__(
-        self, hidden_TD: torch.Tensor, plan: AttentionPlan, angles: Angles | None, layout: Layout | None
-    ) -> torch.Tensor: ...
+        self, hidden_TD: Tensor, plan: AttentionPlan, angles: Angles | None, layout: Layout | None
+    ) -> Tensor: ...
 
 
 class EncoderTrunk(Freezable):
@@ -76,7 +76,7 @@ class EncoderTrunk(Freezable):
             self._kinds = (None,) * len(self._layers)
         self.reason = "packed: own layers"
 
-    def __call__(self, batch: PackedBatch) -> torch.Tensor:
+    def __call__(self, batch: PackedBatch) -> Tensor:
         layout = Layout.of(batch, next(self._module.parameters()).device, causal=False, exact=self._exact)
         hidden = self._embed(layout)
         angles = {kind: self._angles(hidden, layout, kind) for kind in set(self._kinds)}
@@ -90,16 +90,16 @@ class EncoderTrunk(Freezable):
             pooled_RD = self._base.final_norm(pooled_RD)
         return apply_head(self._module, pooled_RD[: len(batch.pool_first)])
 
-    def _embed(self, layout: Layout) -> torch.Tensor:
-        arguments: dict[str, torch.Tensor] = {"input_ids": layout.input_ids[None]}
+    def _embed(self, layout: Layout) -> Tensor:
+        arguments: dict[str, Tensor] = {"input_ids": layout.input_ids[None]}
         if not self._modern:
             arguments["position_ids"] = layout.position_ids[None] + self._first_position
             types = layout.type_ids if self._base.config.type_vocab_size > 1 else torch.zeros_like(layout.type_ids)
             arguments["token_type_ids"] = types[None]
-        hidden: torch.Tensor = self._base.embeddings(**arguments)
+        hidden: Tensor = self._base.embeddings(**arguments)
         return hidden[0]
 
-    def _angles(self, hidden: torch.Tensor, layout: Layout, kind: str | None) -> Angles | None:
+    def _angles(self, hidden: Tensor, layout: Layout, kind: str | None) -> Angles | None:
         if kind is None:
             return None
         cos, sin = self._base.rotary_emb(hidden[None], layout.position_ids[None], kind)
@@ -125,9 +125,7 @@ class PostNormLayer:
     def projections(self) -> tuple[Projection, ...]:
         return self._q, self._kv, self._qkv, self._o, self._up, self._down
 
-    def __call__(
-        self, hidden_TD: torch.Tensor, plan: AttentionPlan, angles: Angles | None, layout: Layout | None
-    ) -> torch.Tensor:
+    def __call__(self, hidden_TD: Tensor, plan: AttentionPlan, angles: Angles | None, layout: Layout | None) -> Tensor:
         if layout is None:
             query, key, value = self._qkv.heads(hidden_TD, self._head_dim)
         else:
@@ -158,9 +156,7 @@ class PreNormLayer:
     def projections(self) -> tuple[Projection, ...]:
         return self._qkv, self._o, self._gate_up, self._down
 
-    def __call__(
-        self, hidden_TD: torch.Tensor, plan: AttentionPlan, angles: Angles | None, layout: Layout | None
-    ) -> torch.Tensor:
+    def __call__(self, hidden_TD: Tensor, plan: AttentionPlan, angles: Angles | None, layout: Layout | None) -> Tensor:
         assert angles is not None, "positions are rotary"
         normed_TD = self._layer.attn_norm(hidden_TD)
         (heads,) = self._qkv.heads(normed_TD, self._head_dim)
@@ -176,5 +172,5 @@ class PreNormLayer:
         return residual + self._down(gated(self._gate_up(normed), self._activation))
 
 
-def _norm(norm: nn.LayerNorm, branch: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+def _norm(norm: nn.LayerNorm, branch: Tensor, residual: Tensor) -> Tensor:
     return layer_norm(branch, norm.weight, norm.bias, norm.eps, residual_TD=residual)[0]

@@ -11,54 +11,51 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from plaudit_training.loss import (
-    Pairs,
-    bradley_terry,
-    centring,
-    preference_loss,
-    smooth,
-    soft_bradley_terry,
-)
+from plaudit_training.loss import Pairs, preference_loss, smooth
 
 scores = st.floats(-30, 30, allow_nan=False)
 shares = st.floats(0, 1)
 
 
-def one(*values: float) -> list[Tensor]:
-    return [torch.tensor([value], dtype=torch.float64) for value in values]
+def loss_of(chosen: Tensor, rejected: Tensor, share: float = 1.0, margin: float = 0.0, centring: float = 0.0) -> Tensor:
+    """Of one comparison."""
+    rest = (torch.tensor([value], dtype=torch.float64) for value in (share, margin, 1.0))
+    pairs = Pairs(torch.tensor([0]), torch.tensor([1]), *rest)
+    return preference_loss(torch.stack([chosen, rejected]), pairs, center_rewards_coefficient=centring)
+
+
+def wide(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
 
 
 @given(scores, scores, st.floats(0, 3))
 def test_bradley_terry_is_minus_log_of_the_sigmoid(chosen: float, rejected: float, margin: float) -> None:
-    loss = bradley_terry(*one(chosen, rejected, margin))
+    loss = loss_of(wide(chosen), wide(rejected), margin=margin)
     probability = 1 / (1 + math.exp(-(chosen - rejected - margin)))
     assert loss.item() == pytest.approx(-math.log(probability), rel=1e-6, abs=1e-12)
 
 
 def test_equal_scores_cost_log_two() -> None:
-    assert bradley_terry(*one(3.0, 3.0)).item() == pytest.approx(math.log(2))
+    assert loss_of(wide(3.0), wide(3.0)).item() == pytest.approx(math.log(2))
 
 
 def test_a_difference_beyond_the_exponential_stays_finite() -> None:
-    loss = bradley_terry(torch.tensor([0.0]), torch.tensor([1e4]))
-    assert loss.item() == 1e4
+    assert loss_of(torch.tensor(0.0), torch.tensor(1e4)).item() == 1e4
 
 
 @given(scores, scores, shares, st.floats(0, 3))
 def test_the_soft_label_is_a_mixture_of_the_two_hard_ones(
     first: float, second: float, share: float, margin: float
 ) -> None:
-    soft = soft_bradley_terry(*one(first, second, share, margin))
-    z = torch.tensor(first - second - margin, dtype=torch.float64)
+    z = wide(first - second - margin)
     hard = -share * logsigmoid(z) - (1 - share) * logsigmoid(-z)
-    assert soft.item() == pytest.approx(hard.item(), rel=1e-9, abs=1e-12)
+    assert loss_of(wide(first), wide(second), share, margin).item() == pytest.approx(hard.item(), rel=1e-9, abs=1e-12)
 
 
 @given(shares.filter(lambda share: 0.01 < share < 0.99))
 def test_the_soft_label_is_least_where_the_model_says_the_share(share: float) -> None:
-    delta = torch.tensor([math.log(share / (1 - share))], dtype=torch.float64, requires_grad=True)
-    loss = soft_bradley_terry(delta, torch.zeros(1, dtype=torch.float64), torch.tensor([share]))
-    (slope,) = torch.autograd.grad(loss.sum(), delta)
+    delta = wide(math.log(share / (1 - share))).requires_grad_()
+    (slope,) = torch.autograd.grad(loss_of(delta, wide(0.0), share), delta)
     assert abs(slope.item()) < 1e-6
 
 
@@ -67,13 +64,13 @@ def test_smoothing_moves_a_label_towards_its_opposite() -> None:
 
 
 def test_centring_is_least_for_opposite_scores() -> None:
-    assert centring(torch.tensor([2.0, 2.0]), torch.tensor([-2.0, 1.0])).tolist() == [0.0, 9.0]
+    for chosen, rejected, square in [(2.0, -2.0, 0.0), (2.0, 1.0, 9.0)]:
+        added = loss_of(wide(chosen), wide(rejected), centring=1.0) - loss_of(wide(chosen), wide(rejected))
+        assert added.item() == pytest.approx(square)
 
 
 def test_half_precision_scores_are_widened_before_they_are_subtracted() -> None:
-    chosen, rejected = torch.tensor([8.0625], dtype=torch.bfloat16), torch.tensor([8.0], dtype=torch.bfloat16)
-    loss = bradley_terry(chosen, rejected)
-    assert loss.dtype == torch.float32
+    loss = loss_of(*(torch.tensor(score, dtype=torch.bfloat16) for score in (8.0625, 8.0)))
     assert loss.item() == pytest.approx(-math.log(1 / (1 + math.exp(-0.0625))), rel=1e-6)
 
 
@@ -123,7 +120,7 @@ def test_fp32_stays_close_to_fp64() -> None:
     pairs = random_pairs(generator, 50, torch.float64)
     narrow = Pairs(pairs.chosen, pairs.rejected, pairs.share.float(), pairs.margin.float(), pairs.weight.float())
     scores_N = 10 * torch.randn(6, generator=generator, dtype=torch.float64)
-    wide = preference_loss(scores_N, pairs, center_rewards_coefficient=0.01)
+    truth = preference_loss(scores_N, pairs, center_rewards_coefficient=0.01)
     assert preference_loss(scores_N.float(), narrow, center_rewards_coefficient=0.01).item() == pytest.approx(
-        wide.item(), rel=1e-6
+        truth.item(), rel=1e-6
     )
