@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy as np
 import rows
 from parity import write_minilm
 from processes import free_port, peak_memory, plaudit_command, serving
@@ -144,6 +145,7 @@ def one_load(
 ) -> None:
     """Alternate the servers over the rounds; the first round warms both up."""
     stream = requests_of(chosen, Encoder.open(model))
+    require_agreement(ours, theirs, peer, next(stream), dtype)
     ratios, our_rate, their_rate, busy = [], [], [], []
     for number in range(arguments.rounds + 1):
         batch = list(itertools.islice(stream, chosen.requests))
@@ -173,6 +175,21 @@ def one_load(
             "rounds": len(ratios),
         },
     )
+
+
+def require_agreement(ours: str, theirs: str, peer: Peer, item: Item, dtype: str) -> None:
+    """Stop unless both servers give the same scores: else their rates would not be of the same work."""
+    mine = httpx2.post(ours + "/score", json={"prompt": item.prompt, "responses": item.responses}, timeout=300).json()
+    answer = httpx2.post(theirs + peer.route, json=peer.body(item), timeout=300).json()
+    scores = np.array(mine["scores"])
+    if peer.route == "/rerank":  # sorted, and after a sigmoid
+        results = sorted(answer["results"], key=lambda result: result["index"])
+        found, scores = np.array([result["relevance_score"] for result in results]), 1 / (1 + np.exp(-scores))
+    else:
+        found = np.array(answer["scores"])
+    worst = float(np.abs(found - scores).max())
+    if not worst <= (1e-4 if dtype == "float32" and "bfloat16" not in peer.name else 1e-1):
+        raise SystemExit(f"{peer.name} disagrees by {worst}: the comparison would mean nothing")
 
 
 def compute_seconds(url: str) -> float:

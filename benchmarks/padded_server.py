@@ -6,66 +6,40 @@ as its kind can be: SDPA attention, inference mode, right padding, the handler i
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 from pathlib import Path
+from typing import Any
 
+import peer
 import torch
 import transformers
-import uvicorn
-from fastapi import FastAPI
-from pydantic import BaseModel
 
 
-class Request(BaseModel):
-    prompt: str
-    responses: list[str]
-
-
-def build(directory: Path, dtype: str) -> FastAPI:
+def build(directory: Path, dtype: str) -> peer.Score:
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     tokenizer.padding_side = "right"
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
         directory, dtype=getattr(torch, dtype)
     ).eval()
-    chat = bool(tokenizer.chat_template)
-    app = FastAPI()
 
-    @app.get("/readyz")
-    def ready() -> dict[str, bool]:
-        return {"ready": True}
-
-    @app.post("/score")
-    def score(request: Request) -> dict[str, list[float]]:
-        if chat:
-            turns = [
-                [{"role": "user", "content": request.prompt}, {"role": "assistant", "content": response}]
-                for response in request.responses
-            ]
-            texts = [tokenizer.apply_chat_template(turn, tokenize=False) for turn in turns]
-            batch = tokenizer(texts, padding=True, add_special_tokens=False, return_tensors="pt")
-        else:
-            prompts = [request.prompt] * len(request.responses)
-            batch = tokenizer(prompts, request.responses, padding=True, return_tensors="pt")
-        batch.pop("token_type_ids", None) if chat else None
+    def score(prompt: str, responses: list[str]) -> list[float]:
         with torch.inference_mode():
-            return {"scores": model(**batch).logits[:, 0].float().tolist()}
+            scores: list[float] = model(**_batch(tokenizer, prompt, responses)).logits[:, 0].float().tolist()
+        return scores
 
-    return app
+    return score
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("directory", type=Path)
-    parser.add_argument("--port", type=int, default=8101)
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    app = build(arguments.directory, arguments.dtype)
-    with contextlib.suppress(KeyboardInterrupt):
-        uvicorn.run(app, host="127.0.0.1", port=arguments.port, log_level="warning")
+def _batch(tokenizer: Any, prompt: str, responses: list[str]) -> Any:
+    if not tokenizer.chat_template:
+        return tokenizer([prompt] * len(responses), responses, padding=True, return_tensors="pt")
+    turns = [
+        [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}] for response in responses
+    ]
+    texts = [tokenizer.apply_chat_template(turn, tokenize=False) for turn in turns]
+    batch = tokenizer(texts, padding=True, add_special_tokens=False, return_tensors="pt")
+    batch.pop("token_type_ids", None)
+    return batch
 
 
 if __name__ == "__main__":
-    main()
+    peer.run(build, __doc__)

@@ -102,7 +102,10 @@ def products_of(model: RewardModel, batch: PackedBatch) -> list[Callable[[], obj
     *body, last = layers_of(model)
     calls = []
     for linear in itertools.chain(*body, [part for part in last if _all_rows(model, last, part)]):
-        frozen, x_TK = FrozenLinear(linear.weight, None), torch.randn(batch.tokens, linear.in_features).to(dtype)
+        frozen, x_TK = (
+            FrozenLinear(linear.weight, None, exact=True),
+            torch.randn(batch.tokens, linear.in_features).to(dtype),
+        )
         calls.append(lambda frozen=frozen, x_TK=x_TK: frozen(x_TK))
     return calls
 

@@ -76,15 +76,19 @@ def _tile(rows, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     return block, row, column, (row < rows) & (column < WIDTH)
 
 
+@jit
+def _halves(source, mask, WIDTH: tl.constexpr):
+    """(gate, up) in fp32."""
+    return tl.load(source, mask, 0.0).to(tl.float32), tl.load(source + WIDTH, mask, 0.0).to(tl.float32)
+
+
 @jit(do_not_specialize=["rows"])
 def _gated_forward(
     gate_up, output, rows, stride,
     WIDTH: tl.constexpr, ACTIVATION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     _, row, column, mask = _tile(rows, WIDTH, ROWS, COLUMNS)
-    source = gate_up + row * stride + column
-    gate = tl.load(source, mask, 0.0).to(tl.float32)
-    up = tl.load(source + WIDTH, mask, 0.0).to(tl.float32)
+    gate, up = _halves(gate_up + row * stride + column, mask, WIDTH)
     step, _ = _slope(gate, ACTIVATION)
     activated = (gate * step).to(output.dtype.element_ty).to(tl.float32)
     tl.store(output + row * WIDTH + column, (activated * up).to(output.dtype.element_ty), mask)
@@ -96,9 +100,7 @@ def _gated_backward(
     WIDTH: tl.constexpr, ACTIVATION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     _, row, column, mask = _tile(rows, WIDTH, ROWS, COLUMNS)
-    source = gate_up + row * stride + column
-    gate = tl.load(source, mask, 0.0).to(tl.float32)
-    up = tl.load(source + WIDTH, mask, 0.0).to(tl.float32)
+    gate, up = _halves(gate_up + row * stride + column, mask, WIDTH)
     gradient = tl.load(d_output + row * WIDTH + column, mask, 0.0).to(tl.float32)
     step, rise = _slope(gate, ACTIVATION)
     target = d_gate_up + row * (2 * WIDTH) + column

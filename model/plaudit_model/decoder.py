@@ -36,7 +36,7 @@ class Spec:
     head_dim: int
     scale: float
     eps: float
-    activation: str
+    activation: Activation
     windows: tuple[int | None, ...]
     softcap: float | None = None
     sandwich: bool = False
@@ -50,7 +50,7 @@ class Spec:
             head_dim=head_dim,
             scale=(config.query_pre_attn_scalar if gemma else head_dim) ** -0.5,
             eps=config.rms_norm_eps,
-            activation=config.hidden_activation if gemma else config.hidden_act,
+            activation=_ACTIVATIONS[config.hidden_activation if gemma else config.hidden_act],
             windows=windows_of(config),
             softcap=getattr(config, "attn_logit_softcapping", None),
             sandwich=gemma,
@@ -156,7 +156,7 @@ class Layer:
             branch = self._norm(branch, layer.post_attention_layernorm)
         before = layer.pre_feedforward_layernorm if spec.sandwich else layer.post_attention_layernorm
         normed, residual = self._add_norm(branch, residual, before)
-        branch = self._down(gated(self._gate_up(normed), _ACTIVATIONS[spec.activation]))
+        branch = self._down(gated(self._gate_up(normed), spec.activation))
         return self._norm(branch, layer.post_feedforward_layernorm) if spec.sandwich else branch, residual
 
     def _add_norm(self, branch: Tensor | None, residual: Tensor, norm: Any) -> Pair:

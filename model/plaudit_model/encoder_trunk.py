@@ -1,7 +1,8 @@
 """The packed forward of encoders: BERT and RoBERTa (norms after the sum), ModernBERT (norms before it).
 
 No padding. A bidirectional prompt depends on its response from the second layer on, so nothing is shared. Of the last
-layer only the pooled tokens' output is read, and only theirs is computed.
+layer only the pooled tokens' output is read, and only theirs is computed (but ModernBERT's queries, which are one
+layer with its keys and values).
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def unsupported(config: Any) -> str:
 
 
 class EncoderLayer(Protocol):
-    """A layer. `rows` None: its output at all rows; else only at those (R,) int64."""
+    """A layer: its output at all rows, or with `layout`, for the last one, at the pooled rows alone."""
 
     @property
     def window(self) -> int | None: ...
@@ -72,7 +73,8 @@ class EncoderTrunk(Freezable):
             self._layers: list[EncoderLayer] = [PreNormLayer(layer, config) for layer in base.layers]
             self._kinds: tuple[str | None, ...] = tuple(layer.attention_type for layer in base.layers)
         else:
-            self._layers = [PostNormLayer(layer, config) for layer in base.encoder.layer]
+            *body, last = base.encoder.layer
+            self._layers = [*(PostNormLayer(layer, config) for layer in body), PostNormLayer(last, config, last=True)]
             self._kinds = (None,) * len(self._layers)
         self.reason = "packed: own layers"
 
@@ -111,27 +113,27 @@ class PostNormLayer:
 
     window: int | None = None
 
-    def __init__(self, layer: Any, config: Any) -> None:
+    def __init__(self, layer: Any, config: Any, *, last: bool = False) -> None:
         attention = layer.attention.self
         self._head_dim = attention.attention_head_size
         self._activation = _ACTIVATIONS[config.hidden_act]
         self._norms = layer.attention.output.LayerNorm, layer.output.LayerNorm
-        self._q, self._kv = Projection(attention.query), Projection(attention.key, attention.value)
-        self._qkv = Projection(attention.query, attention.key, attention.value)
+        self._qkv = Projection(*([] if last else [attention.query]), attention.key, attention.value)
+        self._q: tuple[Projection, ...] = (Projection(attention.query),) if last else ()
         self._o, self._up = Projection(layer.attention.output.dense), Projection(layer.intermediate.dense)
         self._down = Projection(layer.output.dense)
 
     @property
     def projections(self) -> tuple[Projection, ...]:
-        return self._q, self._kv, self._qkv, self._o, self._up, self._down
+        return *self._q, self._qkv, self._o, self._up, self._down
 
     def __call__(self, hidden_TD: Tensor, plan: AttentionPlan, angles: Angles | None, layout: Layout | None) -> Tensor:
         if layout is None:
             query, key, value = self._qkv.heads(hidden_TD, self._head_dim)
         else:
-            key, value = self._kv.heads(hidden_TD, self._head_dim)
+            key, value = self._qkv.heads(hidden_TD, self._head_dim)
             hidden_TD = hidden_TD.index_select(0, layout.pool_rows)
-            (query,) = self._q.heads(hidden_TD, self._head_dim)
+            (query,) = self._q[0].heads(hidden_TD, self._head_dim)
             query = layout.scatter(query)
         mixed = packed_attention(query, key, value, plan, scale=self._head_dim**-0.5)
         if layout is not None:

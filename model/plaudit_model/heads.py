@@ -77,9 +77,7 @@ def apply_head(module: nn.Module, pooled_ND: torch.Tensor) -> torch.Tensor:
     with torch.autocast(pooled_ND.device.type, enabled=False):
         hidden = pad(pooled_ND.float(), (0, 0, 0, -count % BLOCK))
         for layer in hidden_layers(module):
-            hidden = (
-                torch.tanh(linear(hidden, layer.weight, layer.bias)) if isinstance(layer, nn.Linear) else layer(hidden)
-            )
+            hidden = torch.tanh(layer(hidden)) if isinstance(layer, nn.Linear) else layer(hidden)
         final = final_layer(module)
         return linear(hidden, final.weight, final.bias)[:count]
 

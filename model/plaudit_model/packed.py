@@ -39,7 +39,8 @@ class Layout:
 
     def plan(self, window: int | None, *, pooled_only: bool = False) -> AttentionPlan:
         """Where attention's tiles lie; with `pooled_only`, those alone that hold a pooled row."""
-        only = self.pool_rows[: self.distinct].cpu().numpy() if pooled_only else None
+        pooled = self.batch.pool_last if self.causal else self.batch.pool_first
+        only = pooled if pooled_only else None
         return plan_attention(
             self.batch.segments, self.batch.tokens, causal=self.causal, window=window, only=only,
             device=self.input_ids.device,

@@ -23,8 +23,15 @@ class Projection:
         self._layers = layers
         self._frozen: FrozenLinear | None = None
 
-    def freeze(self) -> None:
-        self._frozen = FrozenLinear(*self._joined())
+    def freeze(self, *, exact: bool) -> None:
+        """Keep the weights as they are now. Where they are not laid out anew, the layers' own become views of them:
+        nothing is held twice."""
+        weight, bias = self._joined()
+        self._frozen = FrozenLinear(weight, bias, exact=exact)
+        if not self._frozen.blocked and len(self._layers) > 1:
+            row = 0
+            for layer in self._layers:
+                layer.weight.data = weight.detach()[row : (row := row + layer.out_features)]
 
     def thaw(self) -> None:
         self._frozen = None
@@ -59,11 +66,12 @@ class Freezable:
     """A stack of layers whose weights can be frozen."""
 
     _layers: Sequence[Projecting]
+    _exact: bool
 
     def freeze(self) -> None:
         """The weights will not change any more."""
         for projection in self._projections():
-            projection.freeze()
+            projection.freeze(exact=self._exact)
 
     def thaw(self) -> None:
         """They may change again, and have gradients."""

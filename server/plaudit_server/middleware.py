@@ -36,7 +36,6 @@ logger = logging.getLogger("plaudit.server")
 access = logging.getLogger("plaudit.access")
 
 CLIENT_GONE = 499
-_GONE = "the client is gone"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _MODEL_PATH = re.compile(r"/m/(?P<model>[^/]+)(?P<rest>/.*)", re.DOTALL)
 
@@ -209,22 +208,22 @@ async def _run(app: ASGIApp, scope: Scope, body: bytes, receive: Receive, send: 
         finished = message["type"] == "http.response.body" and not message.get("more_body", False)
         await send(message)
 
-    task = asyncio.current_task()
+    task, left = asyncio.current_task(), False
     assert task is not None, "a request is served in a task of its own"
 
     def leave(_: object) -> None:
-        if not finished and not gone.cancelled():
-            task.cancel(_GONE)
+        nonlocal left
+        if not finished:
+            left = task.cancel()
 
     gone.add_done_callback(leave)
     try:
         await app(scope, replay, note)
-    except asyncio.CancelledError as reason:
-        if reason.args != (_GONE,):
+    except asyncio.CancelledError:
+        if not left or task.uncancel():  # it is somebody else who cancels
             raise
-        task.uncancel()
     finally:
-        gone.remove_done_callback(leave)
+        finished = True  # `leave` may have been called for already, and must not reach what comes after
         gone.cancel()
 
 

@@ -1,0 +1,94 @@
+"""The whole forward and backward on the fused kernels, as on a GPU, in Triton's interpreter."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from plaudit_kernels import select
+from plaudit_model.encode import Encoded
+from plaudit_model.packing import PackedBatch, group_items, pack
+from plaudit_model.reward_model import RewardModel
+
+ModelDir = Callable[[str], Path]
+
+
+@pytest.fixture
+def fused(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Call it, and operations from then on are fused kernels."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("there is a GPU: the model's tests run on it")
+
+    def turn_on() -> None:
+        monkeypatch.setenv("PLAUDIT_KERNELS", "triton")
+        select.cache_clear()
+        assert select(torch.device("cpu")).implementation == "triton"
+
+    yield turn_on
+    monkeypatch.undo()
+    select.cache_clear()
+
+
+def items() -> list[Encoded]:
+    generator = np.random.default_rng(0)
+    prompt = generator.integers(5, 600, 40, dtype=np.int32)
+    lengths = (3, 20, 33)
+    return [Encoded(np.concatenate([prompt, generator.integers(5, 600, n, dtype=np.int32)]), 40) for n in lengths]
+
+
+def scores_and_gradients(model: RewardModel, batch: PackedBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    model.module.zero_grad()
+    scores = model.forward(batch)
+    (scores[:, 0] * torch.tensor([1.0, -2.0, 0.5])).sum().backward()
+    return scores.detach(), {n: p.grad.clone() for n, p in model.module.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma2", "bert", "modernbert"])
+def test_scores_and_gradients_are_those_of_the_torch_path(
+    reward_model_dir: ModelDir, family: str, fused: Callable[[], None]
+) -> None:
+    model = RewardModel.load(reward_model_dir(family))
+    model.train_mode()
+    batch = pack(group_items(items(), share=model.shares_prompt))
+    expected, gradients = scores_and_gradients(model, batch)
+    fused()
+    scores, ours = scores_and_gradients(model, batch)
+    torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-5)
+    assert ours.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        assert (ours[name] - gradient).abs().max() <= 2e-5 * max(float(gradient.abs().max()), 1.0), name
+
+
+@pytest.fixture
+def frozen(reward_model_dir: ModelDir, fused: Callable[[], None]) -> tuple[RewardModel, NDArray[np.float32]]:
+    """A model that is served by the fused kernels, and what the torch path scores."""
+    model = RewardModel.load(reward_model_dir("qwen3"))
+    expected = model.score_encoded(items())
+    fused()
+    model.freeze()
+    return model, expected
+
+
+def test_exact_scores_are_the_same_bits_in_any_company(frozen: tuple[RewardModel, NDArray[np.float32]]) -> None:
+    model, expected = frozen
+    together = model.score_encoded(items())
+    assert np.array_equal(together, np.concatenate([model.score_encoded([item]) for item in items()]))
+    np.testing.assert_allclose(together, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_joined_weights_are_held_once_and_saved(
+    frozen: tuple[RewardModel, NDArray[np.float32]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, expected = frozen
+    mlp = model.module.base_model.layers[0].mlp
+    assert mlp.gate_proj.weight.untyped_storage().data_ptr() == mlp.up_proj.weight.untyped_storage().data_ptr()
+    model.save(tmp_path / "again", model.contract)
+    monkeypatch.setenv("PLAUDIT_KERNELS", "torch")
+    select.cache_clear()
+    assert np.array_equal(RewardModel.load(tmp_path / "again").score_encoded(items()), expected)
