@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -33,6 +34,18 @@ def shared_data() -> Path:
         assert not named, f"PLAUDIT_SHARED_DATA names {path}, which is not there"
         pytest.skip(f"no real data at {path}; set PLAUDIT_SHARED_DATA")
     return path
+
+
+@pytest.fixture
+def rowwise_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's interpreter multiplies tiles by numpy, whose libraries on some machines give a row other bits at another
+    place of its tile. Row by row they do not: what is left is what the kernel decides."""
+    import numpy as np
+
+    def matmul(a: Any, b: Any, dtype: Any = None) -> Any:
+        return np.stack([np.dot(row.astype(dtype), b.astype(dtype)) for row in a])
+
+    monkeypatch.setattr(np, "matmul", matmul)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,5 @@
-"""Operations on packed batches: the ground floor. Imports torch, and Triton where it is installed; nothing of ours."""
+"""Operations on packed batches: the ground floor. Imports torch, and Triton or Numba where they are
+installed; nothing of ours."""
 
 from .attention import packed_attention, reference_attention
 from .blocks import BlockPlan, plan_blocks

@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from .blocks import BlockPlan
+from .plan import AttentionPlan
 from .tiles import TileClass, TilePlan
 
 
@@ -18,7 +19,7 @@ def packed_attention(
     query_THD: torch.Tensor,
     key_TKD: torch.Tensor,
     value_TKD: torch.Tensor,
-    plan: TilePlan | BlockPlan,
+    plan: AttentionPlan,
     *,
     scale: float,
     softcap: float | None = None,
@@ -27,13 +28,18 @@ def packed_attention(
 
     query (T, H, D); key, value (T, K, D) with H a multiple of K; fp32 or bf16; plan on the same device.
     Differentiable: a shared prefix accumulates the gradients of every segment that reads it.
-    The plan says which implementation runs: a TilePlan torch's, a BlockPlan the Triton kernels (fp16 too; strides of
-    rows and heads multiples of 8). `softcap` bounds the logits by softcap * tanh(logits / softcap), as Gemma 2 does.
+    The plan says which implementation runs: a TilePlan torch's; a SegmentPlan the fused CPU kernel, without gradients;
+    a BlockPlan the Triton kernels (fp16 too; strides of rows and heads multiples of 8). `softcap` bounds the logits by
+    softcap * tanh(logits / softcap), as Gemma 2 does.
     """
     if isinstance(plan, BlockPlan):
         from .attention_backward import attend  # needs triton, which the torch path does not
 
         return attend(query_THD, key_TKD, value_TKD, plan, scale, softcap)
+    if not isinstance(plan, TilePlan):
+        from .cpu_attention import attend_segments  # needs numba, which the torch path does not
+
+        return attend_segments(query_THD, key_TKD, value_TKD, plan, scale, softcap)
     tokens, heads, width = query_THD.shape
     outputs = [_tile_class(query_THD, key_TKD, value_TKD, tiles, scale, softcap) for tiles in plan.classes]
     joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch.nn.functional import gelu, silu
 
-from .dispatch import uses_triton
+from .dispatch import uses_cpu_kernels, uses_triton
 from .launch import PARTIAL_ROWS, blocks, dense, jit, require_unit_stride, tl
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
@@ -28,6 +28,10 @@ def gated(gate_up_TE: torch.Tensor, activation: Activation) -> torch.Tensor:
     """
     if uses_triton(gate_up_TE):
         return TritonGated.apply(gate_up_TE, activation)  # type: ignore[no-any-return]
+    if activation != "gelu" and uses_cpu_kernels(gate_up_TE):
+        from .cpu_rows import fused_gated  # needs numba, which the torch path does not
+
+        return fused_gated(gate_up_TE, activation == "gelu_tanh")
     gate, up = gate_up_TE.chunk(2, dim=-1)
     activated = _reference_activation(gate, activation)
     return activated * up if torch.is_grad_enabled() else activated.mul_(up)

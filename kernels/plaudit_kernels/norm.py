@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.nn.functional import layer_norm as torch_layer_norm
 
-from .dispatch import uses_triton
+from .dispatch import uses_cpu_kernels, uses_triton
 from .launch import PARTIAL_ROWS, blocks, dense, jit, require_unit_stride, row_block, tl
 
 
@@ -34,6 +34,10 @@ def rms_norm(
     if uses_triton(hidden_TD):
         normed, total = TritonNorm.apply(hidden_TD, residual_TD, weight_D, None, eps, False, unit_offset)
         return normed, hidden_TD if total is None else total
+    if uses_cpu_kernels(hidden_TD, residual_TD, weight_D):
+        from .cpu_rows import fused_norm  # needs numba, which the torch path does not
+
+        return fused_norm(hidden_TD, residual_TD, weight_D, None, eps, centre=False, unit_offset=unit_offset)
     total = hidden_TD if residual_TD is None else hidden_TD + residual_TD
     return _reference_rms_norm(total, weight_D, eps, unit_offset), total
 
@@ -50,6 +54,10 @@ def layer_norm(
     if uses_triton(hidden_TD):
         normed, total = TritonNorm.apply(hidden_TD, residual_TD, weight_D, bias_D, eps, True, False)
         return normed, hidden_TD if total is None else total
+    if uses_cpu_kernels(hidden_TD, residual_TD, weight_D, bias_D):
+        from .cpu_rows import fused_norm
+
+        return fused_norm(hidden_TD, residual_TD, weight_D, bias_D, eps, centre=True, unit_offset=False)
     total = hidden_TD if residual_TD is None else hidden_TD + residual_TD
     return torch_layer_norm(total, weight_D.shape, weight_D, bias_D, eps), total
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .dispatch import uses_triton
+from .dispatch import uses_cpu_kernels, uses_triton
 from .launch import blocks, dense, jit, power_of_two, require_unit_stride, tl
 from .norm import rms_norm
 
@@ -35,13 +35,18 @@ def rotary(
 
     cos, sin (T, R) carry the scaling; their two halves are alike, as transformers makes them, and only the first is
     read. query_norm, key_norm (D,): both or neither (ValueError). Query and key may be views of a fused QKV whose
-    last dimension is contiguous. In grad mode they are left alone; with gradients off they MAY BE OVERWRITTEN (the
-    torch path rotates in place): use what is returned.
+    last dimension is contiguous. In grad mode they are left alone; with gradients off they MAY BE OVERWRITTEN (on
+    CPUs they are rotated in place): use what is returned.
     """
     if (query_norm is None) != (key_norm is None):
         raise ValueError("norm the queries and the keys, or neither")
     if uses_triton(query_THD):
         return TritonRotary.apply(query_THD, key_TKD, cos_TR, sin_TR, query_norm, key_norm, eps, unit_offset)  # type: ignore[no-any-return]
+    if uses_cpu_kernels(query_THD, key_TKD, cos_TR, sin_TR, query_norm, key_norm):
+        from .cpu_rows import fused_rotary  # needs numba, which the torch path does not
+
+        fused_rotary(query_THD, key_TKD, cos_TR, sin_TR, query_norm, key_norm, eps, unit_offset)
+        return query_THD, key_TKD
     return (
         _reference(query_THD, cos_TR, sin_TR, query_norm, eps, unit_offset),
         _reference(key_TKD, cos_TR, sin_TR, key_norm, eps, unit_offset),

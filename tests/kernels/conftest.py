@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -17,3 +18,15 @@ if not torch.cuda.is_available():
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def torch_operations(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No fused kernels."""
+    from plaudit_kernels import select
+
+    monkeypatch.setenv("PLAUDIT_KERNELS", "torch")
+    select.cache_clear()
+    yield
+    monkeypatch.undo()
+    select.cache_clear()

@@ -52,6 +52,7 @@ def test_extreme_values_stay_finite(activation: Activation, device: torch.device
     assert bool(gradient.isfinite().all())
 
 
+@pytest.mark.usefixtures("torch_operations")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("activation", "name"), [("silu", "silu"), ("gelu", "gelu"), ("gelu_tanh", "gelu_pytorch_tanh")]

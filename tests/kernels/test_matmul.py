@@ -27,6 +27,7 @@ def test_matmul(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.d
     agree(TritonMatmul.apply, matmul, [random(m, k + 8)[:, :k], random(n, k, seed=1)], dtype, device)
 
 
+@pytest.mark.usefixtures("rowwise_products")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_row_does_not_know_how_many_there_are(dtype: torch.dtype, device: torch.device) -> None:
     a, b = random(300, 96).to(device, dtype), random(100, 96, seed=1).to(device, dtype)

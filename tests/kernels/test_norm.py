@@ -105,6 +105,7 @@ def test_a_row_does_not_know_its_neighbours(path: str, dtype: torch.dtype, devic
         assert torch.equal(normed(hidden[rows]), together[rows])
 
 
+@pytest.mark.usefixtures("torch_operations")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("module", "unit_offset"), [(LlamaRMSNorm, False), (Gemma3RMSNorm, True)])
 @pytest.mark.parametrize("gradients", [False, True])

@@ -52,6 +52,7 @@ def test_rotary(
     agree(fused, reference, [*heads(tokens, query_heads, key_heads, width), *norms], dtype, device)
 
 
+@pytest.mark.usefixtures("torch_operations")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("normed", [False, True])

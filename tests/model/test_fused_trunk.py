@@ -67,7 +67,7 @@ def test_scores_and_gradients_are_those_of_the_torch_path(
 
 @pytest.fixture
 def frozen(reward_model_dir: ModelDir, fused: Callable[[], None]) -> tuple[RewardModel, NDArray[np.float32]]:
-    """A model that is served by the fused kernels, and what the torch path scores."""
+    """A model that is served by the fused kernels, and what the kernels of the CPU score."""
     model = RewardModel.load(reward_model_dir("qwen3"))
     expected = model.score_encoded(items())
     fused()
@@ -75,6 +75,7 @@ def frozen(reward_model_dir: ModelDir, fused: Callable[[], None]) -> tuple[Rewar
     return model, expected
 
 
+@pytest.mark.usefixtures("rowwise_products")
 def test_exact_scores_are_the_same_bits_in_any_company(frozen: tuple[RewardModel, NDArray[np.float32]]) -> None:
     model, expected = frozen
     together = model.score_encoded(items())
@@ -89,6 +90,6 @@ def test_joined_weights_are_held_once_and_saved(
     mlp = model.module.base_model.layers[0].mlp
     assert mlp.gate_proj.weight.untyped_storage().data_ptr() == mlp.up_proj.weight.untyped_storage().data_ptr()
     model.save(tmp_path / "again", model.contract)
-    monkeypatch.setenv("PLAUDIT_KERNELS", "torch")
+    monkeypatch.setenv("PLAUDIT_KERNELS", "auto")
     select.cache_clear()
     assert np.array_equal(RewardModel.load(tmp_path / "again").score_encoded(items()), expected)
