@@ -70,6 +70,9 @@ class LocalPolicy:
             for own in made
         ]
 
+    def close(self) -> None:
+        """There is nothing to close."""
+
     def _encode(self, prompt: Prompt) -> list[int]:
         if self._how.raw:
             return list(self._tokenizer(prompt)["input_ids"])

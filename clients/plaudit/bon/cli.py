@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -90,13 +90,14 @@ def generate(
     with open_input(source) as lines:
         rows, repeated = samples.read_prompts(lines, prompt_field, (int(part), int(parts)), raw=raw)
     how = samples.Sampling(temperature, top_p, max_new_tokens, seed, batch_size, raw)
+    sampler: samples.Policy
     if policy is not None and endpoint is None and model is None:
         sampler = generation.open_local(policy, how)
     elif endpoint is not None and model is not None and policy is None:
         sampler = EndpointPolicy(endpoint, model, how, timeout=timeout or None, concurrency=concurrency)
     else:
         raise typer.BadParameter("give either --policy, or --endpoint with --model")
-    with samples.sole_writer(out):
+    with closing(sampler), samples.sole_writer(out):
         have, failed = samples.take_up(out, generation.settings_of(sampler, how))
         tally = _bulk.Tally(len(have), failed, len(have))
         with open_output(str(out)) as write, _progress("samples", len(rows) * n, tally) as advance:
@@ -197,7 +198,11 @@ def select(
         for row in selection.select(reading, options, counts):
             write(encode(row) + b"\n")
             counts["rows written"] += 1
-    entry = {out.stem: {"file_name": out.name, **DATASET_INFO[wanted]}} if format == "llamafactory" else None
+    entry = (
+        {out.stem: {"file_name": out.name, "formatting": "sharegpt", **DATASET_INFO[wanted]}}
+        if format == "llamafactory"
+        else None
+    )
     report = {"source": source, "options": asdict(options), "counts": counts, "scorers": reading.scorers}
     with samples.whole_file(out.with_name(out.name + ".report.json")) as write:
         write(json.dumps({**report, **({"dataset_info": entry} if entry else {})}, indent=2).encode() + b"\n")

@@ -40,6 +40,10 @@ class EndpointPolicy:
         self._raw = how.raw
         self.name, self.ahead = model, concurrency
 
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
     def sample(self, prompt: Prompt, keys: Sequence[str]) -> list[Generated]:
         """One `Generated` for each key. Raises Refused, Unavailable, ResponseInvalid."""
         made: list[Generated] = []

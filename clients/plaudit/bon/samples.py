@@ -60,6 +60,7 @@ class Policy(Protocol):
     ahead: int
 
     def sample(self, prompt: Prompt, keys: Sequence[str]) -> list[Generated]: ...
+    def close(self) -> None: ...
 
 
 def digest(value: Any) -> str:
