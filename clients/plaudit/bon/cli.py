@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,7 +15,7 @@ from .. import _bulk
 from .._items import encode
 from .._jsonl import open_input, open_output
 from .._scorers import open_scorer
-from .._settings import Overlong
+from ..cli_score import JsonOption, ModelOption, OverlongOption, TimeoutOption, UrlOption, progress, summarise
 from . import generate as generation
 from . import report as reports
 from . import samples
@@ -36,7 +35,6 @@ NewOption = Annotated[Path, typer.Option(help="The file to write; replaced when 
 ScoredArgument = Annotated[str, typer.Argument(metavar="SCORED", help="JSONL file of scored samples (.gz too), or -.")]
 StepsOption = Annotated[Steps | None, typer.Option(help="Take the score from the list `steps`, put together so.")]
 SeedOption = Annotated[int, typer.Option(help="Of everything that is random.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.callback()
@@ -58,12 +56,8 @@ def generate(
     source: Annotated[str, typer.Argument(metavar="PROMPTS", help="JSONL file (.gz too), or -.")],
     out: OutOption,
     n: Annotated[int, typer.Option(min=1, help="Samples of each prompt; raise it later to add more.")] = 16,
-    policy: Annotated[
-        str | None, typer.Option(help="Sample here: a causal language model, directory or Hub id.")
-    ] = None,
-    endpoint: Annotated[
-        str | None, typer.Option(help="Or there: an OpenAI-compatible URL (key: OPENAI_API_KEY).")
-    ] = None,
+    policy: Annotated[str | None, typer.Option(help="A causal language model to run here: directory, Hub id.")] = None,
+    endpoint: Annotated[str | None, typer.Option(help="Or an OpenAI-compatible URL; key: OPENAI_API_KEY.")] = None,
     model: Annotated[str | None, typer.Option(help="The model's name at the endpoint.")] = None,
     temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest token (only with --n 1).")] = 1.0,
     top_p: Annotated[float, typer.Option(min=1e-6, max=1, help="Only the likeliest tokens with this mass.")] = 1.0,
@@ -72,7 +66,7 @@ def generate(
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is: no chat template.")] = False,
     prompt_field: Annotated[str, typer.Option(help="The field with the prompt, text or messages.")] = "prompt",
     shard: Annotated[str, typer.Option(help="I/M: part I (from 0) of M, for `plaudit bon merge`.")] = "0/1",
-    timeout: Annotated[float, typer.Option(min=0, help="Seconds for one request, retries included; 0: none.")] = 600.0,
+    timeout: TimeoutOption = 600.0,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight at once.")] = 16,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
@@ -100,25 +94,25 @@ def generate(
     with closing(sampler), samples.sole_writer(out):
         have, failed = samples.take_up(out, generation.settings_of(sampler, how))
         tally = _bulk.Tally(len(have), failed, len(have))
-        with open_output(str(out)) as write, _progress("samples", len(rows) * n, tally) as advance:
-            for line in generation.generate(rows, sampler, how, n, have, tally):
-                write(line)
-                advance()
-    _finish(tally, as_json, repeated_prompts=repeated)
+        with open_output(str(out)) as write, progress(tally, len(rows) * n) as advance:
+            for done in generation.generate(rows, sampler, how, n, have, tally):
+                write(done.line)
+                advance(done)
+    if repeated:
+        typer.echo(f"{repeated} repeated prompts left out", err=True)
+    _finish(tally, as_json)
 
 
 @app.command()
 def score(
     source: Annotated[str, typer.Argument(metavar="SAMPLES", help="JSONL file of samples (.gz too), or -.")],
     out: OutOption,
-    url: Annotated[
-        str | None, typer.Option(help="The server. Without it: --model, if a directory, else PLAUDIT_URL.")
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="The model to ask the server for, or a directory to load.")] = None,
+    url: UrlOption = None,
+    model: ModelOption = None,
     revision: Annotated[str | None, typer.Option(help="Accept scores of this revision only.")] = None,
-    overlong: Annotated[Overlong, typer.Option(help="What becomes of a sample that is too long.")] = "error",
+    overlong: OverlongOption = "error",
     prefix: Annotated[str, typer.Option(help="Before the names of the added fields: gold_, rm2_.")] = "",
-    timeout: Annotated[float, typer.Option(min=0, help="Seconds for one prompt, retries included; 0: none.")] = 600.0,
+    timeout: TimeoutOption = 600.0,
     concurrency: Annotated[int, typer.Option(min=1, help="Prompts in flight at once.")] = 8,
     as_json: JsonOption = False,
 ) -> None:
@@ -138,12 +132,12 @@ def score(
         with (
             open_scorer(url, model, concurrency=concurrency, **options) as scorer,
             open_output(str(out)) as write,
-            _progress("samples", total, tally) as advance,
+            progress(tally, total) as advance,
         ):
             tally.admit(scorer.identity)
             for done in score_groups(rows, scorer, tally, overlong=overlong, prefix=prefix):
                 write(done.line)
-                advance()
+                advance(done)
     _finish(tally, as_json)
 
 
@@ -174,9 +168,6 @@ def select(
     answer_regex: Annotated[str | None, typer.Option(help="majority, weighted: the answer is its last match.")] = None,
     vote_weight: Annotated[VoteWeight, typer.Option(help="weighted: of logits, or of probabilities.")] = "sigmoid",
     rejected: Annotated[selection.Rejected, typer.Option(help="dpo, kto: which others are rejected.")] = "worst",
-    plain: Annotated[
-        bool, typer.Option("--plain", help="Write text prompts as text, not as a user's message.")
-    ] = False,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -189,7 +180,7 @@ def select(
     wanted: Task = format if format in ("sft", "dpo", "kto") and task is None else task or "sft"
     numbers = RuleOptions(k, threshold, fraction, beta, penalty, vote_weight)
     options = selection.SelectOptions(
-        rule, format, wanted, tuple(columns), steps, numbers, answer_regex, rejected, plain, seed
+        rule, format, wanted, tuple(columns), steps, numbers, answer_regex, rejected, seed
     )
     with open_input(source) as lines:
         reading = read_scored(lines, columns, steps, needed=rule != "majority")
@@ -198,15 +189,12 @@ def select(
         for row in selection.select(reading, options, counts):
             write(encode(row) + b"\n")
             counts["rows written"] += 1
-    entry = (
-        {out.stem: {"file_name": out.name, "formatting": "sharegpt", **DATASET_INFO[wanted]}}
-        if format == "llamafactory"
-        else None
-    )
-    report = {"source": source, "options": asdict(options), "counts": counts, "scorers": reading.scorers}
+    about = {"source": source, "options": asdict(options), "counts": counts, "scorers": reading.scorers}
+    if format == "llamafactory":
+        about["dataset_info"] = {out.stem: {"file_name": out.name, "formatting": "sharegpt", **DATASET_INFO[wanted]}}
     with samples.whole_file(out.with_name(out.name + ".report.json")) as write:
-        write(json.dumps({**report, **({"dataset_info": entry} if entry else {})}, indent=2).encode() + b"\n")
-    typer.echo(json.dumps(report) if as_json else "\n".join(f"{name}: {count}" for name, count in counts.items()))
+        write(json.dumps(about, indent=2).encode() + b"\n")
+    typer.echo(json.dumps(about) if as_json else "\n".join(f"{name}: {count}" for name, count in counts.items()))
     if not counts["rows written"]:
         raise typer.Exit(1)
 
@@ -217,9 +205,7 @@ def report(
     column: Annotated[str, typer.Option("--score", help="The score by which the best is chosen.")] = "score",
     gold: Annotated[str | None, typer.Option(help="The column with the score that counts.")] = None,
     steps: StepsOption = None,
-    n_max: Annotated[
-        int | None, typer.Option(min=1, help="The largest n; without: what 90% of the prompts have.")
-    ] = None,
+    n_max: Annotated[int | None, typer.Option(min=1, help="The largest n; else what 90% of the prompts have.")] = None,
     resamples: Annotated[int, typer.Option(min=1, help="Of the bootstrap over prompts.")] = 1000,
     html: Annotated[Path | None, typer.Option(help="Write a page with a chart, too.")] = None,
     seed: SeedOption = 0,
@@ -240,25 +226,7 @@ def report(
     typer.echo(json.dumps(found, indent=2) if as_json else "\n".join(reports.lines(found)))
 
 
-@contextmanager
-def _progress(what: str, total: int | None, tally: _bulk.Tally) -> Iterator[Callable[[], None]]:
-    """A callable for every finished row. A bar on a terminal, nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    failed = TextColumn("{task.description}, {task.fields[failed]} failed")
-    columns = (BarColumn(), MofNCompleteColumn(), failed, TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=total, completed=tally.earlier, failed=tally.failed)
-        yield lambda: progress.update(task, advance=1, failed=tally.failed)
-
-
-def _finish(tally: _bulk.Tally, as_json: bool, **more: int) -> None:
-    """Say what the output holds. Exit code 1 if something failed."""
-    found = {**asdict(tally), **more}
-    typer.echo(
-        json.dumps(found) if as_json else ", ".join(f"{name} {value}" for name, value in found.items()), err=not as_json
-    )
+def _finish(tally: _bulk.Tally, as_json: bool) -> None:
+    summarise(tally, as_json, to_stdout=True)
     if tally.failed:
         raise typer.Exit(1)

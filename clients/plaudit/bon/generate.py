@@ -12,8 +12,10 @@ from dataclasses import asdict
 from importlib.metadata import entry_points
 from typing import Any
 
-from .._bulk import Tally, in_order
+from .._bulk import Done, Tally, in_order
+from .._jsonl import Row
 from ..errors import BadRequest, ConfigurationError
+from ..types import ItemError
 from .samples import Generated, Policy, PromptRow, Sampling, sample_key, sample_line
 
 LOCAL_GROUP = "plaudit.local_policies"
@@ -25,8 +27,8 @@ Block = tuple[PromptRow, int, tuple[str, ...]]
 
 def generate(
     rows: Iterable[PromptRow], policy: Policy, sampling: Sampling, n: int, have: set[str], tally: Tally
-) -> Iterator[bytes]:
-    """The lines of the samples that `have` lacks, in order, counted.
+) -> Iterator[Done]:
+    """The samples that `have` lacks, in order, with their lines, counted.
 
     A prompt that the policy refuses gives lines that say so. Raises BadRequest if it has refused before it has
     answered anything: then it is the settings that are wrong, more likely than the prompt.
@@ -48,9 +50,11 @@ def generate(
             made = [Generated(None, failure={"code": made.code or "refused", "message": made.reason})] * len(keys)
         for index, (key, one) in enumerate(zip(keys, made, strict=True), start=first):
             if key not in have:
+                line = sample_line(row, index, key, settings, one)
+                error = ItemError(one.failure["code"], one.failure["message"]) if one.failure else None
                 tally.rows += 1
                 tally.failed += one.response is None
-                yield sample_line(row, index, key, settings, one)
+                yield Done(Row(row.line, len(line), key, {}), line, error)
 
 
 def settings_of(policy: Policy, sampling: Sampling) -> dict[str, Any]:

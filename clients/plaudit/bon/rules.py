@@ -33,7 +33,7 @@ class Candidate:
 class RuleOptions:
     """What the rules can be told; `bar` is for `raft`, from all prompts (`raft_bar`)."""
 
-    k: int = 1
+    k: int = 4
     threshold: float = 0.0
     fraction: float = 0.2
     beta: float = 0.5

@@ -115,10 +115,8 @@ def take_up(out: Path, settings: Mapping[str, Any]) -> tuple[set[str], int]:
             if not line.endswith(b"\n") and line[: len(_BEGINNING)] == _BEGINNING[: len(line)]:
                 break
             value = json_object(line, where)
-            if value.get("sampling") != settings:
-                raise InvalidInput(
-                    f"{where} has the settings {value.get('sampling')}, not {settings}; use another --out"
-                )
+            if (other := value.get("sampling")) != settings:
+                raise InvalidInput(f"{where} has the settings {other}, not {settings}; use another --out")
             key = sample_key(value.get("prompt"), settings, value.get("index"))
             if value.get("key") != key or key in have:
                 raise InvalidInput(f"{where} repeats a key, or is not the sample that it names; use another --out")
@@ -195,8 +193,6 @@ def located(where: str) -> Iterator[None]:
     """What is wrong with a value in there is an InvalidInput that says where it stood."""
     try:
         yield
-    except KeyError as error:
-        raise InvalidInput(f"{where}: {error} is missing") from None
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInput(f"{where}: {error}") from None
 

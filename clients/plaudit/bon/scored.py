@@ -61,10 +61,11 @@ def read_scored(
     """
     reading, present, keys = Reading(), set[str](), set[str]()
     groups: dict[str, Group] = {}
-    names = ("steps",) if steps else tuple(columns)
+    names = ("steps", *columns[1:]) if steps else tuple(columns)
     for _, where, row in json_rows(lines):
         with located(where):
-            prompt, response, key = row["prompt"], row.get("response"), row.get("key")
+            prompt: Any = row.get("prompt")
+            response, key = row.get("response"), row.get("key")
             check({"prompt": prompt, "response": "" if response is None else response})
             if key in keys:
                 raise InvalidInput(f"repeats the key {key}; `plaudit bon merge` leaves copies out")
@@ -94,7 +95,9 @@ def put_together(steps: Sequence[float], how: Steps) -> float:
 
 
 def _sample(row: Mapping[str, Any], names: Sequence[str], steps: Steps | None, position: int) -> Sample:
-    numbers = tuple(_number(row[name], steps) for name in names if row.get(name) is not None)
+    numbers = tuple(
+        _number(row[name], steps if name == "steps" else None) for name in names if row.get(name) is not None
+    )
     failure = None
     if len(numbers) < len(names) or row.get("response") is None:
         errors = [row.get("failure"), *(row.get(name.removesuffix("score") + "error") for name in names)]

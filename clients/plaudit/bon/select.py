@@ -31,12 +31,10 @@ class SelectOptions:
     numbers: RuleOptions = RuleOptions()
     answer_regex: str | None = None
     rejected: Rejected = "worst"
-    plain: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        own = self.format if self.format in ("sft", "dpo", "kto") else self.task
-        if self.task != own:
+        if self.format in ("sft", "dpo", "kto") and self.task != self.format:
             raise ConfigurationError(f"--format {self.format} is not for {self.task}")
         if (self.rule in VOTES) != (self.answer_regex is not None):
             raise ConfigurationError(f"--answer-regex is needed by {' and '.join(VOTES)}, and by no other rule")
@@ -64,8 +62,7 @@ def select(reading: Reading, options: SelectOptions, counts: Counter[str]) -> It
         counts["prompts with a choice"] += 1
         counts["responses chosen"] += len(chosen)
         pairs = [] if options.task == "sft" else list(_pairs(own, chosen, options, random, counts))
-        plain = isinstance(group.prompt, str) and (options.plain or group.raw)
-        yield from writer_of(options.format)(Picked(group.prompt, plain, chosen, pairs), options.task)
+        yield from writer_of(options.format)(Picked(group.prompt, group.raw, chosen, pairs), options.task)
 
 
 def _candidates(group: Group, options: SelectOptions, counts: Counter[str]) -> list[Candidate]:

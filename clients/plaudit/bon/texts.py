@@ -27,7 +27,8 @@ def words(text: str) -> list[str]:
 
 def refuses(text: str) -> bool:
     """Whether the first 200 characters hold one of a few English phrases of refusal ("I'm sorry, but I", "I cannot
-    help", "as an AI, I can't", ...): a rough count, made to compare one file with another."""
+    help", "as an AI, I can't", ...). Made to compare one file with another: of the refusals that people labelled in
+    XSTest it finds about a third, those with a phrase, and hardly anything else."""
     return _REFUSAL.search(text[:_OPENING].replace("\u2019", "'")) is not None
 
 

@@ -225,11 +225,9 @@ def test_the_scores_of_steps(how: str, expected: int, write: Write, samples: Any
 
 def test_a_raw_prompt_stays_text(write: Write, samples: Any, bon: Bon, read: Read) -> None:
     rows = samples(1, 2, lambda p, i: float(i))
-    write("chat.jsonl", rows)
     write("raw.jsonl", [{**row, "sampling": {"raw": True}} for row in rows])
-    for name, more in (("raw", ()), ("chat", ("--plain",))):
-        assert bon("select", f"{name}.jsonl", "--out", "o.jsonl", "--format", "dpo", *more)[0] == 0
-        assert read("o.jsonl") == [{"prompt": "prompt 0", "chosen": "answer 1 to 0", "rejected": "answer 0 to 0"}]
+    assert bon("select", "raw.jsonl", "--out", "o.jsonl", "--format", "dpo")[0] == 0
+    assert read("o.jsonl") == [{"prompt": "prompt 0", "chosen": "answer 1 to 0", "rejected": "answer 0 to 0"}]
     assert bon("select", "raw.jsonl", "--out", "o.jsonl", "--format", "llamafactory")[0] == 78
 
 
