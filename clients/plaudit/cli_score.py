@@ -60,7 +60,7 @@ def score(
         rows = read_rows(lines, prefix)
         tally = Tally()
         if out != STANDARD and Path(out).is_file():
-            _refuse_same(source, out)
+            refuse_same(source, out)
             tally, rows = take_up(Path(out), rows, overlong=overlong, prefix=prefix)
         with (
             open_scorer(
@@ -84,11 +84,12 @@ def score(
         raise typer.Exit(1)
 
 
-def _refuse_same(source: str, out: str) -> None:
+def refuse_same(source: str, out: str) -> None:
+    """Raise InvalidInput if they are one file."""
     from ._jsonl import STANDARD
     from .errors import InvalidInput
 
-    if source != STANDARD and Path(source).exists() and Path(source).samefile(out):
+    if source != STANDARD and Path(source).exists() and Path(out).exists() and Path(source).samefile(out):
         raise InvalidInput(f"{out} is the input; choose another --out")
 
 

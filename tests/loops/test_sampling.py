@@ -36,7 +36,7 @@ def policy_dir(write_base: Callable[[str], Path], tmp_path_factory: pytest.TempP
         for parameter in model.parameters():
             if parameter.dim() == 2:
                 parameter.mul_(6)
-        model.lm_head.weight[2] += model.lm_head.weight.mean(0)
+        model.lm_head.weight[2] *= 3  # the end of text comes now and then
     model.save_pretrained(directory)
     return directory
 

@@ -15,7 +15,16 @@ from .. import _bulk
 from .._items import encode
 from .._jsonl import open_input, open_output
 from .._scorers import open_scorer
-from ..cli_score import JsonOption, ModelOption, OverlongOption, TimeoutOption, UrlOption, progress, summarise
+from ..cli_score import (
+    JsonOption,
+    ModelOption,
+    OverlongOption,
+    TimeoutOption,
+    UrlOption,
+    progress,
+    refuse_same,
+    summarise,
+)
 from . import generate as generation
 from . import report as reports
 from . import samples
@@ -76,6 +85,7 @@ def generate(
     With --policy, a sample is the same whether the run was killed, sharded or neither. Failed samples stay in the
     file as rows without a response. Exit code 1 if there are any.
     """
+    refuse_same(source, str(out))
     part, _, parts = shard.partition("/")
     if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
         raise typer.BadParameter(f"--shard is I/M with I below M, got {shard}")
@@ -122,6 +132,7 @@ def score(
     output again with another --prefix for the scores of another model. A sample that cannot be scored has an error
     and no number. Exit code 1 if there are any.
     """
+    refuse_same(source, str(out))
     total = None
     if source != "-":
         with open_input(source) as lines:
@@ -143,9 +154,14 @@ def score(
 
 @app.command()
 def merge(
-    sources: Annotated[list[Path], typer.Argument(help="Files of samples, scored or not.")], out: NewOption
+    sources: Annotated[
+        list[Path], typer.Argument(exists=True, dir_okay=False, help="Files of samples, scored or not.")
+    ],
+    out: NewOption,
 ) -> None:
     """Put shards together, in the order that one run without shards has; copies are left out and counted."""
+    for source in sources:
+        refuse_same(str(source), str(out))
     with samples.whole_file(out) as write:
         rows, copies = samples.merge(sources, write)
     typer.echo(f"{rows} samples, {copies} copies left out", err=True)
@@ -177,6 +193,7 @@ def select(
 
     plaudit bon select scored.jsonl --out kto.jsonl --rule majority --answer-regex '#### (.*)' --format kto
     """
+    refuse_same(source, str(out))
     wanted: Task = format if format in ("sft", "dpo", "kto") and task is None else task or "sft"
     numbers = RuleOptions(k, threshold, fraction, beta, penalty, vote_weight)
     options = selection.SelectOptions(
@@ -193,7 +210,7 @@ def select(
     if format == "llamafactory":
         about["dataset_info"] = {out.stem: {"file_name": out.name, "formatting": "sharegpt", **DATASET_INFO[wanted]}}
     with samples.whole_file(out.with_name(out.name + ".report.json")) as write:
-        write(json.dumps(about, indent=2).encode() + b"\n")
+        write(json.dumps(about, indent=2, allow_nan=False).encode() + b"\n")
     typer.echo(json.dumps(about) if as_json else "\n".join(f"{name}: {count}" for name, count in counts.items()))
     if not counts["rows written"]:
         raise typer.Exit(1)
@@ -221,9 +238,10 @@ def report(
         reading = read_scored(opened, columns, steps)
     found = reports.build(reading, columns, n_max=n_max, resamples=resamples, seed=seed)
     if html is not None:
+        refuse_same(source, str(html))
         with samples.whole_file(html) as write:
             write(reports.page(found, source).encode())
-    typer.echo(json.dumps(found, indent=2) if as_json else "\n".join(reports.lines(found)))
+    typer.echo(json.dumps(found, indent=2, allow_nan=False) if as_json else "\n".join(reports.lines(found)))
 
 
 def _finish(tally: _bulk.Tally, as_json: bool) -> None:

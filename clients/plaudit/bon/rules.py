@@ -21,7 +21,8 @@ VoteWeight = Literal["sigmoid", "score"]
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A response, its value (None: it has none, which only a majority vote allows) and its extracted answer."""
+    """A response, its value (None: it has none, which only a majority vote allows) and its extracted answer. `index`
+    is its place among the samples of its prompt, another for each."""
 
     index: int
     response: str
@@ -39,11 +40,12 @@ class RuleOptions:
     beta: float = 0.5
     penalty: float = 0.5
     vote_weight: VoteWeight = "sigmoid"
-    bar: float = -math.inf
+    bar: float | None = None
 
     def __post_init__(self) -> None:
-        if not (self.k >= 1 and self.beta > 0 and 0 < self.fraction <= 1):
-            raise ConfigurationError("k must be at least 1, beta above 0, and fraction above 0 and at most 1")
+        finite = all(map(math.isfinite, (self.beta, self.penalty, self.threshold)))
+        if not (finite and self.k >= 1 and self.beta > 0 and 0 < self.fraction <= 1):
+            raise ConfigurationError("k must be at least 1, beta above 0, 0 < fraction <= 1, and all numbers finite")
 
 
 Chosen = list[Candidate]
@@ -79,6 +81,7 @@ def threshold(candidates: Sequence[Candidate], options: RuleOptions, random: Ran
 def raft(candidates: Sequence[Candidate], options: RuleOptions, random: Random) -> Chosen:
     """The best fraction of all responses to all prompts: the global ranking of RAFT (Dong et al., 2304.06767).
     Scores of different prompts are compared; `best` is RAFT's ranking within each prompt."""
+    assert options.bar is not None
     return [candidate for candidate in ranked(candidates) if value_of(candidate) >= options.bar]
 
 

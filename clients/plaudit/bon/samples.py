@@ -173,11 +173,15 @@ def sole_writer(out: Path) -> Iterator[None]:
 
 @contextmanager
 def whole_file(out: Path) -> Iterator[Callable[[bytes], object]]:
-    """What writes to a file that appears under its name when the block ends well, and not before. Raises
-    OutputFailed."""
+    """What writes to a file that appears under its name when the block ends well, and not before. Raises InvalidInput
+    if there can be no such file, OutputFailed if it cannot be written to its end."""
     staging = out.with_name(f".{out.name}.writing-{os.getpid()}")
     try:
-        with staging.open("wb") as file:
+        opened = staging.open("wb")
+    except OSError as error:
+        raise InvalidInput(f"{out} cannot be written: {error.strerror}") from None
+    try:
+        with opened as file:
             yield file.write
             file.flush()
             os.fsync(file.fileno())

@@ -68,7 +68,7 @@ def select(reading: Reading, options: SelectOptions, counts: Counter[str]) -> It
 def _candidates(group: Group, options: SelectOptions, counts: Counter[str]) -> list[Candidate]:
     """The samples that the rule may choose from; what is left out is counted."""
     found: dict[str | int, Candidate] = {}
-    for sample in group.samples:
+    for index, sample in enumerate(group.samples):
         response, answer = sample.response, None
         if options.rule in VOTES and response is not None:
             answer = _answer(response, options.answer_regex or "")
@@ -80,7 +80,7 @@ def _candidates(group: Group, options: SelectOptions, counts: Counter[str]) -> l
             counts["samples left out: same text as another"] += 1
         else:  # every vote counts, whatever its text; of equal texts to learn from, one is enough
             value = None if sample.failure else uncertainty(sample.numbers, options.numbers.penalty)
-            found[response if answer is None else sample.index] = Candidate(sample.index, response, value, answer)
+            found[response if answer is None else index] = Candidate(index, response, value, answer)
     return list(found.values())
 
 

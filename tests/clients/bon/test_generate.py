@@ -230,6 +230,7 @@ def test_merge_refuses_what_does_not_belong_together(openai: WireServer, bon: Bo
     for name, said in (("b", "differs from it"), ("torn", "no whole line"), ("foreign", "no whole line")):
         code, _, err = bon("merge", "a.jsonl", f"{name}.jsonl", "--out", "m.jsonl")
         assert code == 65 and said in err and f"{name}.jsonl:" in err and not Path("m.jsonl").exists()
+    assert bon("merge", "missing.jsonl", "--out", "m.jsonl")[0] == 2
     assert [path.name for path in Path().glob(".*")] == []  # nothing half-written is left
 
 

@@ -6,9 +6,12 @@ import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+
+from plaudit.bon.cli import RuleName
+from plaudit.bon.rules import RULES
 
 Bon = Callable[..., tuple[int, str, str]]
 Write = Callable[..., str]
@@ -81,7 +84,7 @@ WRITTEN: dict[tuple[str, str], list[dict[str, Any]]] = {
 def test_the_rows_of_each_trainer(format: str, task: str, scored: str, bon: Bon, read: Read) -> None:
     code, _, err = bon("select", scored, "--out", "out.jsonl", "--format", format, "--task", task)
     assert (code, err) == (0, "") and read("out.jsonl") == WRITTEN[format, task]
-    report = json.loads(Path("out.jsonl.report.json").read_text())
+    report = json.loads(Path("out.jsonl.report.json").read_text(), parse_constant=pytest.fail)
     assert report["counts"]["prompts with a choice"] == 2 and report["counts"]["samples left out: too_long"] == 4
     assert report["counts"]["prompts without a choice: no candidate"] == 1
     assert report["counts"]["rows written"] == len(WRITTEN[format, task])
@@ -265,4 +268,21 @@ def test_nan_is_refused_and_options_are_checked(write: Write, bon: Bon, scored: 
     assert bon("select", scored, "--out", "o.jsonl", "--rule", "majority", "--answer-regex", "(")[0] == 78
     assert bon("select", scored, "--out", "o.jsonl", "--rule", "rso", "--beta", "0")[0] == 78
     assert bon("select", "missing.jsonl", "--out", "o.jsonl")[0] == 65
-    assert bon("select", scored, "--out", "no/such/folder/o.jsonl")[0] == 74
+    assert bon("select", scored, "--out", "o.jsonl", "--penalty", "inf")[0] == 78
+    assert bon("select", scored, "--out", "no/such/folder/o.jsonl")[0] == 65
+    before = Path(scored).read_bytes()
+    for verb in ("select", "score", "generate", "merge"):
+        server = ("--url", "http://x") if verb == "score" else ("--policy", "x") if verb == "generate" else ()
+        code, _, err = bon(verb, scored, "--out", f"./{scored}", *server)
+        assert code == 65 and "is the input; choose another --out" in err and Path(scored).read_bytes() == before
+
+
+def test_every_rule_can_be_asked_for() -> None:
+    assert set(get_args(RuleName)) == set(RULES)
+
+
+def test_samples_that_share_an_index_all_vote(write: Write, bon: Bon, read: Read) -> None:
+    """Two settings have sampled the same prompt: each of their samples counts."""
+    write("s.jsonl", [{"prompt": "p", "index": i, "response": text} for text, i in (("7", 0), ("8", 0), ("8", 1))])
+    assert bon("select", "s.jsonl", "--out", "o.jsonl", "--rule", "majority", "--answer-regex", r"\d")[0] == 0
+    assert read("o.jsonl")[0]["completion"] == [turn("assistant", "8")]
