@@ -157,9 +157,9 @@ _SIZES = {
     "vocab_size": 700, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4,
     "max_position_embeddings": 640,
 }  # fmt: skip
-FOREIGN_SHAPES: dict[str, dict[str, object]] = {
-    "deberta-v2": {**_SIZES, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0},
-    "distilbert": {"vocab_size": 700, "dim": 64, "hidden_dim": 160, "n_layers": 2, "n_heads": 4},
+FOREIGN_SHAPES: dict[str, dict[str, object]] = {  # heads that are not computed here
+    "modernbert": {**_SIZES, "classifier_pooling": "mean", "cls_token_id": 3, "sep_token_id": 4, "bos_token_id": 3,
+                   "eos_token_id": 4},
 }
 
 _COMMON = {
@@ -168,6 +168,7 @@ _COMMON = {
 }  # fmt: skip
 _DECODER = {**_COMMON, "num_key_value_heads": 2, "eos_token_id": 2, "bos_token_id": None}
 _GEMMA = {**_DECODER, "head_dim": 16, "query_pre_attn_scalar": 20, "sliding_window": 24}
+_TWO = {**_DECODER, "num_hidden_layers": 2}
 _SLIDING = ["sliding_attention", "full_attention", "sliding_attention"]
 SHAPES: dict[str, dict[str, object]] = {
     "llama": _DECODER,
@@ -176,9 +177,31 @@ SHAPES: dict[str, dict[str, object]] = {
     "qwen3": {**_DECODER, "head_dim": 16},
     "gemma2": {**_GEMMA, "attn_logit_softcapping": 1.5, "layer_types": _SLIDING},
     "gemma3_text": {**_GEMMA, "layer_types": _SLIDING},
-    "olmo2": _DECODER,
+    "olmo2": _TWO,
+    "olmo3": {**_TWO, "sliding_window": 24, "layer_types": _SLIDING[:2]},
+    "phi3": {**_TWO, "sliding_window": 40},
+    "gpt_neox": {**_TWO, "rotary_pct": 0.25},
+    "stablelm": {**_TWO, "partial_rotary_factor": 0.5},
+    "starcoder2": {**_TWO, "sliding_window": 24},
+    "gpt2": {"vocab_size": 700, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 640, "pad_token_id": 0,
+             "eos_token_id": 2, "bos_token_id": None},
+    "deepseek_v3": {**_TWO, "num_key_value_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
+                    "qk_nope_head_dim": 16, "v_head_dim": 16, "head_dim": 8, "n_group": 1, "topk_group": 1,
+                    "first_k_dense_replace": 1, "n_routed_experts": 6, "num_experts_per_tok": 2,
+                    "moe_intermediate_size": 48},
+    "mixtral": {**_TWO, "num_local_experts": 6, "router_jitter_noise": 0.1},
+    "qwen2_moe": {**_TWO, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48,
+                  "shared_expert_intermediate_size": 48},
+    "gpt_oss": {**_TWO, "head_dim": 16, "sliding_window": 24, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "jamba": {**_TWO, "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2,
+              "expert_layer_offset": 1, "num_experts": 4, "mamba_d_state": 8, "use_mamba_kernels": False},
+    "electra": {**_SIZES, "pad_token_id": 0, "embedding_size": 32},
+    "distilbert": {"vocab_size": 700, "dim": 64, "hidden_dim": 160, "n_layers": 2, "n_heads": 4, "pad_token_id": 0,
+                   "max_position_embeddings": 640},
+    "deberta-v2": {**_SIZES, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0,
+                   "pad_token_id": 0},
     "bert": _COMMON,
-    "roberta": _COMMON,
+    "roberta": {**_COMMON, "pad_token_id": 1},
     "modernbert": {**_COMMON, "global_attn_every_n_layers": 2, "local_attention": 48, "cls_token_id": 3,
                    "sep_token_id": 4, "bos_token_id": 3, "eos_token_id": 4},
 }  # fmt: skip
@@ -200,6 +223,7 @@ def _write_tokenizer(directory: Path, family: str) -> None:
 
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+    from plaudit_model.infer import ENCODERS
     from plaudit_model.template import CHATML
 
     words = ["Human: what is the best way to learn a language?", "Assistant: practise daily, read, and speak."]
@@ -217,7 +241,7 @@ def _write_tokenizer(directory: Path, family: str) -> None:
         "model_max_length": 512,
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
-    if family in ("bert", "roberta", "modernbert"):
+    if family in ENCODERS:
         config |= {"cls_token": "[CLS]", "sep_token": "[SEP]"}
         config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
         tokenizer.post_processor = processors.TemplateProcessing(

@@ -23,10 +23,6 @@ from .template import CHATML
 
 logger = logging.getLogger("plaudit.model")
 
-_DROPOUTS = (
-    "attention_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout",
-    "embedding_dropout", "mlp_dropout",
-)  # fmt: skip
 _RESERVED_PADS = ("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "<|pad|>", "<pad>", "<unk>")
 
 
@@ -45,8 +41,8 @@ def _config(directory: Path) -> Any:
         config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True, num_labels=1)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{directory} has no configuration that transformers reads: {error}") from error
-    for name in _DROPOUTS:
-        if getattr(config, name, None) is not None:
+    for name, value in config.to_dict().items():
+        if isinstance(value, float) and any(part in name for part in ("drop", "jitter")):
             setattr(config, name, 0.0)
     if config.pad_token_id is None or config.pad_token_id in token_ids(config.eos_token_id):
         config.pad_token_id = _pad_token(directory, config)

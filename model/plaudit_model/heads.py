@@ -5,35 +5,42 @@ A bf16 score near 8 comes in steps of 0.0625: ties that the model did not mean.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import linear, pad
+from torch.nn.functional import gelu, linear, pad
 
 from plaudit_kernels import BLOCK
 
-_DENSE = {
-    "bert": ("base_model.pooler.dense", "classifier"),
-    "roberta": ("classifier.dense", "classifier.out_proj"),
-    "xlm-roberta": ("classifier.dense", "classifier.out_proj"),
+_DENSE: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor], str]] = {
+    "bert": ("base_model.pooler.dense", torch.tanh, "classifier"),
+    "roberta": ("classifier.dense", torch.tanh, "classifier.out_proj"),
+    "xlm-roberta": ("classifier.dense", torch.tanh, "classifier.out_proj"),
+    "electra": ("classifier.dense", gelu, "classifier.out_proj"),
+    "distilbert": ("pre_classifier", torch.relu, "classifier"),
+    "deberta-v2": ("pooler.dense", gelu, "classifier"),
 }
-"""Encoders whose head is a dense layer, tanh and a linear layer over the pooled token: the names of the layers."""
+"""Encoders whose head is a dense layer and a linear layer over the pooled token: the names of the layers, and what
+lies between them."""
 
 
 def is_known(module: nn.Module) -> bool:
-    """Whether the head is one that is computed here: the `score` layer of transformers' decoders, BERT's or
-    RoBERTa's dense and linear layer, or ModernBERT's over its first token."""
+    """Whether the head is one that is computed here: the `score` layer of transformers' decoders, the dense and the
+    linear layer of BERT and its kin, or ModernBERT's over its first token."""
     config: Any = module.config
     if config.model_type == "modernbert":
         return bool(config.classifier_pooling == "cls")
+    if config.model_type == "deberta-v2":
+        return bool(config.pooler_hidden_act == "gelu")
     return config.model_type in _DENSE or isinstance(getattr(module, "score", None), nn.Linear)
 
 
 def final_layer(module: nn.Module) -> nn.Linear:
     """The linear layer that gives the attributes. Raises TypeError for a head of another shape."""
     config: Any = module.config
-    name = _DENSE[config.model_type][1] if config.model_type in _DENSE else "score"
+    name = _DENSE[config.model_type][2] if config.model_type in _DENSE else "score"
     layer = _find(module, "classifier" if config.model_type == "modernbert" else name)
     if isinstance(layer, nn.Linear):
         return layer
@@ -74,10 +81,13 @@ def apply_head(module: nn.Module, pooled_ND: torch.Tensor) -> torch.Tensor:
     The rows are rounded up to whole blocks, so that the product's kernel does not depend on N.
     """
     count = len(pooled_ND)
+    config: Any = module.config
     with torch.autocast(pooled_ND.device.type, enabled=False):
         hidden = pad(pooled_ND.float(), (0, 0, 0, -count % BLOCK))
         for layer in hidden_layers(module):
-            hidden = torch.tanh(layer(hidden)) if isinstance(layer, nn.Linear) else layer(hidden)
+            hidden = layer(hidden)
+            if isinstance(layer, nn.Linear):
+                hidden = _DENSE[config.model_type][1](hidden)
         final = final_layer(module)
         return linear(hidden, final.weight, final.bias)[:count]
 

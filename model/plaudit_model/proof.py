@@ -2,7 +2,9 @@
 
 Items are scored together through the model's path, one by one through it, and one by one through the architecture's
 own eager forward, head included, before anything of ours touched the module. A wiring fault in any of them shows as
-a difference far above rounding.
+a difference far above rounding. The items cover prompts shared and not, neighbours on either side, and sliding
+windows of up to LONGEST_WINDOW tokens; a longer window is honoured because it is the one that the architecture's own
+mask states (`module_trunk.window_of`), or the configuration (`decoder.windows_of`).
 """
 
 from __future__ import annotations
@@ -14,9 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from plaudit_kernels import BLOCK
+
 from .contract import RewardContract
 from .encode import Encoded
 from .errors import ContractError
+from .module_trunk import ModuleTrunk
+from .rope import forget_lengths
 
 if TYPE_CHECKING:
     from .reward_model import RewardModel
@@ -28,6 +34,9 @@ as served. It tells wiring from rounding; `plaudit verify` measures the rounding
 _LENGTHS = (1, 21, 40, 70, 130, 21, 200, 64, 33, 96, 128)
 """Tokens of the responses; together with the prompt about a thousand rows."""
 
+LONGEST_WINDOW = 512
+"""Sliding windows up to this many tokens are exceeded by an item of the proof."""
+
 
 def prove(model: RewardModel, reference: NDArray[np.float32], stored: torch.dtype) -> None:
     """Raise ContractError if the model's scores are not finite, move with the batch, or differ from `reference`,
@@ -38,31 +47,35 @@ def prove(model: RewardModel, reference: NDArray[np.float32], stored: torch.dtyp
         raise ContractError("the model gives scores that are not finite")
     alone = np.concatenate([model.score_encoded([item]) for item in items])
     if model.mode == "exact" and not np.array_equal(together, alone):
-        raise ContractError("scores move with the batch in exact mode on this machine; serve with --mode fast")
+        worst = _worst(together, alone)
+        raise ContractError(f"scores move with the batch by {worst:.2g} on this machine; serve with --mode fast")
     _compare(together, alone, TOLERANCE[model.dtype], "scores move with the batch")
     coarser = model.dtype if stored == torch.float32 else "bfloat16"
-    _compare(together, reference, TOLERANCE[coarser], "packed scores differ from the plain model's")
+    _compare(together, reference, TOLERANCE[coarser], "scores differ from the plain model's")
+    if model.mode == "fast" and isinstance(model.trunk, ModuleTrunk):
+        _prove_apart(model, items, together)
 
 
 @torch.inference_mode()
 def plain_scores(module: nn.Module, contract: RewardContract) -> NDArray[np.float32]:
     """Attributes (N, A) fp32 of the proof's items by the module's own eager forward, one item at a time."""
     config: Any = module.config
+    items = proof_items(module, contract)
     served, pad = config._attn_implementation, config.pad_token_id
     module.set_attn_implementation("eager")  # type: ignore[operator]
-    config.pad_token_id = None  # one item has no padding: the architecture then pools its last token, whatever it is
+    config.pad_token_id = -1  # one item has no padding: the architecture then pools its last token, whatever it is
     try:
-        return np.concatenate([_plain(module, contract, item) for item in proof_items(module, contract)])
+        return np.concatenate([_plain(module, contract, item) for item in items])
     finally:
         module.set_attn_implementation(served)  # type: ignore[operator]
         config.pad_token_id = pad
 
 
-def proof_items(module: nn.Module, contract: RewardContract) -> list[Encoded]:
+def proof_items(module: nn.Module, contract: RewardContract, seed: int = 0) -> list[Encoded]:
     """Random items: several responses to one prompt, some without a prompt, from one token to several blocks. None
     holds the padding id, at which RoBERTa's positions do not count on; a tokenizer never gives it for text."""
     config: Any = module.config
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     longest = contract.max_length
     words = np.delete(np.arange(config.vocab_size, dtype=np.int32), [config.pad_token_id or 0])
     prompt = generator.choice(words, 37)
@@ -71,11 +84,27 @@ def proof_items(module: nn.Module, contract: RewardContract) -> list[Encoded]:
         own = generator.choice(words, tokens)
         return Encoded(np.concatenate([prompt, own])[-longest:], min(len(prompt), longest - 1))
 
-    return [item(prompt if i % 3 else prompt[:0], tokens) for i, tokens in enumerate(_LENGTHS)]
+    window = getattr(config, "sliding_window", None) or 0
+    lengths = (*_LENGTHS, window + BLOCK) if max(_LENGTHS) < window <= LONGEST_WINDOW else _LENGTHS
+    return [item(prompt if i % 3 else prompt[:0], tokens) for i, tokens in enumerate(lengths)]
+
+
+def _prove_apart(model: RewardModel, items: list[Encoded], scores: NDArray[np.float32]) -> None:
+    """Every other item anew, of the same length: the rest must keep their bits, for no shape changed. Where bits may
+    move with the shapes of a batch, this finds what leaks from one sequence into the next, however little."""
+    others = proof_items(model.module, model.contract, seed=1)
+    mixed = [
+        Encoded(np.concatenate([item.ids[: item.prompt_tokens], other.ids[item.prompt_tokens :]]), item.prompt_tokens)
+        if i % 2 == 0 else item
+        for i, (item, other) in enumerate(zip(items, others, strict=True))
+    ]  # fmt: skip
+    if not np.array_equal(model.score_encoded(mixed)[1::2], scores[1::2]):
+        raise ContractError("scores change with the words of their neighbours")
 
 
 def _plain(module: nn.Module, contract: RewardContract, item: Encoded) -> NDArray[np.float32]:
     config: Any = module.config
+    forget_lengths(module)
     arguments = {"input_ids": torch.from_numpy(item.ids.astype(np.int64))[None]}
     if contract.template.kind == "pair" and int(getattr(config, "type_vocab_size", 0) or 0) > 1:
         types = (np.arange(len(item.ids)) >= item.prompt_tokens) & (item.prompt_tokens > 0)
@@ -85,6 +114,9 @@ def _plain(module: nn.Module, contract: RewardContract, item: Encoded) -> NDArra
 
 
 def _compare(ours: NDArray[np.float32], theirs: NDArray[np.float32], tolerance: float, complaint: str) -> None:
-    worst = float((np.abs(ours - theirs) / np.maximum(1.0, np.abs(theirs))).max())
-    if not worst <= tolerance:
-        raise ContractError(f"{complaint}: by {worst:.2g}, more than rounding explains")
+    if not (worst := _worst(ours, theirs)) <= tolerance:
+        raise ContractError(f"{complaint} by {worst:.2g}, more than rounding explains")
+
+
+def _worst(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:
+    return float((np.abs(ours - theirs) / np.maximum(1.0, np.abs(theirs))).max())

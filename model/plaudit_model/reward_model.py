@@ -25,9 +25,10 @@ from .encode import Encoded, Encoder
 from .errors import CheckpointError, ContractError
 from .heads import head_modules, is_known
 from .infer import contract_for, resolve
+from .module_trunk import ModuleTrunk
 from .packing import PackedBatch, group_items, pack, split_by_budget
 from .proof import plain_scores, prove
-from .trunk import make_trunk
+from .trunk import Trunk, lacks_layers, make_trunk, padded_instead
 
 logger = logging.getLogger("plaudit.model")
 
@@ -47,7 +48,7 @@ class RewardModel:
         self.device, self.dtype, self.mode = device, dtype, mode
         self.module = _cast(module, DTYPES[dtype]).to(device)
         self.module.requires_grad_(True).eval()
-        self.trunk = make_trunk(self.module, pooling=contract.pooling, exact=mode == "exact")
+        self.trunk: Trunk = make_trunk(self.module, pooling=contract.pooling, exact=mode == "exact")
         self.choice = select(torch.device(device))
 
     @classmethod
@@ -71,7 +72,7 @@ class RewardModel:
         reference, stored = plain_scores(module, contract), next(module.parameters()).dtype
         model = cls(module, contract, directory, device=choose_device(device), dtype=serving.dtype, mode=serving.mode)
         model.freeze()
-        prove(model, reference, stored)
+        model._prove(reference, stored)
         return model
 
     @classmethod
@@ -79,12 +80,17 @@ class RewardModel:
         cls, name: str | Path, *, seed: int, max_length: int | None = None, dtype: str = "float32", device: str = "auto"
     ) -> RewardModel:
         """A model to be trained, from any checkpoint of a supported architecture: its head is kept if it has one
-        of one output, else it is fresh. A directory with a configuration and no weights starts from scratch."""
+        of one output, else it is fresh. A directory with a configuration and no weights starts from scratch. An
+        architecture without layers of ours is proven here, as it is at every load."""
         directory = resolve(name)
         module, contract = load_base(directory, seed=seed, max_length=max_length)
+        reference = plain_scores(module, contract) if lacks_layers(module.config) else None
         serving = Serving(dtype="bfloat16" if dtype == "bfloat16" else "float32")
         contract = replace(contract, serving=serving, statistics=None, calibration=None, files={})
-        return cls(module, contract, directory, device=choose_device(device), dtype=dtype, mode="exact")
+        model = cls(module, contract, directory, device=choose_device(device), dtype=dtype, mode="exact")
+        if reference is not None:
+            model._prove(reference, torch.float32)
+        return model
 
     @property
     def shares_prompt(self) -> bool:
@@ -101,7 +107,8 @@ class RewardModel:
         """What `/info` says of prompt sharing."""
         if self.shares_prompt:
             return "prompts"
-        return "n/a: a bidirectional prompt depends on its response" if "packed" in self.trunk.reason else "n/a: padded"
+        packed = self.trunk.reason.startswith("packed")
+        return "n/a: a bidirectional prompt depends on its response" if packed else "n/a: padded"
 
     @property
     def parameters(self) -> int:
@@ -116,7 +123,8 @@ class RewardModel:
         if kind != "cpu":
             unit = torch.cuda.get_device_name(self.device).replace(" ", "_")
         versions = f"torch{torch.__version__}-transformers{transformers.__version__}"
-        return f"{versions}-{kind}.{unit}-{self.dtype}-{self.mode}-b{BLOCK}"
+        padded = "" if self.trunk.reason.startswith("packed") else "-padded"
+        return f"{versions}-{kind}.{unit}-{self.dtype}-{self.mode}-b{BLOCK}{padded}"
 
     @property
     def pad_token_id(self) -> int | None:
@@ -153,6 +161,17 @@ class RewardModel:
             batch = pack(groups)
             scores[batch.indices] = self.forward(batch).cpu().numpy()
         return scores
+
+    def _prove(self, reference: NDArray[np.float32], stored: torch.dtype) -> None:
+        """Prove the path. A module of transformers that does not hold packed runs padded, whatever went wrong: it met
+        what its authors did not expect."""
+        try:
+            prove(self, reference, stored)
+        except Exception as error:
+            if not isinstance(self.trunk, ModuleTrunk) or isinstance(error, torch.OutOfMemoryError):
+                raise
+            self.trunk = padded_instead(self.trunk, error)
+            prove(self, reference, stored)
 
     def save(self, directory: Path, contract: RewardContract) -> None:
         """Write a checkpoint directory, atomically: weights as safetensors, configuration, tokenizer, and the

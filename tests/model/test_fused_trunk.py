@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from plaudit_kernels import select
+from plaudit_kernels import linear, matmul, select
 from plaudit_model.encode import Encoded
 from plaudit_model.packing import PackedBatch, group_items, pack
 from plaudit_model.reward_model import RewardModel
@@ -49,7 +49,7 @@ def scores_and_gradients(model: RewardModel, batch: PackedBatch) -> tuple[torch.
     return scores.detach(), {n: p.grad.clone() for n, p in model.module.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("family", ["qwen3", "gemma2", "bert", "modernbert"])
+@pytest.mark.parametrize("family", ["qwen3", "gemma2", "bert", "modernbert", "starcoder2"])
 def test_scores_and_gradients_are_those_of_the_torch_path(
     reward_model_dir: ModelDir, family: str, fused: Callable[[], None]
 ) -> None:
@@ -63,6 +63,19 @@ def test_scores_and_gradients_are_those_of_the_torch_path(
     assert ours.keys() == gradients.keys()
     for name, gradient in gradients.items():
         assert (ours[name] - gradient).abs().max() <= 2e-5 * max(float(gradient.abs().max()), 1.0), name
+
+
+def test_the_products_of_a_foreign_module_are_fused_too(
+    reward_model_dir: ModelDir, fused: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = RewardModel.load(reward_model_dir("stablelm"))
+    expected = model.score_encoded(items()[:1])
+    fused()
+    model.freeze()
+    products: list[int] = []
+    monkeypatch.setattr(linear, "matmul", lambda *args: products.append(len(args[0])) or matmul(*args))
+    np.testing.assert_allclose(model.score_encoded(items()[:1]), expected, rtol=1e-5, atol=1e-5)
+    assert products == [64] * 14, "seven linear layers in each of two blocks, over 43 tokens and a segment of padding"
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from plaudit_model.packed import with_padding_segment
 from plaudit_model.packing import MIN_SHARED, Group, group_items, pack, split_by_budget
-from plaudit_model.trunk import unpack
+from plaudit_model.padded_trunk import unpack
 
 
 @dataclass

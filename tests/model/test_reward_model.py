@@ -24,6 +24,15 @@ PACKED = [
     "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text",  # decoders
     "bert", "roberta", "modernbert",
 ]  # fmt: skip
+"""Families with layers of ours."""
+
+PLUGGED = [
+    "olmo2", "olmo3", "phi3", "gpt_neox", "stablelm", "starcoder2", "gpt2", "deepseek_v3", "mixtral", "qwen2_moe",
+    "electra", "distilbert",
+]  # fmt: skip
+"""Some of those that run packed through transformers' own module."""
+
+PADDED = ["gpt_oss", "jamba", "deberta-v2"]
 
 
 def conversations() -> list[Conversation]:
@@ -40,10 +49,11 @@ def conversations() -> list[Conversation]:
     return [(prompt, answer) for prompt in (short, long) for answer in answers]
 
 
-@pytest.mark.parametrize("family", [*PACKED, "olmo2"])
+@pytest.mark.parametrize("family", [*PACKED, *PLUGGED, *PADDED])
 def test_scores_are_those_of_plain_transformers_one_by_one(reward_model_dir: ModelDir, family: str) -> None:
     directory = reward_model_dir(family)
     model, plain = RewardModel.load(directory), PlainModel(directory)
+    assert model.trunk.reason.startswith("padded" if family in PADDED else "packed")
     encoded = [model.encoder.encode(prompt, response) for prompt, response in conversations()]
     for (prompt, response), item in zip(conversations(), encoded, strict=True):
         assert item.ids.tolist() == plain.encode(prompt, response)["input_ids"]
@@ -63,8 +73,11 @@ def random_items(model: RewardModel, seed: int) -> list[Encoded]:
     return items
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", [*PACKED, "olmo2"])
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [(family, "float32") for family in [*PACKED, *PLUGGED]]
+    + [(family, "bfloat16") for family in [*PACKED, "olmo2", "mixtral", "electra"]],
+)
 def test_exact_scores_are_the_same_bits_in_any_company(reward_model_dir: ModelDir, family: str, dtype: str) -> None:
     model = RewardModel.load(reward_model_dir(family), dtype=dtype, mode="exact")
     items = random_items(model, 1)
@@ -90,7 +103,7 @@ def test_a_prompt_is_computed_once(reward_model_dir: ModelDir) -> None:
     assert pack(group_items(items, share=model.shares_prompt)).tokens == 100 + 16
 
 
-@pytest.mark.parametrize("family", PACKED)
+@pytest.mark.parametrize("family", [*PACKED, "starcoder2", "mixtral", "electra"])
 def test_gradients_equal_those_of_plain_transformers(reward_model_dir: ModelDir, family: str) -> None:
     model = RewardModel.load(reward_model_dir(family))
     model.train_mode()
@@ -167,12 +180,8 @@ def test_the_self_test_sees_a_wrong_attention(reward_model_dir: ModelDir, monkey
         RewardModel.load(reward_model_dir("qwen3"))
 
 
-FOREIGN = ["deberta-v2", "distilbert"]
-
-
-@pytest.mark.parametrize("family", FOREIGN)
-def test_any_other_architecture_keeps_its_own_head(foreign_dir: ModelDir, family: str) -> None:
-    directory = foreign_dir(family)
+def test_a_head_that_is_not_ours_stays_with_its_architecture(foreign_dir: ModelDir) -> None:
+    directory = foreign_dir("modernbert")
     plain, model = PlainModel(directory), RewardModel.load(directory)
     assert "padded" in model.path_reason and not model.shares_prompt
     encoded = [model.encoder.encode(prompt, response) for prompt, response in conversations()]
