@@ -132,5 +132,6 @@ def _head_names(module: nn.Module) -> list[str]:
 
 
 def _plain(name: str) -> str:
-    """A parameter's name without what PEFT adds to it in memory, and did in the files of some versions."""
-    return ".".join(part for part in name.split(".") if part not in (_NAME, "modules_to_save", "base_layer"))
+    """A weight's name in a file of PEFT's and in memory, without that in which the two differ."""
+    parts = (part for part in name.split(".") if part not in (_NAME, "modules_to_save", "base_layer"))
+    return ".".join(parts).removesuffix(".weight")

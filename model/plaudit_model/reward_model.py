@@ -107,6 +107,7 @@ class RewardModel:
         self.adapter = Adapter.attach(self.module, base=name, seed=seed, **settings)
         self.trunk = self._make_trunk()
         self._require_gradients()
+        self.module.eval()
 
     @property
     def shares_prompt(self) -> bool:

@@ -140,11 +140,9 @@ def resolve(config: RunConfig, *, device: str, parameters: int, pairs: int) -> t
 def learning_rate(parameters: int, *, adapters: bool = False) -> tuple[float, str]:
     """The default peak rate for a model of that size, and why."""
     rate, why = next((rate, why) for least, rate, why in LEARNING_RATES if parameters >= least)
-    return (
-        (LORA_RATE * rate, f"{why}; {LORA_RATE} times {rate:g}, as TRL advises for adapters")
-        if adapters
-        else (rate, why)
-    )
+    if adapters:
+        return round(LORA_RATE * rate, 9), f"{why}; {LORA_RATE} times {rate:g}, as TRL advises for adapters"
+    return rate, why
 
 
 def read_data(config: RunConfig, out: Path) -> Data:
