@@ -2,8 +2,8 @@
 
 The layers and the files are PEFT's, so what is written here PEFT reads, and what PEFT wrote is read here. The base is
 frozen; adapters and head are trained in fp32, and the head is kept whole (`modules_to_save`): a base has none, or one
-that was trained for something else. What is served is merged, W + (alpha / r) B A, added in fp32 on the CPU before the
-weights are cast to the dtype that is served: so it has the same bits wherever it was trained and is loaded.
+that was trained for something else. What is served is merged, W + (alpha / r) B A, added in fp32 before the weights are
+cast to the dtype that is served; on the CPU, so that a run that trained on a GPU ends with the bits that a load gives.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from .base import load_weights
+from .contract import RewardContract
 from .errors import AdapterError, CheckpointError
 from .heads import head_modules
 from .infer import base_of
@@ -66,17 +67,21 @@ class Adapter:
             return cls(module, peft.LoraModel(module, config, _NAME), heads)
 
     @classmethod
-    def open(cls, directory: Path, *, outputs: int, **options: Any) -> Adapter:
+    def open(cls, directory: Path, contract: RewardContract, **options: Any) -> Adapter:
         """The adapter in a directory, on its base in fp32, not merged: the forward of `module` is PEFT's.
 
         `options` are those of `from_pretrained`. Raises CheckpointError for files that cannot be read, AdapterError
         where adapter and base do not fit or a head would be random.
         """
         peft, base = require_peft(), base_of(directory)
-        if not (directory / WEIGHTS_FILE).is_file():
-            raise CheckpointError(f"{directory} has no {WEIGHTS_FILE}")
-        with safe_open(directory / WEIGHTS_FILE, framework="pt") as file:
-            stored = {_plain(name.removeprefix(_PREFIX)) for name in file.keys()}  # noqa: SIM118
+        try:
+            with safe_open(directory / WEIGHTS_FILE, framework="pt") as file:
+                stored = {_plain(name.removeprefix(_PREFIX)) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{WEIGHTS_FILE} of {directory}, and only that is read, is no good: {error}"
+            ) from error
+        outputs = len(contract.head.attributes)
         module, fresh = load_weights(base, num_labels=outputs, dtype=torch.float32, **options)
         if random := sorted(_plain(name) for name in fresh if _plain(name) not in stored):
             raise AdapterError(

@@ -52,7 +52,8 @@ def is_adapter(directory: Path) -> bool:
 
 
 def base_of(directory: Path) -> Path:
-    """The directory with the configuration and the whole weights: an adapter's base, else the directory itself.
+    """The directory with the configuration and the whole weights: an adapter's base, else the directory itself. A
+    base whose path is of another machine is looked for beside the adapter.
 
     Raises AdapterError for an adapter that is not a reward model's LoRA adapter, or whose base is not to be had.
     """
@@ -64,6 +65,10 @@ def base_of(directory: Path) -> Path:
         raise AdapterError(f"{directory} is a {kind} adapter for {task}; what is read are LORA adapters for SEQ_CLS")
     if not name:
         raise AdapterError(f"{directory} does not name its base: set base_model_name_or_path in {ADAPTER_FILE}")
+    beside = directory.absolute().parent / Path(name).name
+    if Path(name).is_absolute() and not Path(name).is_dir() and beside.is_dir():
+        logger.warning("%s is not there: the base of %s is taken to be %s", name, directory, beside)
+        name = str(beside)
     try:
         base = resolve(name, settings.get("revision"))
     except CheckpointError as error:
@@ -76,7 +81,9 @@ def base_of(directory: Path) -> Path:
 def check_base(directory: Path, contract: RewardContract) -> None:
     """Raise AdapterError unless an adapter's base is, byte for byte, the one that its contract's lineage names."""
     if is_adapter(directory) and contract.base != weights_identity(base := base_of(directory)):
-        raise AdapterError(f"{base} is not the base that {directory} was trained on (sha256 differs from its lineage)")
+        raise AdapterError(
+            f"{base} is not the base that {directory} was trained on (sha256 differs): bring that one back"
+        )
 
 
 def tokenizer_home(directory: Path) -> Path:

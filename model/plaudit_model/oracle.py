@@ -33,8 +33,7 @@ class PlainModel:
         self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(home, local_files_only=True)
         self._module: Any
         if is_adapter(directory):
-            outputs = len(self.contract.head.attributes)
-            self._module = Adapter.open(directory, outputs=outputs, attn_implementation="eager").module
+            self._module = Adapter.open(directory, self.contract, attn_implementation="eager").module
         else:
             self._module = transformers.AutoModelForSequenceClassification.from_pretrained(
                 directory, dtype=torch.float32, attn_implementation="eager", local_files_only=True, use_safetensors=True

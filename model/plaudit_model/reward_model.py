@@ -38,8 +38,8 @@ _SIDE_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 
 
 class RewardModel:
-    """A sequence classifier of transformers with its contract, its encoder and a packed forward. `adapter` is there
-    while adapters are what is trained, and after that until it is saved."""
+    """A sequence classifier of transformers with its contract, its encoder and a packed forward. `adapter` is what
+    `adapt` attached, if it was called."""
 
     def __init__(
         self, module: nn.Module, contract: RewardContract, directory: Path, *, device: str, dtype: str, mode: str
@@ -71,8 +71,7 @@ class RewardModel:
         if (directory / FILE_NAME).is_file():  # an inferred contract was made from these very files
             store.check_files(directory, contract)
             check_base(directory, contract)
-        outputs = len(contract.head.attributes)
-        adapter = Adapter.open(directory, outputs=outputs) if is_adapter(directory) else None
+        adapter = Adapter.open(directory, contract) if is_adapter(directory) else None
         module = adapter.module if adapter else _load_module(directory)
         _check_contract(module, contract, directory)
         reference, stored = plain_scores(module, contract), next(module.parameters()).dtype

@@ -159,8 +159,9 @@ def test_only_what_is_named_is_adapted(reward_model_dir: ModelDir, targets: tupl
     assert len(layers) == (6 if len(targets) == 2 else 1) and all(layer.endswith(targets) for layer in layers)
 
 
-def test_a_merged_model_scores_as_the_live_one_and_trains_no_more(reward_model_dir: ModelDir) -> None:
-    model = adapted(reward_model_dir("qwen3"))
+@pytest.mark.parametrize("family", ["qwen3", "olmo2"])
+def test_a_merged_model_scores_as_the_live_one_and_trains_no_more(reward_model_dir: ModelDir, family: str) -> None:
+    model = adapted(reward_model_dir(family))  # packed, and through the architecture's own forward
     with pytest.raises(AdapterError, match="freeze"):
         model.save(Path("nowhere"), model.contract)
     live = scores_of(model)
@@ -311,6 +312,21 @@ def test_another_base_is_another_revision_and_refused_once_it_is_written_down(fo
     assert infer.contract_for(directory).revision() != before.revision()
 
 
+def test_a_base_that_was_moved_is_found_beside_the_adapter(
+    reward_model_dir: ModelDir, tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    first = copy(reward_model_dir("qwen3"), tmp_path / "here/base")
+    write_ours(adapted(first), tmp_path / "here/adapter", first)
+    expected = scores_of(RewardModel.load(tmp_path / "here/adapter"))
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert np.array_equal(scores_of(RewardModel.load(tmp_path / "there/adapter")), expected)
+    assert "is taken to be" in caplog.text
+    shutil.rmtree(tmp_path / "there/base")
+    with pytest.raises(AdapterError, match="not to be had"):
+        RewardModel.load(tmp_path / "there/adapter")
+
+
 def copy(directory: Path, target: Path) -> Path:
     return Path(shutil.copytree(directory, target))
 
@@ -344,7 +360,8 @@ def pickled(directory: Path) -> None:
         (config(peft_type="IA3"), AdapterError, "IA3 adapter"),
         (config(base_model_name_or_path="/no/such/place"), AdapterError, "not to be had"),
         (config(base_model_name_or_path=None), AdapterError, "does not name its base"),
-        (pickled, CheckpointError, "no adapter_model.safetensors"),
+        (pickled, CheckpointError, "No such file"),
+        (lambda d: (d / WEIGHTS).write_bytes(b"\x07" * 40), CheckpointError, "only that is read, is no good"),
     ],
 )
 def test_what_does_not_fit_is_refused(
@@ -397,5 +414,6 @@ def test_what_cannot_be_adapted_says_why(write_base: ModelDir, reward_model_dir:
 def test_an_adapter_of_an_adapter_is_refused(ours: ModelDir, tmp_path: Path) -> None:
     directory = copy(ours("qwen3"), tmp_path / "adapter")
     edit(directory / ADAPTER_FILE, base_model_name_or_path=str(ours("qwen3")))
+    (directory / "reward.json").unlink()
     with pytest.raises(AdapterError, match="itself an adapter"):
         RewardModel.load(directory)
