@@ -15,8 +15,8 @@ from torch import nn
 from . import contract as contracts
 from . import infer
 from .contract import FILE_NAME, RewardContract, Template
-from .encode import TOKENIZER_FILE, special_tokens
-from .errors import CheckpointError, ContractError
+from .encode import special_tokens
+from .errors import AdapterError, CheckpointError, ContractError
 from .heads import final_layer, hidden_layers, init_head, is_known
 from .store import check_weights
 from .template import CHATML
@@ -31,6 +31,8 @@ def load_base(directory: Path, *, seed: int, max_length: int | None) -> tuple[nn
 
     Raises CheckpointError for pickle weights, ContractError where the length cannot be known.
     """
+    if infer.is_adapter(directory):
+        raise AdapterError(f"{directory} is an adapter: merge it into its base first (plaudit_model.merge)")
     config = _config(directory)
     module = _module(directory, config, seed)
     return module, _contract(directory, type(module).__name__, max_length)
@@ -49,9 +51,23 @@ def _config(directory: Path) -> Any:
     return config
 
 
-def _module(directory: Path, config: Any, seed: int) -> nn.Module:
+def load_weights(directory: Path, **options: Any) -> tuple[nn.Module, set[str]]:
+    """The sequence classifier in a directory, with `options` for `from_pretrained`, and the names of the weights that
+    it has none for, or none of that shape: those are random. Raises CheckpointError."""
+    check_weights(directory)
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
+    try:
+        module, info = transformers.AutoModelForSequenceClassification.from_pretrained(
+            directory, use_safetensors=True, local_files_only=True, ignore_mismatched_sizes=True,
+            output_loading_info=True, **options,
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{directory} could not be loaded: {error}") from error
+    return module, set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
+
+
+def _module(directory: Path, config: Any, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if not any(directory.glob("*.safetensors")) and not any(directory.glob("*.bin")):
@@ -59,24 +75,14 @@ def _module(directory: Path, config: Any, seed: int) -> nn.Module:
             module: nn.Module = transformers.AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
             init_head(_known_head(module), seed)
             return module
-        check_weights(directory)
-        module, info = transformers.AutoModelForSequenceClassification.from_pretrained(
-            directory,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    _init_missing(module, info, seed)
+        module, missing = load_weights(directory, config=config, dtype=torch.float32)
+    _init_missing(module, missing, seed)
     return module
 
 
-def _init_missing(module: nn.Module, info: dict[str, Any], seed: int) -> None:
+def _init_missing(module: nn.Module, missing: set[str], seed: int) -> None:
     """Seeded weights for the head where the checkpoint has none; anything else missing is an error."""
     _known_head(module)
-    missing = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
     names = {id(layer): name for name, layer in module.named_modules()}
     for layer in (*_linears(module), final_layer(module)):
         if f"{names[id(layer)]}.weight" in missing:
@@ -124,9 +130,9 @@ def _contract(directory: Path, architecture: str, max_length: int | None) -> Rew
 def _pad_token(directory: Path, config: Any) -> int | None:
     """A padding id other than the end of text. Our own forward needs none; plain transformers, which pools at
     the rightmost token that is not padding, does."""
-    path = directory / TOKENIZER_FILE
+    path = directory / infer.TOKENIZER_FILE
     if not path.is_file():
-        raise CheckpointError(f"{directory} has no {TOKENIZER_FILE}; only fast tokenizers are read")
+        raise CheckpointError(f"{directory} has no {infer.TOKENIZER_FILE}; only fast tokenizers are read")
     tokenizer = tokenizers.Tokenizer.from_file(str(path))
     ends = token_ids(config.eos_token_id)
     for token in (special_tokens(directory).get("pad_token", ""), *_RESERVED_PADS):

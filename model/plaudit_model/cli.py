@@ -42,7 +42,7 @@ def info(
     if schema:
         _console.print_json(json.dumps(contracts.json_schema()))
         return
-    from .infer import resolve
+    from .infer import check_base, resolve
     from .store import check_files
 
     directory = resolve(model)
@@ -53,6 +53,7 @@ def info(
     _show_contract(directory, contract, as_json)
     if (directory / contracts.FILE_NAME).is_file():
         check_files(directory, contract)
+        check_base(directory, contract)
 
 
 def _show_contract(directory: Path, contract: RewardContract, as_json: bool) -> None:

@@ -21,6 +21,8 @@ from .errors import ContractError
 
 SCHEMA_VERSION = 1
 FILE_NAME = "reward.json"
+ADAPTER_FILE = "adapter_config.json"
+"""The file by which a directory with a LoRA adapter is known; its weights are an addition to those of a base."""
 
 
 @dataclass(frozen=True)
@@ -140,11 +142,19 @@ class RewardContract:
 
     def revision(self) -> str:
         """Identity of what is scored: a hash of everything but lineage, evaluation and label, so that adding
-        a note to a checkpoint does not make it another model."""
+        a note to a checkpoint does not make it another model. Of an adapter, its base is a part."""
         identity = to_json(self)
         for key in ("lineage", "evaluation", "label"):
             del identity[key]
+        if ADAPTER_FILE in self.files:
+            identity["base"] = self.base
         return _sha256(json.dumps(identity, sort_keys=True))[:16]
+
+    @property
+    def base(self) -> dict[str, Any]:
+        """The sha256 of the `config` and the `weights` that this was trained from, as lineage has them."""
+        known = self.lineage.get("base")
+        return {name: known.get(name) for name in ("config", "weights")} if isinstance(known, dict) else {}
 
 
 def to_json(value: Any) -> Any:

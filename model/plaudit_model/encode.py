@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from . import contract as contracts
 from .contract import RewardContract
 from .errors import CheckpointError, ItemError
+from .infer import TOKENIZER_FILE, tokenizer_home
 from .records import Message
 from .template import ChatTemplate
 
 Overlong = Literal["error", "truncate_prompt", "truncate_left"]
 
-TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 
 
@@ -67,11 +67,12 @@ class Encoder:
 
         Raises CheckpointError if there is no `tokenizer.json`, ContractError if the contract is invalid.
         """
-        path = directory / TOKENIZER_FILE
-        if not path.is_file():
-            raise CheckpointError(f"{directory} has no {TOKENIZER_FILE}; only fast tokenizers are read")
         contract = contract or contracts.read(directory)
-        return cls(path.read_text(encoding="utf-8"), special_tokens(directory), contract)
+        home = tokenizer_home(directory)
+        path = home / TOKENIZER_FILE
+        if not path.is_file():
+            raise CheckpointError(f"{home} has no {TOKENIZER_FILE}; only fast tokenizers are read")
+        return cls(path.read_text(encoding="utf-8"), special_tokens(home), contract)
 
     def clone(self) -> Encoder:
         """The same encoder with its own tokenizer instance, for another thread."""

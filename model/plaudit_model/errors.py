@@ -3,6 +3,7 @@
 ModelError
   ContractError      the checkpoint's contract is missing, broken, or does not match its weights
   CheckpointError    the directory cannot be read: a hash, a file, a format
+  AdapterError       a LoRA adapter lacks its head, or does not fit its base
   ItemError          one item cannot be scored; carries a code. Its neighbours can.
 """
 
@@ -21,6 +22,10 @@ class ContractError(ModelError):
 
 class CheckpointError(ModelError):
     """A checkpoint directory is damaged or in a form that is not read (pickle, wrong hash, missing file)."""
+
+
+class AdapterError(ModelError):
+    """A LoRA adapter cannot be attached, lacks a trained head, or is not of the base that is there."""
 
 
 class ItemError(ModelError):

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 from . import contract as contracts
-from .contract import Head, RewardContract, Serving, Template
-from .errors import CheckpointError, ContractError
-from .store import hash_files
+from .contract import ADAPTER_FILE, Head, RewardContract, Serving, Template
+from .errors import AdapterError, CheckpointError, ContractError
+from .store import hash_files, weights_identity
 from .template import PAIR_PROMPT, compile_source, writes_date
 
 logger = logging.getLogger("plaudit.model")
@@ -22,12 +23,16 @@ logger = logging.getLogger("plaudit.model")
 ENCODERS = frozenset({"bert", "roberta", "modernbert", "deberta-v2", "electra", "xlm-roberta", "distilbert"})
 """Model types that read a text pair and pool their first token."""
 
+
+TOKENIZER_FILE = "tokenizer.json"
+
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 _NO_LIMIT = 1 << 20
 
 
-def resolve(name: str | Path) -> Path:
-    """The local directory of a model: a path, the word `starter`, or a Hub id (which is downloaded here).
+def resolve(name: str | Path, revision: str | None = None) -> Path:
+    """The local directory of a model: a path, the word `starter`, or a Hub id (which is downloaded here, at
+    `revision` if that is given).
 
     Raises CheckpointError if there is no such thing.
     """
@@ -38,7 +43,52 @@ def resolve(name: str | Path) -> Path:
         return _starter()
     if path.is_absolute() or str(name).startswith(".") or str(name).count("/") != 1:
         raise CheckpointError(f"{name} is not a directory (and not a Hub id of the form owner/name)")
-    return _download(str(name))
+    return _download(str(name), revision)
+
+
+def is_adapter(directory: Path) -> bool:
+    """Whether the directory holds a PEFT adapter, an addition to the weights of a base that lies elsewhere."""
+    return (directory / ADAPTER_FILE).is_file()
+
+
+def base_of(directory: Path) -> Path:
+    """The directory with the configuration and the whole weights: an adapter's base, else the directory itself. A
+    base whose path is of another machine is looked for beside the adapter.
+
+    Raises AdapterError for an adapter that is not a reward model's LoRA adapter, or whose base is not to be had.
+    """
+    if not is_adapter(directory):
+        return directory
+    settings = read_json(directory / ADAPTER_FILE)
+    kind, task, name = (settings.get(key) for key in ("peft_type", "task_type", "base_model_name_or_path"))
+    if kind != "LORA" or task not in ("SEQ_CLS", None) or settings.get("megatron_config"):
+        raise AdapterError(f"{directory} is a {kind} adapter for {task}; what is read are LORA adapters for SEQ_CLS")
+    if not name:
+        raise AdapterError(f"{directory} does not name its base: set base_model_name_or_path in {ADAPTER_FILE}")
+    beside = directory.absolute().parent / Path(name).name
+    if Path(name).is_absolute() and not Path(name).is_dir() and beside.is_dir():
+        logger.warning("%s is not there: the base of %s is taken to be %s", name, directory, beside)
+        name = str(beside)
+    try:
+        base = resolve(name, settings.get("revision"))
+    except CheckpointError as error:
+        raise AdapterError(f"{directory} is an adapter of {name}, which is not to be had: {error}") from error
+    if is_adapter(base):
+        raise AdapterError(f"{directory} is an adapter of {name}, itself an adapter: merge that one first")
+    return base
+
+
+def check_base(directory: Path, contract: RewardContract) -> None:
+    """Raise AdapterError unless an adapter's base is, byte for byte, the one that its contract's lineage names."""
+    if is_adapter(directory) and contract.base != weights_identity(base := base_of(directory)):
+        raise AdapterError(
+            f"{base} is not the base that {directory} was trained on (sha256 differs): bring that one back"
+        )
+
+
+def tokenizer_home(directory: Path) -> Path:
+    """The directory with the tokenizer's files: an adapter may leave them to its base."""
+    return directory if (directory / TOKENIZER_FILE).is_file() else base_of(directory)
 
 
 def contract_for(directory: Path) -> RewardContract:
@@ -62,18 +112,19 @@ def contract_for(directory: Path) -> RewardContract:
 
 def infer_template(directory: Path) -> Template | None:
     """The chat template of a tokenizer directory, the pair rule of an encoder, or None."""
-    config = read_json(directory / "config.json")
+    config = read_json(base_of(directory) / "config.json")
     if config.get("model_type") in ENCODERS:
         return Template.of("pair", PAIR_PROMPT)
-    path = directory / "chat_template.jinja"
-    source = path.read_text(encoding="utf-8") if path.is_file() else _tokenizer_template(directory)
+    home = tokenizer_home(directory)
+    path = home / "chat_template.jinja"
+    source = path.read_text(encoding="utf-8") if path.is_file() else _tokenizer_template(home)
     return Template.of("chat", source) if source else None
 
 
 def max_length(directory: Path) -> int:
     """The longest sequence that both the model's positions and its tokenizer admit."""
-    config = read_json(directory / "config.json")
-    tokenizer = _read_optional(directory / "tokenizer_config.json")
+    config = read_json(base_of(directory) / "config.json")
+    tokenizer = _read_optional(tokenizer_home(directory) / "tokenizer_config.json")
     limits = [config.get("max_position_embeddings"), tokenizer.get("model_max_length")]
     if "roberta" in config.get("model_type", "") and limits[0]:
         limits[0] -= (config.get("pad_token_id") or 0) + 1  # its first positions are taken by padding
@@ -98,9 +149,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def infer_contract(directory: Path) -> RewardContract:
     """A contract from `config.json` and the tokenizer's files alone, with the hashes of all files: other weights
-    are another revision. Raises ContractError where the files do not say what a score is."""
-    config = read_json(directory / "config.json")
+    are another revision. An adapter's base is noted in its lineage. Raises ContractError where the files do not say
+    what a score is."""
+    base = base_of(directory)
+    config = read_json(base / "config.json")
     architecture = (config.get("architectures") or [""])[0]
+    if base != directory and architecture:
+        architecture = _classifier(architecture)
     if not architecture.endswith("ForSequenceClassification"):
         raise ContractError(
             f"{directory} is {architecture or 'of no stated architecture'}: it has no score head. Train one with "
@@ -110,7 +165,7 @@ def infer_contract(directory: Path) -> RewardContract:
     if template is None:
         raise ContractError(f"{directory} has no chat template, so it is unknown what it was trained to read")
     labels = config.get("id2label") or {str(i): "" for i in range(config.get("num_labels", 2))}
-    if len(labels) != 1:
+    if base == directory and len(labels) != 1:  # an adapter brings its own head; loading counts its outputs
         raise ContractError(
             f"{directory} has {len(labels)} outputs; which of them is the score? Write a reward.json that names them "
             "(its schema: plaudit info --schema)"
@@ -123,7 +178,14 @@ def infer_contract(directory: Path) -> RewardContract:
         pooling="first" if template.kind == "pair" else "last",
         serving=Serving(dtype="bfloat16" if _dtype(config) == "bfloat16" else "float32"),
         files=hash_files(directory, _FILES),
+        lineage={} if base == directory else {"base": {"name": str(base), **weights_identity(base)}},
     )
+
+
+def _classifier(architecture: str) -> str:
+    """The sequence classifier on the trunk of another architecture: `Qwen3ForCausalLM` has Qwen3's."""
+    stem = re.sub(r"(For[A-Z]\w*|(LMHead)?Model)$", "", architecture)
+    return f"{'Gemma3Text' if stem == 'Gemma3' else stem}ForSequenceClassification"
 
 
 def _dtype(config: dict[str, Any]) -> str:
@@ -157,12 +219,12 @@ def _starter() -> Path:
     return directory
 
 
-def _download(name: str) -> Path:
+def _download(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_FILES))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
     except RepositoryNotFoundError as error:
         raise CheckpointError(f"{name} is neither a local directory nor a model on the Hub") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:

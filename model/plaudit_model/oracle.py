@@ -16,22 +16,28 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
+from .adapter import Adapter
 from .contract import RewardContract
-from .infer import contract_for
+from .infer import contract_for, is_adapter, tokenizer_home
 from .records import Conversation, Message
 
 
 class PlainModel:
-    """`AutoModelForSequenceClassification` in eager fp32 with `AutoTokenizer`."""
+    """`AutoModelForSequenceClassification` in eager fp32 with `AutoTokenizer`; an adapter in PEFT's own layers."""
 
     def __init__(self, directory: Path) -> None:
         logging.getLogger("transformers").setLevel(logging.ERROR)
         transformers.utils.logging.disable_progress_bar()
         self.contract: RewardContract = contract_for(directory)
-        self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        self._module: Any = transformers.AutoModelForSequenceClassification.from_pretrained(
-            directory, dtype=torch.float32, attn_implementation="eager", local_files_only=True, use_safetensors=True
-        ).eval()
+        home = tokenizer_home(directory)
+        self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(home, local_files_only=True)
+        self._module: Any
+        if is_adapter(directory):
+            self._module = Adapter.open(directory, self.contract, attn_implementation="eager").module
+        else:
+            self._module = transformers.AutoModelForSequenceClassification.from_pretrained(
+                directory, dtype=torch.float32, attn_implementation="eager", local_files_only=True, use_safetensors=True
+            ).eval()
 
     def encode(self, prompt: Sequence[Message], response: str) -> dict[str, list[int]]:
         """The model's inputs for one item, by transformers' own tokenizer."""

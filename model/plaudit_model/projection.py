@@ -1,4 +1,4 @@
-"""Linear layers that read the same rows, computed as one product."""
+"""Linear layers that read the same rows, computed as one product; layers with LoRA adapters, each by itself."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ class Projection:
     """The outputs of `layers` side by side: (T, K) -> (T, N1 + N2 + ...).
 
     Live, it reads the layers' weights at each call, and gradients flow to them. Frozen, it keeps them joined: for a
-    model that is served.
+    model that is served. A layer with an adapter computes x W^T + (alpha / r) (x A^T) B^T itself, live alone: it is
+    merged, and this made anew, before anything is frozen.
     """
 
     def __init__(self, *layers: nn.Linear) -> None:
         self._layers = layers
+        self._adapted = not all(isinstance(layer, nn.Linear) for layer in layers)
         self._frozen: FrozenLinear | None = None
 
     def freeze(self, *, exact: bool) -> None:
         """Keep the weights as they are now. Where they are not laid out anew, the layers' own become views of them:
         nothing is held twice."""
+        assert not self._adapted, "merge the adapters first"
         weight, bias = self._joined()
         self._frozen = FrozenLinear(weight, bias, exact=exact)
         if not self._frozen.blocked and len(self._layers) > 1:
@@ -37,7 +40,11 @@ class Projection:
         self._frozen = None
 
     def __call__(self, x_TK: torch.Tensor) -> torch.Tensor:
-        return self._frozen(x_TK) if self._frozen else linear(x_TK, *self._joined())
+        if self._frozen:
+            return self._frozen(x_TK)
+        if self._adapted:
+            return torch.cat([layer(x_TK) for layer in self._layers], dim=-1)
+        return linear(x_TK, *self._joined())
 
     def heads(self, x_TK: torch.Tensor, width: int) -> tuple[torch.Tensor, ...]:
         """The output of each layer by itself, as heads (T, N / width, width): views of the one product."""

@@ -19,12 +19,13 @@ from plaudit_kernels import BLOCK, select
 
 from . import contract as contracts
 from . import store
-from .base import load_base, token_ids
-from .contract import FILE_NAME, RewardContract, Serving
+from .adapter import Adapter
+from .base import load_base, load_weights, token_ids
+from .contract import ADAPTER_FILE, FILE_NAME, RewardContract, Serving
 from .encode import Encoded, Encoder
-from .errors import CheckpointError, ContractError
+from .errors import AdapterError, ContractError
 from .heads import head_modules, is_known
-from .infer import contract_for, resolve
+from .infer import check_base, contract_for, is_adapter, resolve, tokenizer_home
 from .module_trunk import ModuleTrunk
 from .packing import PackedBatch, group_items, pack, split_by_budget
 from .proof import plain_scores, prove
@@ -33,43 +34,52 @@ from .trunk import Trunk, lacks_layers, make_trunk, padded_instead
 logger = logging.getLogger("plaudit.model")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_OWN_FILES = (FILE_NAME, ADAPTER_FILE, "config.json")
 _SIDE_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 
 
 class RewardModel:
-    """A sequence classifier of transformers with its contract, its encoder and a packed forward."""
+    """A sequence classifier of transformers with its contract, its encoder and a packed forward. `adapter` is what
+    `adapt` attached, if it was called."""
 
     def __init__(
         self, module: nn.Module, contract: RewardContract, directory: Path, *, device: str, dtype: str, mode: str
     ) -> None:
         self.contract = contract
         self.directory = directory
+        self.adapter: Adapter | None = None
         self.encoder = Encoder.open(directory, contract)
         self.device, self.dtype, self.mode = device, dtype, mode
         self.module = _cast(module, DTYPES[dtype]).to(device)
         self.module.requires_grad_(True).eval()
-        self.trunk: Trunk = make_trunk(self.module, pooling=contract.pooling, exact=mode == "exact")
+        self.trunk = self._make_trunk()
         self.choice = select(torch.device(device))
 
     @classmethod
     def load(
         cls, name: str | Path, *, device: str = "auto", dtype: str | None = None, mode: str | None = None
     ) -> RewardModel:
-        """The reward model in a directory, on the Hub, or the fitted `starter`; None means as its contract says.
+        """The reward model in a directory, on the Hub, or the fitted `starter`; None means as its contract says. An
+        adapter is merged into its base.
 
         Raises CheckpointError for missing or changed files and pickle weights, ContractError for a fresh head,
-        a contract that contradicts the weights, or scores that depend on the batch.
+        a contract that contradicts the weights, or scores that depend on the batch, AdapterError for an adapter
+        without a trained head or with another base.
         """
         directory = resolve(name)
         contract = contract_for(directory)
         serving = replace(contract.serving, **_given(dtype=dtype, mode=mode))
-        store.check_weights(directory)
         if (directory / FILE_NAME).is_file():  # an inferred contract was made from these very files
             store.check_files(directory, contract)
-        module = _load_module(directory, contract)
+            check_base(directory, contract)
+        adapter = Adapter.open(directory, contract) if is_adapter(directory) else None
+        module = adapter.module if adapter else _load_module(directory)
+        _check_contract(module, contract, directory)
+        reference, stored = plain_scores(module, contract), next(module.parameters()).dtype
+        if adapter:  # what is served is merged, and proven against PEFT's own forward
+            adapter.merge()
         if not is_known(module) and serving.dtype != "float32":
             raise ContractError(f"{contract.architecture} runs through its own head, which needs --dtype float32")
-        reference, stored = plain_scores(module, contract), next(module.parameters()).dtype
         model = cls(module, contract, directory, device=choose_device(device), dtype=serving.dtype, mode=serving.mode)
         model.freeze()
         model._prove(reference, stored)
@@ -91,6 +101,18 @@ class RewardModel:
         if reference is not None:
             model._prove(reference, torch.float32)
         return model
+
+    def adapt(self, base: str, *, seed: int, **settings: Any) -> None:
+        """Train LoRA adapters and the head from now on, and nothing else. `base` is the name that this was made from;
+        for `settings` see `Adapter.attach`. Raises AdapterError."""
+        if not any(self.directory.glob("*.safetensors")):
+            raise AdapterError(f"{base} has no weights: adapters are an addition to a trained base; train it whole")
+        on_hub = "/" in base and not Path(base).is_dir()
+        name = base if on_hub else str(self.directory.absolute())
+        self.adapter = Adapter.attach(self.module, base=name, seed=seed, **settings)
+        self.trunk = self._make_trunk()
+        self._require_gradients()
+        self.module.eval()
 
     @property
     def shares_prompt(self) -> bool:
@@ -116,6 +138,11 @@ class RewardModel:
         return sum(p.numel() for p in self.module.parameters())
 
     @property
+    def trained_parameters(self) -> int:
+        """Number of those that are trained."""
+        return sum(p.numel() for p in self.module.parameters() if p.requires_grad)
+
+    @property
     def numerics(self) -> str:
         """Everything that the bits of a score depend on besides the model: an id, equal on equal replicas."""
         kind = torch.device(self.device).type
@@ -137,14 +164,21 @@ class RewardModel:
         return token_ids(getattr(self.module.config, "eos_token_id", None))
 
     def freeze(self) -> None:
-        """Weights will not change any more: they are laid out for speed, and there are no gradients."""
+        """Weights will not change any more: they are laid out for speed, and there are no gradients. Adapters become
+        part of them, for good."""
+        if self.adapter and not self.adapter.merged:
+            self.adapter.merge()
+            self.trunk = self._make_trunk()
         self.module.requires_grad_(False)
         self.trunk.freeze()
 
     def train_mode(self) -> None:
         """Ready for training. Dropout stays off: the two responses of a pair must see the same network."""
+        if self.adapter and self.adapter.merged:
+            raise AdapterError("the adapters are merged and cannot be trained any more")
         self.trunk.thaw()
-        self.module.requires_grad_(True).train()
+        self._require_gradients()
+        self.module.train()
 
     def eval_mode(self) -> None:
         self.module.eval()
@@ -173,21 +207,35 @@ class RewardModel:
             self.trunk = padded_instead(self.trunk, error)
             prove(self, reference, stored)
 
-    def save(self, directory: Path, contract: RewardContract) -> None:
+    def save(self, directory: Path, contract: RewardContract, *, as_adapter: bool = False) -> None:
         """Write a checkpoint directory, atomically: weights as safetensors, configuration, tokenizer, and the
-        contract with the sha256 of every other file."""
+        contract with the sha256 of every other file. `as_adapter`, in place of the whole weights: the adapters and the
+        head that were trained, as PEFT writes them."""
         logging.getLogger("transformers").setLevel(logging.ERROR)
+        if self.adapter and not self.adapter.merged:
+            raise AdapterError("freeze the model before it is saved: its adapters are not merged")
         with store.atomic_directory(directory) as staging:
-            self.module.save_pretrained(staging)  # type: ignore[operator]
+            if as_adapter:
+                assert self.adapter is not None, "there is no adapter to save"
+                self.adapter.write(staging)
+            else:
+                self.module.save_pretrained(staging)  # type: ignore[operator]
             for pattern in _SIDE_FILES:
-                for path in self.directory.glob(pattern):
-                    if path.name not in (FILE_NAME, "config.json") and not path.name.endswith(".index.json"):
+                for path in tokenizer_home(self.directory).glob(pattern):
+                    if path.name not in _OWN_FILES and not path.name.endswith(".index.json"):
                         shutil.copyfile(path, staging / path.name)
             if contract.template.kind == "chat":
                 (staging / "chat_template.jinja").write_text(contract.template.source, encoding="utf-8")
             contract = replace(contract, files=store.hash_files(staging))
             contracts.write(contract, staging)
         self.contract = contract
+
+    def _require_gradients(self) -> None:
+        for name, parameter in self.module.named_parameters():
+            parameter.requires_grad_(self.adapter is None or name in self.adapter.trained)
+
+    def _make_trunk(self) -> Trunk:
+        return make_trunk(self.module, pooling=self.contract.pooling, exact=self.mode == "exact")
 
 
 def choose_device(device: str) -> str:
@@ -197,22 +245,12 @@ def choose_device(device: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _load_module(directory: Path, contract: RewardContract) -> nn.Module:
-    transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    try:
-        module: nn.Module
-        module, info = transformers.AutoModelForSequenceClassification.from_pretrained(
-            directory, output_loading_info=True, dtype="auto", use_safetensors=True, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{directory} could not be loaded: {error}") from error
-    fresh = sorted(set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]})
+def _load_module(directory: Path) -> nn.Module:
+    module, fresh = load_weights(directory, dtype="auto")
     if fresh:
         raise ContractError(
-            f"{directory} has no weights for {fresh[0]}: its head would be random. Train it with `plaudit train`"
+            f"{directory} has no weights for {min(fresh)}: its head would be random. Train it with `plaudit train`"
         )
-    _check_contract(module, contract, directory)
     return module
 
 

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .contract import FILE_NAME, FileEntry, RewardContract
 from .errors import CheckpointError
@@ -73,6 +74,13 @@ def check_files(directory: Path, contract: RewardContract) -> None:
             raise CheckpointError(f"{path} is missing, though {FILE_NAME} lists it")
         if path.stat().st_size != expected.bytes or hash_file(path) != expected:
             raise CheckpointError(f"{path} is not the file that {FILE_NAME} was written for (sha256 differs)")
+
+
+def weights_identity(directory: Path) -> dict[str, Any]:
+    """What tells a base from another: the sha256 of its configuration and of each of its weight files."""
+    config = directory / "config.json"
+    weights = {path.name: hash_file(path).sha256 for path in sorted(directory.glob("*.safetensors"))}
+    return {"config": hash_file(config).sha256 if config.is_file() else None, "weights": weights}
 
 
 def check_weights(directory: Path) -> None:

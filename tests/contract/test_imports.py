@@ -34,8 +34,8 @@ LIGHT = {
     "plaudit_training.cli": ["torch", "transformers"],
     "plaudit_server.cli": ["torch", "transformers"],
     "plaudit_server.app": ["torch", "transformers"],
-    "plaudit_model.reward_model": ["pydantic", "fastapi"],
-    "plaudit_training.train": ["pydantic", "fastapi"],
+    "plaudit_model.reward_model": ["pydantic", "fastapi", "peft"],
+    "plaudit_training.run": ["pydantic", "fastapi", "peft"],
 }
 
 

@@ -63,7 +63,7 @@ def as_jsonl() -> Callable[[Sequence[Record]], str]:
 # a moment, in a process of its own that can be killed. It runs single-threaded until it forks.
 _COMMANDS = """
 import gc, json, os, sys
-import torch, transformers.models.qwen3.modeling_qwen3, torch.utils.tensorboard
+import peft, torch, transformers.models.qwen3.modeling_qwen3, torch.utils.tensorboard
 import plaudit_training.run, plaudit_training.quality, plaudit_training.starter_fit
 from plaudit.cli import main
 torch.set_num_threads(1)

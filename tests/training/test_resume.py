@@ -44,22 +44,46 @@ class Reference:
 
 
 def fingerprint(out: Path) -> dict[str, str]:
-    """Losses, final weights, optimiser, generators and model by hash."""
+    """Losses, final weights, optimiser, generators and all files of the model by hash."""
     newest = max((out / "checkpoints").glob("step-*"))
-    files = [out / "metrics.jsonl", out / "model/model.safetensors", *newest.iterdir()]
+    model = [path for path in (out / "model").iterdir() if path.name != "reward.json"]
+    files = [out / "metrics.jsonl", *model, *newest.iterdir()]
     return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 @pytest.fixture(scope="module")
-def reference(
-    plaudit: Commands, write_base: Callable[[str], Path], toy: Toy, as_jsonl: Callable[[Sequence[Record]], str],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Reference:  # fmt: skip
-    folder = tmp_path_factory.mktemp("reference")
+def reference(plaudit: Commands, write_base: Callable[[str], Path], begin: Callable[..., Reference]) -> Reference:
+    return begin(plaudit, write_base("qwen3"))
+
+
+@pytest.fixture(scope="module")
+def lora_reference(
+    plaudit: Commands, reward_model_dir: Callable[[str], Path], begin: Callable[..., Reference]
+) -> Reference:
+    """Adapters and head, with dropout, whose random numbers must go on where they were."""
+    options = ["--lora-r", "4", "--lora-dropout", "0.1", "--lora-save", "adapter"]
+    return begin(plaudit, reward_model_dir("qwen3"), *options)
+
+
+@pytest.fixture(scope="module")
+def begin(
+    toy: Toy, as_jsonl: Callable[[Sequence[Record]], str], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Reference]:
+    """`begin(plaudit, base, *options)` is a run to the end."""
+
+    def run(plaudit: Commands, base: Path, *options: str) -> Reference:
+        return _reference(plaudit, tmp_path_factory.mktemp("reference"), toy, as_jsonl, base, *options)
+
+    return run
+
+
+def _reference(
+    plaudit: Commands, folder: Path, toy: Toy, as_jsonl: Callable[[Sequence[Record]], str], base: Path, *options: str
+) -> Reference:
     (folder / "train.jsonl").write_text(as_jsonl(toy(24, 1)))
     (folder / "eval.jsonl").write_text(as_jsonl(toy(8, 2)))
     arguments: list[str | Path] = [
-        "train", folder / "train.jsonl", "--eval", folder / "eval.jsonl", "--base", write_base("qwen3"),
+        "train", folder / "train.jsonl", "--eval", folder / "eval.jsonl", "--base", base, *options,
         "--epochs", "2", "--lr", "2e-3", "--batch-pairs", "8", "--token-budget", "500", "--eval-every", "5",
         "--set", "checkpoint.every=2", "--set", "report_to=[]", "--set", "evaluation.bootstrap=20", "--resume",
     ]  # fmt: skip
@@ -101,6 +125,10 @@ def finish_after_kills(plaudit: Commands, reference: Reference, out: Path, kills
 
 def test_kills_at_random_moments_change_no_bit(plaudit: Commands, reference: Reference, tmp_path: Path) -> None:
     finish_after_kills(plaudit, reference, tmp_path / "out", 3, random.Random(0))
+
+
+def test_kills_change_no_bit_of_an_adapter(plaudit: Commands, lora_reference: Reference, tmp_path: Path) -> None:
+    finish_after_kills(plaudit, lora_reference, tmp_path / "out", 2, random.Random(1))
 
 
 @pytest.mark.soak

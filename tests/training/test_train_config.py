@@ -33,7 +33,9 @@ def test_what_is_written_is_read(files: list[str], columns: dict[str, str], lr: 
 
 
 def test_a_file_has_the_same_configuration(tmp_path: Path) -> None:
-    config = config_toml.override(RunConfig(), {"optim.batch_pairs": 64, "data.columns": {"prompt": "the question"}})
+    lora = {"lora.r": 4, "lora.target_modules": ["q_proj"], "lora.use_rslora": True}
+    data = {"data.columns": {"prompt": "the question"}}
+    config = config_toml.override(RunConfig(), {"optim.batch_pairs": 64, **data, **lora})
     (tmp_path / "run.toml").write_text(config_toml.write(config))
     assert config_toml.read(tmp_path / "run.toml") == config
 
@@ -61,6 +63,8 @@ def test_what_is_absent_has_its_default(tmp_path: Path) -> None:
         ("[evaluation]\npatience = 2", "evaluation.patience needs evaluation.every"),
         ("[data]\neval_strict_ids = 'ids.txt'", "data.eval_strict_ids needs data.eval"),
         ("report_to = ['email']", "report_to: expected tensorboard, wandb or mlflow"),
+        ("[lora]\nalpha = 64", "lora.r is 0, so there are no adapters"),
+        ("[lora]\nr = 4\nuse_rslora = 1", "lora.use_rslora: expected true or false, got 1"),
         ("seed =", "is not TOML"),
     ],
 )
@@ -93,6 +97,8 @@ def test_bounds_are_of_fields_that_exist() -> None:
 )
 def test_the_learning_rate_goes_by_size(parameters: int, rate: float) -> None:
     assert learning_rate(parameters)[0] == rate
+    higher, why = learning_rate(parameters, adapters=True)
+    assert higher == pytest.approx(10 * rate) and "10 times" in why
     assert f"{rate:g}".replace("e-0", "e-").replace("0.0003", "3e-4") in help_of("optim.learning_rate")
 
 

@@ -23,6 +23,8 @@ FIELDS = {
     "seed": "seed", "epochs": "optim.num_train_epochs", "lr": "optim.learning_rate",
     "head_lr": "optim.head_learning_rate", "batch_pairs": "optim.batch_pairs", "token_budget": "optim.token_budget",
     "max_length": "model.max_length", "dtype": "model.dtype", "device": "model.device",
+    "lora_r": "lora.r", "lora_alpha": "lora.alpha", "lora_dropout": "lora.dropout",
+    "lora_target_modules": "lora.target_modules", "use_rslora": "lora.use_rslora", "lora_save": "lora.save",
     "eval_every": "evaluation.every", "patience": "evaluation.patience", "report_to": "report_to",
     "allow": "data.allow", "format": "data.format", "columns": "data.columns", "labels": "data.labels",
     "strict_ids": "data.strict_ids", "eval_strict_ids": "data.eval_strict_ids", "ties": "data.ties",
@@ -55,6 +57,12 @@ def train(
     max_length: Annotated[int | None, field("--max-length", "model.max_length")] = None,
     dtype: Annotated[str | None, field("--dtype", "model.dtype")] = None,
     device: Annotated[str | None, field("--device", "model.device")] = None,
+    lora_r: Annotated[int | None, field("--lora-r", "lora.r")] = None,
+    lora_alpha: Annotated[int | None, field("--lora-alpha", "lora.alpha")] = None,
+    lora_dropout: Annotated[float | None, field("--lora-dropout", "lora.dropout")] = None,
+    lora_target_modules: Annotated[list[str] | None, field("--lora-target-modules", "lora.target_modules")] = None,
+    use_rslora: Annotated[bool | None, field("--use-rslora", "lora.use_rslora")] = None,
+    lora_save: Annotated[str | None, field("--lora-save", "lora.save")] = None,
     eval_every: Annotated[int | None, field("--eval-every", "evaluation.every")] = None,
     patience: Annotated[int | None, field("--patience", "evaluation.patience")] = None,
     report_to: Annotated[list[str] | None, field("--report-to", "report_to")] = None,
@@ -74,7 +82,8 @@ def train(
 
     `plaudit train pairs.jsonl` is a whole run: the bundled starter model as base, Bradley-Terry with centring,
     one epoch of AdamW, 5% of the conversations held out for the evaluation at the end. `plaudit train starter`
-    fits the starter model itself, from scratch.
+    fits the starter model itself, from scratch. `--lora-r 16` trains adapters and the head, and leaves the base as
+    it is: `plaudit train pairs.jsonl --base Qwen/Qwen3-8B --lora-r 16 --lora-save adapter`.
     """
     changes = _changes(locals()) | _settings(settings or [])
     is_starter = data == [STARTER] and base is None and config is None
@@ -169,6 +178,8 @@ def _changes(given: Mapping[str, Any]) -> dict[str, Any]:
     from .read_options import parse_map
 
     changes = {path: given[name] for name, path in FIELDS.items() if given[name] is not None}
+    if targets := changes.get("lora.target_modules"):
+        changes["lora.target_modules"] = tuple(part.strip() for text in targets for part in text.split(","))
     for name in ("columns", "labels"):
         if f"data.{name}" in changes:
             changes[f"data.{name}"] = parse_map(changes[f"data.{name}"], name)

@@ -61,6 +61,22 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (LoRA, arXiv 2106.09685) on a frozen base; the head is always trained whole."""
+
+    r: int = option(0, "rank of the adapters, 16 say; 0: none, all weights are trained")
+    alpha: int = option(32, "adapters are scaled by alpha / r")
+    dropout: float = option(0.0, "dropout before the adapters; 0: a pair's responses meet the same network")
+    target_modules: tuple[str, ...] = option(
+        ("all-linear",), "layers of the trunk that are adapted: ends of their names, as q_proj,v_proj, or all-linear"
+    )
+    use_rslora: bool = option(False, "scale by alpha / sqrt(r) instead (arXiv 2312.03732): for high ranks")
+    save: Literal["merged", "adapter"] = option(
+        "merged", "what is written: a whole checkpoint, or the adapter alone, which names its base and needs it"
+    )
+
+
+@dataclass(frozen=True)
 class LossConfig:
     """Bradley-Terry and what is added to it."""
 
@@ -81,7 +97,9 @@ class OptimConfig:
     """AdamW, its schedule, and the size of a step."""
 
     learning_rate: float | None = option(
-        None, "peak learning rate; default by size: 5e-6 from 1B parameters, 2e-5 from 100M, 5e-5 from 20M, else 3e-4"
+        None,
+        "peak learning rate; default by size: 5e-6 from 1B parameters, 2e-5 from 100M, 5e-5 from 20M, else 3e-4; ten "
+        "times that with adapters",
     )
     head_learning_rate: float | None = option(None, "that of the head alone; default: the same")
     num_train_epochs: int = option(1, "passes over the data; reward models overfit from the second on")
@@ -126,6 +144,7 @@ class RunConfig:
 
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
+    lora: LoraConfig = LoraConfig()
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     evaluation: EvalConfig = EvalConfig()
@@ -141,6 +160,8 @@ class RunConfig:
             value = get(self, path)
             if value is not None and not low <= value <= high:
                 raise ConfigError(f"{path} must lie in {low:g}..{high:g}, got {value}")
+        if not self.lora.r and self.lora != LoraConfig():
+            raise ConfigError("lora.r is 0, so there are no adapters that its other options could be of: set --lora-r")
         if self.evaluation.patience and not self.evaluation.every:
             raise ConfigError("evaluation.patience needs evaluation.every: nothing is evaluated on the way")
         if self.data.eval_strict_ids and not self.data.eval:
@@ -154,6 +175,9 @@ BOUNDS: tuple[tuple[str, float, float], ...] = (
     ("data.max_bad_rows", 0, math.inf),
     ("data.starter_records", 1, math.inf),
     ("model.max_length", 1, math.inf),
+    ("lora.r", 0, math.inf),
+    ("lora.alpha", 1, math.inf),
+    ("lora.dropout", 0, 0.9),
     ("loss.center_rewards_coefficient", 0, math.inf),
     ("loss.label_smoothing", 0, 0.5),
     ("optim.learning_rate", 0, 1),

@@ -123,7 +123,7 @@ def _scalar(kind: Any, value: Any, path: str) -> Any:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         return float(_expect(is_number and math.isfinite(value), value, path, "a finite number"))
     is_plain = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
-    return _expect(is_plain, value, path, {int: "an integer", str: "a string"}[kind])
+    return _expect(is_plain, value, path, {int: "an integer", str: "a string", bool: "true or false"}[kind])
 
 
 def _expect(condition: bool, value: Any, path: str, what: str) -> Any:

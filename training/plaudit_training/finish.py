@@ -63,7 +63,7 @@ def finish(task: Task, progress: Progress, lineage: Mapping[str, Any], directory
         evaluation=evaluation.to_json() if evaluation else {},
         lineage={**lineage, "steps": progress.step, "skipped_steps": progress.skipped, "tokens": progress.tokens},
     )
-    task.model.save(directory, contract)
+    task.model.save(directory, contract, as_adapter=task.config.lora.save == "adapter")
     _require_same(task, directory, probe, scores)
     return Finished(directory, evaluation)
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from plaudit_model import contract as contracts
 from plaudit_model import starter
+from plaudit_model.adapter import require_peft
 from plaudit_model.heads import final_layer
 from plaudit_model.records import Record
 from plaudit_model.reward_model import RewardModel
-from plaudit_model.store import hash_file
+from plaudit_model.store import weights_identity
 
 from . import callbacks, preflight, sources
 from .batches import Encoding, default_batch_pairs, encode_records, fingerprint
@@ -31,6 +32,9 @@ LEARNING_RATES: tuple[tuple[float, float, str], ...] = (
     (2e7, 5e-5, "20M to 100M parameters, as small encoders are tuned"),
     (0, 3e-4, "under 20M parameters: so small a model is trained rather than tuned"),
 )
+
+LORA_RATE = 10
+"""How much higher the rate of adapters is (TRL's guide, after Schulman et al. 2025, "LoRA without regret")."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +72,11 @@ class Prepared:
     data: dict[str, Any]
 
     @property
+    def frozen(self) -> dict[str, Any]:
+        """What tells the base from others where it is frozen, so that checkpoints do not hold it."""
+        return {name: self.base[name] for name in ("config", "weights")} if self.config.lora.r else {}
+
+    @property
     def fingerprint(self) -> str:
         """Of the examples that are trained on and evaluated on."""
         return f"{self.data['fingerprint']}:{self.data['eval_fingerprint']}"
@@ -77,6 +86,8 @@ def check_inputs(config: RunConfig) -> None:
     """What can be known at once, before anything is spent on it: raises DataError for a file that cannot be read,
     ConfigError for a tracker that is not installed."""
     callbacks.check(config.report_to)
+    if config.lora.r:
+        require_peft()
     if not config.data.train:
         raise DataError("nothing to train on: name at least one file, or `starter`")
     sources.check_files([*config.data.train, *config.data.eval])
@@ -96,6 +107,9 @@ def prepare(config: RunConfig, out: Path, *, scratch: Path) -> Prepared:
         dtype="float32",
         device=config.model.device,
     )
+    if config.lora.r:
+        lora = {name: value for name, value in vars(config.lora).items() if name != "save"}
+        model.adapt(config.model.base, seed=config.seed, **lora)
     checked = preflight.inspect(data.train, data.held_out, model.encoder, _facts(model))
     checked.raise_for_problems(frozenset(config.data.allow))
     train, held_out = (_encode(records, model, config) for records in (data.train, data.held_out))
@@ -111,7 +125,7 @@ def resolve(config: RunConfig, *, device: str, parameters: int, pairs: int) -> t
     """The configuration without None and `auto`, and why each was chosen, by dotted path."""
     optim, model, reasons = config.optim, config.model, dict[str, str]()
     if optim.learning_rate is None:
-        rate, why = learning_rate(parameters)
+        rate, why = learning_rate(parameters, adapters=config.lora.r > 0)
         optim = replace(optim, learning_rate=rate)
         reasons["optim.learning_rate"] = f"{parameters:,} parameters: {why}"
     if optim.batch_pairs is None:
@@ -123,9 +137,12 @@ def resolve(config: RunConfig, *, device: str, parameters: int, pairs: int) -> t
     return replace(config, optim=optim, model=model), reasons
 
 
-def learning_rate(parameters: int) -> tuple[float, str]:
+def learning_rate(parameters: int, *, adapters: bool = False) -> tuple[float, str]:
     """The default peak rate for a model of that size, and why."""
-    return next((rate, why) for least, rate, why in LEARNING_RATES if parameters >= least)
+    rate, why = next((rate, why) for least, rate, why in LEARNING_RATES if parameters >= least)
+    if adapters:
+        return round(LORA_RATE * rate, 9), f"{why}; {LORA_RATE} times {rate:g}, as TRL advises for adapters"
+    return rate, why
 
 
 def read_data(config: RunConfig, out: Path) -> Data:
@@ -188,11 +205,11 @@ def _encode(records: Sequence[Record], model: RewardModel, config: RunConfig) ->
 
 
 def _base_facts(name: str, model: RewardModel) -> dict[str, Any]:
-    """Which base it was: its revision if it has a contract, and the hashes of its weights."""
+    """Which base it was: its revision if it has a contract, and the hashes of its configuration and weights."""
     directory = model.directory
     has_contract = (directory / contracts.FILE_NAME).is_file()
     return {
         "name": name,
         "revision": contracts.read(directory).revision() if has_contract else None,
-        "weights": {path.name: hash_file(path).sha256 for path in sorted(directory.glob("*.safetensors"))},
+        **weights_identity(directory),
     }

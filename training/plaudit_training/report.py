@@ -140,7 +140,8 @@ def config_table(config: RunConfig, reasons: Mapping[str, str]) -> Table:
     for column in ("option", "value", "why"):
         table.add_column(column, overflow="fold")
     for path, value in flatten(config).items():
-        if value not in ((), {}, "", None):
+        unused = path.startswith("lora.") and not config.lora.r
+        if value not in ((), {}, "", None) and not unused:
             table.add_row(path, _plain(value), reasons.get(path) or help_of(path))
     return table
 
@@ -168,8 +169,10 @@ def _plan(prepared: Prepared) -> list[str]:
     pairs = sum(example.pairs for example in examples)
     tokens = sum(example.tokens for example in examples)
     unusable = prepared.train.complaint()
+    total, trained = prepared.model.parameters, prepared.model.trained_parameters
+    share = "" if trained == total else f" ({trained:,} of them trained: {trained / total:.2%})"
     return [
-        f"\nbase: {config.model.base}, {prepared.model.parameters:,} parameters, on {prepared.model.device}; "
+        f"\nbase: {config.model.base}, {total:,} parameters{share}, on {prepared.model.device}; "
         f"{prepared.model.path_reason}",
         f"plan: {steps:,} steps of about {config.optim.batch_pairs} comparisons; {len(examples):,} records, {pairs:,} "
         f"comparisons and {tokens:,} tokens an epoch; {len(prepared.held_out.examples):,} records held out",

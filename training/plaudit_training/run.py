@@ -125,7 +125,8 @@ def _look(config: RunConfig, out: Path, console: Console) -> None:
 def _train(prepared: Prepared, out: Path, model: Path, console: Console, stop: StopRequest) -> Finished:
     config, begun = prepared.config, time.monotonic()
     keep(config, out / config_toml.FILE_NAME)
-    task = Task(prepared.model, prepared.train.examples, prepared.held_out.examples, config, prepared.fingerprint)
+    examples = prepared.train.examples, prepared.held_out.examples
+    task = Task(prepared.model, *examples, config, prepared.fingerprint, prepared.frozen)
     trainer = Trainer(task, out)
     if trainer.resume():
         console.print(f"resumed at step {trainer.progress.step} of {task.steps}")

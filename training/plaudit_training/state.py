@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,18 +38,21 @@ class Progress:
 
 @dataclass(frozen=True, eq=False)
 class RunState:
-    """What a checkpoint is taken of: the live objects of a run. `data` is the fingerprint of its examples."""
+    """What a checkpoint is taken of: the live objects of a run. `data` is the fingerprint of its examples, `base` what
+    tells the base from others where it is frozen, so that no checkpoint holds it."""
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
     config: RunConfig
     data: str
+    base: Mapping[str, Any]
 
     def take(self, progress: Progress, generators: Tensors) -> Snapshot:
         """A snapshot with the random number generators as they were in `generators`."""
         state = {
             "config": to_dict(self.config),
             "data": self.data,
+            "base": self.base,
             "threads": torch.get_num_threads(),
             "progress": dataclasses.asdict(progress),
         }
@@ -57,7 +62,7 @@ class RunState:
 
     def put_back(self, snapshot: Snapshot) -> Progress:
         """Make everything as it was. Raises CheckpointError if the snapshot is of another run."""
-        for name, mine in (("config", to_dict(self.config)), ("data", self.data)):
+        for name, mine in (("config", to_dict(self.config)), ("data", self.data), ("base", self.base)):
             if snapshot.state[name] != mine:
                 raise CheckpointError(f"step {snapshot.step} was computed with another {name}; use another --out")
         if (threads := snapshot.state["threads"]) != (now := torch.get_num_threads()):
@@ -69,10 +74,10 @@ class RunState:
 
 
 def module_tensors(module: nn.Module) -> Tensors:
-    """Parameters and persistent buffers by name, a shared one once."""
+    """The parameters that are trained and the persistent buffers by name, a shared one once."""
     buffers = {name for name, _ in module.named_buffers()}
     kept = {name: tensor for name, tensor in module.state_dict().items() if name in buffers}
-    return {name: parameter.detach() for name, parameter in module.named_parameters()} | kept
+    return {name: parameter.detach() for name, parameter in optim.trained(module)} | kept
 
 
 def load_module(module: nn.Module, tensors: Tensors) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,13 +45,15 @@ class Diverged(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What is to be trained on what: `config` is resolved, `data` is the fingerprint of the examples."""
+    """What is to be trained on what: `config` is resolved, `data` is the fingerprint of the examples, `base` is
+    `Prepared.frozen`."""
 
     model: RewardModel
     train: Sequence[Example]
     held_out: Sequence[Example]
     config: RunConfig
     data: str
+    base: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def steps_per_epoch(self) -> int:
@@ -102,7 +104,7 @@ class Trainer:
         self._task, self._config = task, task.config
         self._model, self._total = task.model, task.steps
         self._optimizer = optim.build(task.model.module, task.config.optim)
-        self._state = RunState(task.model.module, self._optimizer, task.config, task.data)
+        self._state = RunState(task.model.module, self._optimizer, task.config, task.data, task.base)
         self._root = out / "checkpoints"
         self._saver = Saver(self._root, every=task.config.checkpoint.every, keep=task.config.checkpoint.keep)
         self._unsaved_best: Tensors | None = None
