@@ -75,11 +75,15 @@ def apply_head(module: nn.Module, pooled_ND: torch.Tensor) -> torch.Tensor:
     """
     count = len(pooled_ND)
     with torch.autocast(pooled_ND.device.type, enabled=False):
-        hidden = pad(pooled_ND.float(), (0, 0, 0, -count % BLOCK))
-        for layer in hidden_layers(module):
-            hidden = torch.tanh(layer(hidden)) if isinstance(layer, nn.Linear) else layer(hidden)
-        final = final_layer(module)
-        return linear(hidden, final.weight, final.bias)[:count]
+        return head_layers(module, pad(pooled_ND.float(), (0, 0, 0, -count % BLOCK)))[:count]
+
+
+def head_layers(module: nn.Module, hidden_ND: torch.Tensor) -> torch.Tensor:
+    """The layers of the head one after the other, over rows (N, d) of their own dtype: attributes (N, A)."""
+    for layer in hidden_layers(module):
+        hidden_ND = torch.tanh(layer(hidden_ND)) if isinstance(layer, nn.Linear) else layer(hidden_ND)
+    final = final_layer(module)
+    return linear(hidden_ND, final.weight, final.bias)
 
 
 def init_head(layer: nn.Linear, seed: int) -> None:

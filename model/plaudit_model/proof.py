@@ -7,6 +7,7 @@ a difference far above rounding.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from .errors import ContractError
 if TYPE_CHECKING:
     from .reward_model import RewardModel
 
-TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-1}
+TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-1, "int8": 1e-1}
 """Largest difference accepted at load, relative to max(1, |score|), by the coarser dtype of the weights as stored and
 as served. It tells wiring from rounding; `plaudit verify` measures the rounding itself."""
 
@@ -29,10 +30,11 @@ _LENGTHS = (1, 21, 40, 70, 130, 21, 200, 64, 33, 96, 128)
 """Tokens of the responses; together with the prompt about a thousand rows."""
 
 
-def prove(model: RewardModel, reference: NDArray[np.float32], stored: torch.dtype) -> None:
-    """Raise ContractError if the model's scores are not finite, move with the batch, or differ from `reference`,
-    the `plain_scores` of the module as it was loaded with weights of dtype `stored`."""
-    items = proof_items(model.module, model.contract)
+def prove(
+    model: RewardModel, items: Sequence[Encoded], reference: NDArray[np.float32], stored: torch.dtype = torch.float32
+) -> None:
+    """Raise ContractError if the model's scores of `items` are not finite, move with the batch, or differ from
+    `reference`, the `plain_scores` of the module as it was loaded with weights of dtype `stored`."""
     together = model.score_encoded(items)
     if not (np.isfinite(together).all() and np.isfinite(reference).all()):
         raise ContractError("the model gives scores that are not finite")
@@ -41,7 +43,7 @@ def prove(model: RewardModel, reference: NDArray[np.float32], stored: torch.dtyp
         raise ContractError("scores move with the batch in exact mode on this machine; serve with --mode fast")
     _compare(together, alone, TOLERANCE[model.dtype], "scores move with the batch")
     coarser = model.dtype if stored == torch.float32 else "bfloat16"
-    _compare(together, reference, TOLERANCE[coarser], "packed scores differ from the plain model's")
+    _compare(together, reference, TOLERANCE[coarser], "scores differ from the plain model's")
 
 
 @torch.inference_mode()

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,8 +26,11 @@ from .errors import CheckpointError, ContractError
 from .heads import head_modules, is_known
 from .infer import contract_for, resolve
 from .packing import PackedBatch, group_items, pack, split_by_budget
-from .proof import plain_scores, prove
-from .trunk import make_trunk
+from .proof import plain_scores, proof_items, prove
+from .trunk import Trunk, make_trunk
+
+if TYPE_CHECKING:
+    from .onnx_trunk import OnnxTrunk
 
 logger = logging.getLogger("plaudit.model")
 
@@ -36,19 +39,37 @@ _SIDE_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 
 
 class RewardModel:
-    """A sequence classifier of transformers with its contract, its encoder and a packed forward."""
+    """A sequence classifier of transformers with its contract, its encoder and a packed forward.
+
+    `path_reason` says which path the forward takes, and why.
+    """
 
     def __init__(
-        self, module: nn.Module, contract: RewardContract, directory: Path, *, device: str, dtype: str, mode: str
+        self,
+        module: nn.Module,
+        contract: RewardContract,
+        directory: Path,
+        *,
+        device: str,
+        dtype: str,
+        mode: str,
+        graph: OnnxTrunk | None = None,
     ) -> None:
+        """`graph` scores in the place of the module, which then has no weights: it is on torch's meta device."""
         self.contract = contract
         self.directory = directory
         self.encoder = Encoder.open(directory, contract)
         self.device, self.dtype, self.mode = device, dtype, mode
+        self.module = module
+        self.trunk: Trunk
+        if graph is not None:
+            self.trunk, self.runtime, self.path_reason = graph, graph.runtime, graph.reason
+            return
         self.module = _cast(module, DTYPES[dtype]).to(device)
         self.module.requires_grad_(True).eval()
         self.trunk = make_trunk(self.module, pooling=contract.pooling, exact=mode == "exact")
-        self.choice = select(torch.device(device))
+        self.runtime = f"torch{torch.__version__}-transformers{transformers.__version__}"
+        self.path_reason = f"{self.trunk.reason}; {select(torch.device(device)).reason}"
 
     @classmethod
     def load(
@@ -65,13 +86,36 @@ class RewardModel:
         store.check_weights(directory)
         if (directory / FILE_NAME).is_file():  # an inferred contract was made from these very files
             store.check_files(directory, contract)
+        if serving.backend == "onnx":
+            return cls._load_graph(directory, contract, serving, device)
         module = _load_module(directory, contract)
         if not is_known(module) and serving.dtype != "float32":
             raise ContractError(f"{contract.architecture} runs through its own head, which needs --dtype float32")
         reference, stored = plain_scores(module, contract), next(module.parameters()).dtype
         model = cls(module, contract, directory, device=choose_device(device), dtype=serving.dtype, mode=serving.mode)
         model.freeze()
-        prove(model, reference, stored)
+        prove(model, proof_items(module, contract), reference, stored)
+        return model
+
+    @classmethod
+    def _load_graph(cls, directory: Path, contract: RewardContract, serving: Serving, device: str) -> RewardModel:
+        """An exported model. Its safetensors stay on the disk: they are for people, other tools and `verify`."""
+        from .onnx_trunk import GRAPH, GraphProof, OnnxTrunk, check_machine
+
+        if GRAPH not in contract.files:
+            raise ContractError(f"the contract of {directory} says onnx and lists no {GRAPH}; was reward.json edited?")
+        if serving.dtype != contract.serving.dtype:
+            raise ContractError(
+                f"{directory} was exported in {contract.serving.dtype} and has no other dtype; for {serving.dtype}: "
+                f"plaudit model export --onnx {directory} --dtype {serving.dtype} --out DIR"
+            )
+        proof = GraphProof.read(directory)
+        check_machine(proof)
+        device = "cpu" if (device, serving.dtype) == ("auto", "int8") else choose_device(device)
+        graph = OnnxTrunk(directory / GRAPH, device=device, dtype=serving.dtype, exact=serving.mode == "exact")
+        options = {"device": device, "dtype": serving.dtype, "mode": serving.mode}
+        model = cls(_skeleton(directory, contract), contract, directory, **options, graph=graph)
+        prove(model, proof.items, proof.scores)
         return model
 
     @classmethod
@@ -92,11 +136,6 @@ class RewardModel:
         return self.trunk.shares_prompt
 
     @property
-    def path_reason(self) -> str:
-        """Which path the forward takes, and why."""
-        return f"{self.trunk.reason}; {self.choice.reason}"
-
-    @property
     def sharing(self) -> str:
         """What `/info` says of prompt sharing."""
         if self.shares_prompt:
@@ -115,8 +154,7 @@ class RewardModel:
         unit = torch.backends.cpu.get_cpu_capability().lower()
         if kind != "cpu":
             unit = torch.cuda.get_device_name(self.device).replace(" ", "_")
-        versions = f"torch{torch.__version__}-transformers{transformers.__version__}"
-        return f"{versions}-{kind}.{unit}-{self.dtype}-{self.mode}-b{BLOCK}"
+        return f"{self.runtime}-{kind}.{unit}-{self.dtype}-{self.mode}-b{BLOCK}"
 
     @property
     def pad_token_id(self) -> int | None:
@@ -193,6 +231,15 @@ def _load_module(directory: Path, contract: RewardContract) -> nn.Module:
         raise ContractError(
             f"{directory} has no weights for {fresh[0]}: its head would be random. Train it with `plaudit train`"
         )
+    _check_contract(module, contract, directory)
+    return module
+
+
+def _skeleton(directory: Path, contract: RewardContract) -> nn.Module:
+    """The architecture without its weights."""
+    config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
+    with torch.device("meta"):
+        module: nn.Module = transformers.AutoModelForSequenceClassification.from_config(config).eval()
     _check_contract(module, contract, directory)
     return module
 
