@@ -31,7 +31,9 @@ def export(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="JSONL with items to compare; default: 64 of the starter tasks.", exists=True, dir_okay=False),
+        typer.Option(
+            help="JSONL with items to compare; default: 64 of the starter tasks.", exists=True, dir_okay=False
+        ),
     ] = None,
     limit: Annotated[int, typer.Option(min=2, help="Compare at most this many responses.")] = 1000,
     allow_drift: Annotated[
@@ -56,6 +58,6 @@ def export(
 
     options = ExportOptions(dtype, mode, allow_drift)
     with _notes.status("reading the model") as status:
-        result, exported = export_onnx(resolve(model), out, options, read_conversations(data, limit), status.update)
-    show_agreement(result, exported.numerics, "transformers, eager fp32, one by one", as_json)
+        result, numerics = export_onnx(resolve(model), out, options, read_conversations(data, limit), status.update)
+    show_agreement(result, numerics, "transformers, eager fp32, one by one", as_json)
     _notes.print(f"wrote {out}", soft_wrap=True)

@@ -1,8 +1,9 @@
 """`plaudit model export --onnx`: a checkpoint of its own whose graph was compared before anything was kept.
 
 The new directory holds every file of the old one, the graph, `onnx.json` (`onnx_trunk.GraphProof`) and a contract
-that says backend, dtype and mode. It is first written aside and loaded as a server would load it; its scores are then
-compared with plain eager fp32 transformers, on the items of the proof and on text. Only what passes gets its name.
+that says backend, dtype and mode, and in `lineage.export` how the graph was made and how it compares. The comparison
+is with plain eager fp32 transformers, on the items of the proof and on text. All is written aside; what passes, and
+loads as a server would load it, gets its name.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from .infer import contract_for
 from .onnx_graph import quantise, trace
 from .onnx_trunk import GRAPH, PROOF, GraphProof, OnnxTrunk
 from .oracle import KENDALL_FLOOR, Agreement, PlainModel, agreement
-from .packing import group_items, pack
 from .proof import plain_scores, proof_items
 from .records import Conversation
 from .reward_model import RewardModel
@@ -57,9 +57,9 @@ def export_onnx(
     options: ExportOptions,
     conversations: Sequence[Conversation],
     say: Callable[[str], None] = lambda _: None,
-) -> tuple[Agreement, RewardModel]:
+) -> tuple[Agreement, str]:
     """Write the export of a checkpoint directory to `out`, whole or not at all. Returns how it compares with the
-    model, and the export as it was loaded.
+    model, and its numerics.
 
     Raises ParityError where the scores drift, CheckpointError and ContractError where the model or its export cannot
     be loaded, ItemError for text that the model cannot read.
@@ -78,23 +78,24 @@ def export_onnx(
     with store.atomic_directory(out) as staging:
         _copy(directory, staging, [name for name in contract.files if name not in _OWN_FILES])
         say("tracing the graph, about a minute")
-        record = _write_graph(directory, contract, plain.module, staging, options.dtype)
-        if options.dtype == "int8":
-            graph = OnnxTrunk(staging / GRAPH, device="cpu", dtype="int8", exact=True)
-            expected = graph(pack(group_items(items, share=False))).numpy()
-        GraphProof(record.get("reduce_range"), tuple(items), expected).write(staging)
-        exported = replace(contract, serving=serving, files=store.hash_files(staging))
-        contracts.write(exported, staging)
+        record = _write_graph(directory, contract, plain.module, staging, serving.dtype)
         say("comparing")
-        model = RewardModel.load(staging, device="cpu")
-        result = _compare(model.score_encoded([*items, *encoded]), reference, options.dtype)
+        graph = OnnxTrunk(staging / GRAPH, device="cpu", dtype=serving.dtype, exact=serving.mode == "exact")
+        model = RewardModel(
+            plain.module, contract, directory, device="cpu", dtype=serving.dtype, mode=serving.mode, graph=graph
+        )
+        result = _compare(model.score_encoded([*items, *encoded]), reference, serving.dtype)
         if not (result.holds or options.allow_drift):
             raise ParityError(f"{_verdict(result)}. Nothing was written")
-        parity = {**asdict(result), "holds": result.holds, "against": "transformers, eager fp32, one by one"}
-        source = {"name": directory.name, "revision": contract.revision()}
-        made = {"source": source, "graph": record, "parity": parity}
-        contracts.write(replace(exported, lineage={**contract.lineage, "export": made}), staging)
-    return result, model
+        if serving.dtype == "int8":
+            expected = np.concatenate([model.score_encoded([item]) for item in items])
+        GraphProof(record.get("reduce_range"), tuple(items), expected).write(staging)
+        made = {"of": {"name": directory.name, "revision": contract.revision()}, "graph": record}
+        made["parity"] = {**asdict(result), "holds": result.holds}
+        lineage = {**contract.lineage, "export": made}
+        contracts.write(replace(contract, serving=serving, lineage=lineage, files=store.hash_files(staging)), staging)
+        RewardModel.load(staging, device="cpu")
+    return result, model.numerics
 
 
 def _write_graph(

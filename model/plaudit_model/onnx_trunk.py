@@ -104,9 +104,7 @@ class OnnxTrunk:
 
     def _run(self, sequences: Sequences) -> NDArray[np.float32]:
         shape = len(sequences), max(len(ids) for ids, _ in sequences)
-        arrays = {
-            name: np.zeros(shape, dtype=np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")
-        }
+        arrays = {name: np.zeros(shape, dtype=np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")}
         for row, (ids, types) in enumerate(sequences):
             arrays["input_ids"][row, : len(ids)] = ids
             arrays["attention_mask"][row, : len(ids)] = 1
