@@ -19,11 +19,13 @@ import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
-from plaudit_model import cli, cli_model, onnx_trunk, store
+from plaudit_model import cli, cli_model, onnx_graph, onnx_trunk, store
 from plaudit_model import contract as contracts
 from plaudit_model.encode import Encoded
 from plaudit_model.errors import CheckpointError, ContractError
-from plaudit_model.oracle import PlainModel, agreement
+from plaudit_model.onnx_export import ParityError
+from plaudit_model.oracle import KENDALL_FLOOR, PlainModel, agreement
+from plaudit_model.packing import group_items, pack
 from plaudit_model.reward_model import RewardModel
 
 onnx = pytest.importorskip("onnx")
@@ -49,7 +51,7 @@ def sources(write_base: Callable[[str], Path], tmp_path_factory: pytest.TempPath
         config |= {"num_hidden_layers": 1, "layer_types": ["full_attention"]}
         (base / "config.json").write_text(json.dumps(config))
         model = RewardModel.from_base(base, seed=3)
-        generator = torch.Generator().manual_seed(5)
+        generator = torch.Generator().manual_seed(6)
         with torch.no_grad():
             for weight in (p for p in model.module.parameters() if p.dim() == 2):
                 weight.copy_(torch.randn(weight.shape, generator=generator) * weight.shape[1] ** -0.5)
@@ -60,14 +62,17 @@ def sources(write_base: Callable[[str], Path], tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(scope="module")
 def exports(sources: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Exports:
-    """Each model in fp32, and in int8 from that export: a graph is traced once."""
+    """Each model in fp32, and in int8 from that export: a graph is traced once. Weights of 7 bits, which give the same
+    scores on every processor."""
     made: Exports = {}
-    for family in FAMILIES:
-        for dtype, source in (("float32", sources[family]), ("int8", None)):
-            out = tmp_path_factory.mktemp("exports") / f"{family}-{dtype}"
-            result = export(source or made[family, "float32"], out, "--dtype", dtype)
-            assert result.exit_code == 0, result.output
-            made[family, dtype] = out
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_graph, "saturates", lambda: True)
+        for family in FAMILIES:
+            for dtype, source in (("float32", sources[family]), ("int8", None)):
+                out = tmp_path_factory.mktemp("exports") / f"{family}-{dtype}"
+                result = export(source or made[family, "float32"], out, "--dtype", dtype)
+                assert result.exit_code == 0, result.output
+                made[family, dtype] = out
     return made
 
 
@@ -129,19 +134,21 @@ def test_exact_scores_are_functions_of_the_item(exports: Exports, family: str, d
 @pytest.mark.parametrize("family", FAMILIES)
 def test_int8_scores_move_with_the_batch_so_exact_ones_have_none(exports: Exports, family: str) -> None:
     """Equal lengths, nothing padded, and yet: the activations of a batch are rounded on one scale."""
-    exact, fast = (RewardModel.load(exports[family, "int8"], mode=mode) for mode in ("exact", "fast"))
+    graph = exports[family, "int8"] / onnx_trunk.GRAPH
+    exact, fast = (onnx_trunk.OnnxTrunk(graph, device="cpu", dtype="int8", exact=exact) for exact in (True, False))
     rng = np.random.default_rng(3)
     items = [Encoded(rng.integers(5, 600, 50, dtype=np.int32), 0) for _ in range(8)]
-    together = fast.score_encoded(items)
-    assert not np.array_equal(together, exact.score_encoded(items))
-    assert np.array_equal(fast.score_encoded(items[:1]), exact.score_encoded(items[:1]))
+    eight, one = (pack(group_items(some, share=False)) for some in (items, items[:1]))
+    assert not torch.equal(fast(eight), exact(eight))
+    assert torch.equal(fast(one), exact(eight)[:1])
 
 
-@EACH
-def test_fast_mode_is_within_its_tolerance(exports: Exports, family: str, dtype: str) -> None:
+@pytest.mark.parametrize(("family", "dtype"), [("qwen3", "float32"), ("bert", "float32"), ("bert", "int8")])
+def test_fast_mode_pads_and_stays_close(exports: Exports, family: str, dtype: str) -> None:
     exact, fast = (RewardModel.load(exports[family, dtype], mode=mode) for mode in ("exact", "fast"))
     items = items_of(exact)
-    assert agreement(fast.score_encoded(items)[:, 0], exact.score_encoded(items)[:, 0], dtype).holds
+    result = agreement(fast.score_encoded(items)[:, 0], exact.score_encoded(items)[:, 0], dtype)
+    assert result.max_difference <= result.tolerance and result.flips == 0
     assert "-fast-" in fast.numerics and "by length" in fast.path_reason
 
 
@@ -168,7 +175,7 @@ def test_offline_verify_and_info(exports: Exports) -> None:
     app.command("info")(cli.info)
     app.command("verify")(cli.verify)
     for path in exports.values():
-        found = CliRunner().invoke(app, ["verify", str(path), "--json", "--limit", "24"])
+        found = CliRunner().invoke(app, ["verify", str(path), "--json"])
         assert found.exit_code == 0 and json.loads(found.stdout)["holds"], found.output
         assert json.loads(CliRunner().invoke(app, ["info", str(path), "--json"]).stdout)["serving"]["backend"] == "onnx"
     items = Path(exports["bert", "int8"].parent / "items.jsonl")
@@ -181,7 +188,7 @@ def test_offline_verify_and_info(exports: Exports) -> None:
     model = RewardModel.load(exports["bert", "int8"])
     expected = model.score_encoded([model.encoder.encode("Hi", text) for text in ("Hello", "No")])[:, 0]
     written = [json.loads(line) for line in out.read_text().splitlines()]
-    assert np.float32([row["score"] for row in written]).tobytes() == expected.tobytes()
+    assert np.float32(written[0]["scores"]).tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "onnx.json"])
@@ -223,13 +230,94 @@ def test_a_graph_that_scores_otherwise_is_not_written(exports: Exports, tmp_path
 
 
 def test_drift_that_is_allowed_is_recorded(exports: Exports, tmp_path: Path) -> None:
-    """One channel that no score depends on takes the scale of the activations: the others round to nothing."""
-
-    def edit(matrix: np.ndarray) -> np.ndarray:
-        return np.concatenate([1.5 * matrix[:1], matrix[1:]])
-
-    wrong = spoilt(exports["qwen3", "float32"], tmp_path / "wrong", edit)
+    wrong = spoilt(exports["qwen3", "float32"], tmp_path / "wrong", lambda matrix: -3 * matrix)
     assert export(wrong, tmp_path / "out", "--dtype", "int8", "--allow-drift").exit_code == 0
     parity = contracts.read(tmp_path / "out").lineage["export"]["parity"]
-    assert not parity["holds"] and parity["kendall_tau"] < 0.95
+    assert not parity["holds"] and parity["kendall_tau"] < KENDALL_FLOOR
     RewardModel.load(tmp_path / "out")
+
+
+def test_outliers_that_int8_cannot_hold_are_refused(exports: Exports, tmp_path: Path) -> None:
+    """One channel that no product reads takes the whole scale of the activations; the fp32 model does not notice."""
+    source = exports["qwen3", "float32"]
+    plain = PlainModel(source)
+    with torch.no_grad():
+        for layer in plain.module.model.layers:
+            layer.input_layernorm.weight[0] = 1e4
+            for product in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
+                product.weight[:, 0] = 0
+    model = RewardModel(plain.module, plain.contract, source, device="cpu", dtype="float32", mode="exact")
+    model.save(tmp_path / "outlier", replace(plain.contract, serving=contracts.Serving(), files={}))
+    result = export(tmp_path / "outlier", tmp_path / "out", "--dtype", "int8")
+    assert isinstance(result.exception, ParityError) and "the int8 graph drifts" in str(result.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_8_bit_weights_are_refused_where_their_products_saturate(
+    exports: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_graph, "saturates", lambda: False)
+    made = export(exports["bert", "float32"], tmp_path / "out", "--dtype", "int8", "--allow-drift")
+    assert made.exit_code == 0 or onnx_trunk.saturates(), made.output
+    shutil.copytree(exports["bert", "int8"], tmp_path / "wide")
+    proof = onnx_trunk.GraphProof.read(tmp_path / "wide")
+    replace(proof, reduce_range=False).write(tmp_path / "wide")
+    contracts.write(
+        replace(contracts.read(tmp_path / "wide"), files=store.hash_files(tmp_path / "wide")), tmp_path / "wide"
+    )
+    monkeypatch.setattr(onnx_trunk, "saturates", lambda: True)
+    with pytest.raises(ContractError, match="VNNI"):
+        RewardModel.load(tmp_path / "wide")
+
+
+def test_weights_beside_the_graph(exports: Exports, tmp_path: Path) -> None:
+    """As those of a graph that is larger than a protobuf may be."""
+    source = tmp_path / "source"
+    shutil.copytree(exports["bert", "float32"], source)
+    model = onnx.load(source / "model.onnx")
+    onnx.save(model, source / "model.onnx", save_as_external_data=True, location="model.onnx.data")
+    contracts.write(replace(contracts.read(source), files=store.hash_files(source)), source)
+    for dtype in DTYPES:
+        out = tmp_path / dtype
+        assert export(source, out, "--dtype", dtype, "--allow-drift").exit_code == 0
+        assert "model.onnx.data" in contracts.read(out).files
+        assert (out / "model.onnx.data").stat().st_size > (out / "model.onnx").stat().st_size
+        items = items_of(model := RewardModel.load(out))
+        assert np.array_equal(
+            model.score_encoded(items), RewardModel.load(exports["bert", dtype]).score_encoded(items)
+        ) or not contracts.read(out).lineage["export"]["graph"].get("reduce_range", True)
+
+
+def test_what_an_export_is_not_for_is_refused(
+    exports: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    float32, int8 = exports["qwen3", "float32"], exports["qwen3", "int8"]
+    with pytest.raises(ContractError, match="float32 or int8, not bfloat16"):
+        RewardModel.load(float32, dtype="bfloat16")
+    with pytest.raises(ContractError, match=r"exported in int8 .*plaudit model export --onnx .* --dtype float32"):
+        RewardModel.load(int8, dtype="float32")
+    with pytest.raises(ContractError, match="train from the model it was made of"):
+        RewardModel.from_base(int8, seed=0)
+    with pytest.raises(ContractError, match="int8 graph does not run on cuda"):
+        RewardModel.load(int8, device="cuda")
+    if not torch.cuda.is_available():
+        with pytest.raises(ContractError, match="no CUDAExecutionProvider here"):
+            RewardModel.load(float32, device="cuda")
+    shutil.copytree(float32, tmp_path / "unlisted")
+    contracts.write(replace(contracts.read(float32), files={}), tmp_path / "unlisted")
+    with pytest.raises(ContractError, match=r"lists no model\.onnx"):
+        RewardModel.load(tmp_path / "unlisted")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ContractError, match=r"pip install 'plaudit\[server,onnx\]'"):
+        RewardModel.load(float32)
+
+
+def test_the_command_line_is_checked_first(exports: Exports, sources: dict[str, Path], tmp_path: Path) -> None:
+    there = export(sources["bert"], exports["bert", "int8"])
+    assert there.exit_code == 2 and "there already" in " ".join(there.output.split())
+    formatless = CliRunner().invoke(cli_model.app, ["export", str(sources["bert"]), "--out", str(tmp_path / "x")])
+    assert formatless.exit_code == 2 and "--onnx" in formatless.output
+    command = [sys.executable, "-P", "-c", "from plaudit.cli import main; main()", "serve", "--port", "0"]
+    command += [str(exports["bert", "int8"]), "--dtype", "float32"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 78 and "was exported in int8" in done.stderr, done.stderr
