@@ -158,8 +158,14 @@ _SIZES = {
     "max_position_embeddings": 640,
 }  # fmt: skip
 FOREIGN_SHAPES: dict[str, dict[str, object]] = {  # heads that are not computed here
-    "modernbert": {**_SIZES, "classifier_pooling": "mean", "cls_token_id": 3, "sep_token_id": 4, "bos_token_id": 3,
-                   "eos_token_id": 4},
+    "modernbert": {
+        **_SIZES,
+        "classifier_pooling": "mean",
+        "cls_token_id": 3,
+        "sep_token_id": 4,
+        "bos_token_id": 3,
+        "eos_token_id": 4,
+    },
 }
 
 _COMMON = {

@@ -29,10 +29,12 @@ _RESERVED_PADS = ("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "
 def load_base(directory: Path, *, seed: int, max_length: int | None) -> tuple[nn.Module, RewardContract]:
     """The module, in fp32 with dropout off, and the contract that training will complete.
 
-    Raises CheckpointError for pickle weights, ContractError where the length cannot be known.
+    Raises CheckpointError for pickle weights, ContractError where the length cannot be known or for an export.
     """
     if infer.is_adapter(directory):
         raise AdapterError(f"{directory} is an adapter: merge it into its base first (plaudit_model.merge)")
+    if (directory / FILE_NAME).is_file() and contracts.read(directory).serving.backend == "onnx":
+        raise ContractError(f"{directory} is an ONNX export, made to be served; train from the model it was made of")
     config = _config(directory)
     module = _module(directory, config, seed)
     return module, _contract(directory, type(module).__name__, max_length)

@@ -93,7 +93,7 @@ def verify(
     from .reward_model import RewardModel
 
     ours = RewardModel.load(model, dtype=dtype, mode=mode)
-    conversations = _conversations(data, limit)
+    conversations = read_conversations(data, limit)
     if len(conversations) < 2:
         raise typer.BadParameter("at least two responses are needed to compare scores", param_hint="--data")
     encoded: list[Encoded] = [ours.encoder.encode(prompt, response) for prompt, response in conversations]
@@ -103,7 +103,7 @@ def verify(
     if write and result.holds:
         serving = replace(ours.contract.serving, dtype=ours.dtype, mode=ours.mode)  # type: ignore[arg-type]
         contracts.write(replace(ours.contract, serving=serving), ours.directory)
-    _show(result, ours.numerics, against or "transformers, eager fp32, one by one", as_json)
+    show_agreement(result, ours.numerics, against or "transformers, eager fp32, one by one", as_json)
     if not result.holds:
         raise typer.Exit(1)
 
@@ -122,7 +122,8 @@ def _contract(directory: Path, pin_date: str) -> Any:
     return replace(contract, template=Template.of(contract.template.kind, source))
 
 
-def _conversations(data: Path | None, limit: int) -> list[Conversation]:
+def read_conversations(data: Path | None, limit: int) -> list[Conversation]:
+    """The items of a JSONL file, one for each response, or some of the starter tasks. Raises ItemError."""
     from .items import conversation, flatten
 
     if data is None:
@@ -159,7 +160,8 @@ def _served(url: str, conversations: list[Conversation]) -> list[float]:
         return [float(result) for result in client.score_items(items)]
 
 
-def _show(result: Agreement, numerics: str, reference: str, as_json: bool) -> None:
+def show_agreement(result: Agreement, numerics: str, reference: str, as_json: bool) -> None:
+    """Print a comparison as a table or as one JSON object."""
     if as_json:
         _console.print_json(json.dumps({"numerics": numerics, "holds": result.holds, **asdict(result)}))
         return

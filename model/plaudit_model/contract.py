@@ -25,6 +25,9 @@ ADAPTER_FILE = "adapter_config.json"
 """The file by which a directory with a LoRA adapter is known; its weights are an addition to those of a base."""
 
 
+_DTYPES = {"torch": ("float32", "bfloat16"), "onnx": ("float32", "int8")}
+
+
 @dataclass(frozen=True)
 class Head:
     """Which numbers the model gives. `attributes` names the columns of the head; `score` is the first."""
@@ -81,16 +84,23 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Serving:
-    """Backend, dtype and mode that this checkpoint is served in by default; `plaudit verify --write` changes them."""
+    """Backend, dtype and mode that this checkpoint is served in by default; `plaudit verify --write` changes dtype
+    and mode. Backend `onnx`, in float32 or int8, is ONNX Runtime over the `model.onnx` that `plaudit model export`
+    wrote: its dtype is that of the graph."""
 
-    backend: Literal["torch"] = "torch"
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    backend: Literal["torch", "onnx"] = "torch"
+    dtype: Literal["float32", "bfloat16", "int8"] = "float32"
     mode: Literal["exact", "fast"] = "exact"
 
     def __post_init__(self) -> None:
         for name, kind in typing.get_type_hints(type(self)).items():
             if getattr(self, name) not in get_args(kind):
                 raise ContractError(f"{name} must be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}")
+        if self.dtype not in _DTYPES[self.backend]:
+            raise ContractError(
+                f"backend {self.backend} serves {' or '.join(_DTYPES[self.backend])}, not {self.dtype} (for int8: "
+                "plaudit model export --onnx MODEL --dtype int8 --out DIR)"
+            )
 
 
 @dataclass(frozen=True)

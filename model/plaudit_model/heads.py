@@ -81,15 +81,19 @@ def apply_head(module: nn.Module, pooled_ND: torch.Tensor) -> torch.Tensor:
     The rows are rounded up to whole blocks, so that the product's kernel does not depend on N.
     """
     count = len(pooled_ND)
-    config: Any = module.config
     with torch.autocast(pooled_ND.device.type, enabled=False):
-        hidden = pad(pooled_ND.float(), (0, 0, 0, -count % BLOCK))
-        for layer in hidden_layers(module):
-            hidden = layer(hidden)
-            if isinstance(layer, nn.Linear):
-                hidden = _DENSE[config.model_type][1](hidden)
-        final = final_layer(module)
-        return linear(hidden, final.weight, final.bias)[:count]
+        return head_layers(module, pad(pooled_ND.float(), (0, 0, 0, -count % BLOCK)))[:count]
+
+
+def head_layers(module: nn.Module, hidden_ND: torch.Tensor) -> torch.Tensor:
+    """The layers of the head one after the other, over rows (N, d) of their own dtype: attributes (N, A)."""
+    config: Any = module.config
+    for layer in hidden_layers(module):
+        hidden_ND = layer(hidden_ND)
+        if isinstance(layer, nn.Linear):
+            hidden_ND = _DENSE[config.model_type][1](hidden_ND)
+    final = final_layer(module)
+    return linear(hidden_ND, final.weight, final.bias)
 
 
 def init_head(layer: nn.Linear, seed: int) -> None:

@@ -27,6 +27,7 @@ ENCODERS = frozenset({"bert", "roberta", "modernbert", "deberta-v2", "electra", 
 TOKENIZER_FILE = "tokenizer.json"
 
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+_GRAPH_FILES = ["model.onnx", "model.onnx.data"]  # of an exported model; other graphs of a repository are not ours
 _NO_LIMIT = 1 << 20
 
 
@@ -224,7 +225,7 @@ def _download(name: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[*_FILES, *_GRAPH_FILES]))
     except RepositoryNotFoundError as error:
         raise CheckpointError(f"{name} is neither a local directory nor a model on the Hub") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:

@@ -31,11 +31,11 @@ class PlainModel:
         self.contract: RewardContract = contract_for(directory)
         home = tokenizer_home(directory)
         self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(home, local_files_only=True)
-        self._module: Any
+        self.module: Any
         if is_adapter(directory):
-            self._module = Adapter.open(directory, self.contract, attn_implementation="eager").module
+            self.module = Adapter.open(directory, self.contract, attn_implementation="eager").module
         else:
-            self._module = transformers.AutoModelForSequenceClassification.from_pretrained(
+            self.module = transformers.AutoModelForSequenceClassification.from_pretrained(
                 directory, dtype=torch.float32, attn_implementation="eager", local_files_only=True, use_safetensors=True
             ).eval()
 
@@ -57,7 +57,7 @@ class PlainModel:
         rows = []
         for prompt, response in conversations:
             inputs = {name: torch.tensor([ids]) for name, ids in self.encode(prompt, response).items()}
-            rows.append(self._module(**inputs).logits[0].float().numpy())
+            rows.append(self.module(**inputs).logits[0].float().numpy())
         return np.stack(rows)
 
 
@@ -65,6 +65,7 @@ class PlainModel:
 class Agreement:
     """How two sets of scores of the same items compare."""
 
+    dtype: str
     n: int
     max_difference: float
     std: float
@@ -75,12 +76,18 @@ class Agreement:
 
     @property
     def holds(self) -> bool:
-        """No difference above the tolerance and no flip among pairs farther apart than twice it."""
-        return self.max_difference <= self.tolerance and self.flips == 0
+        """No difference above the tolerance and no flip among pairs farther apart than twice it. int8 rounds too
+        coarsely for a bound on every difference: there the order is what must hold, by those pairs and by Kendall's
+        tau over all."""
+        close = self.kendall_tau >= KENDALL_FLOOR if self.dtype == "int8" else self.max_difference <= self.tolerance
+        return close and self.flips == 0
 
 
-RELATIVE_TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2}
+RELATIVE_TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2, "int8": 1e-1}
 """Of max(1, sd of the reference scores)."""
+
+KENDALL_FLOOR = 0.95
+"""Of int8 scores against the reference."""
 
 
 def agreement(ours: NDArray[np.float32], reference: NDArray[np.float32], dtype: str) -> Agreement:
@@ -94,6 +101,7 @@ def agreement(ours: NDArray[np.float32], reference: NDArray[np.float32], dtype: 
     same = np.sign(difference_a) * np.sign(difference_b)
     decided = (difference_a != 0) & (difference_b != 0)
     return Agreement(
+        dtype=dtype,
         n=len(a),
         max_difference=float(np.abs(a - b).max()) if len(a) else 0.0,
         std=std,

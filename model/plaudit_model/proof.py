@@ -9,6 +9,7 @@ mask states (`module_trunk.window_of`), or the configuration (`decoder.windows_o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from .rope import forget_lengths
 if TYPE_CHECKING:
     from .reward_model import RewardModel
 
-TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-1}
+TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-1, "int8": 1e-1}
 """Largest difference accepted at load, relative to max(1, |score|), by the coarser dtype of the weights as stored and
 as served. It tells wiring from rounding; `plaudit verify` measures the rounding itself."""
 
@@ -38,10 +39,11 @@ LONGEST_WINDOW = 512
 """Sliding windows up to this many tokens are exceeded by an item of the proof."""
 
 
-def prove(model: RewardModel, reference: NDArray[np.float32], stored: torch.dtype) -> None:
-    """Raise ContractError if the model's scores are not finite, move with the batch, or differ from `reference`,
-    the `plain_scores` of the module as it was loaded with weights of dtype `stored`."""
-    items = proof_items(model.module, model.contract)
+def prove(
+    model: RewardModel, items: Sequence[Encoded], reference: NDArray[np.float32], stored: torch.dtype = torch.float32
+) -> None:
+    """Raise ContractError if the model's scores of `items` are not finite, move with the batch, or differ from
+    `reference`, the `plain_scores` of the module as it was loaded with weights of dtype `stored`."""
     together = model.score_encoded(items)
     if not (np.isfinite(together).all() and np.isfinite(reference).all()):
         raise ContractError("the model gives scores that are not finite")
@@ -89,7 +91,7 @@ def proof_items(module: nn.Module, contract: RewardContract, seed: int = 0) -> l
     return [item(prompt if i % 3 else prompt[:0], tokens) for i, tokens in enumerate(lengths)]
 
 
-def _prove_apart(model: RewardModel, items: list[Encoded], scores: NDArray[np.float32]) -> None:
+def _prove_apart(model: RewardModel, items: Sequence[Encoded], scores: NDArray[np.float32]) -> None:
     """Every other item anew, of the same length: the rest must keep their bits, for no shape changed. Where bits may
     move with the shapes of a batch, this finds what leaks from one sequence into the next, however little."""
     others = proof_items(model.module, model.contract, seed=1)

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ import transformers
 from numpy.typing import NDArray
 from torch import nn
 
-from plaudit_kernels import BLOCK, select
+from plaudit_kernels import BLOCK, Choice, select
 
 from . import contract as contracts
 from . import store
@@ -28,8 +28,11 @@ from .heads import head_modules, is_known
 from .infer import check_base, contract_for, is_adapter, resolve, tokenizer_home
 from .module_trunk import ModuleTrunk
 from .packing import PackedBatch, group_items, pack, split_by_budget
-from .proof import plain_scores, prove
+from .proof import plain_scores, proof_items, prove
 from .trunk import Trunk, lacks_layers, make_trunk, padded_instead
+
+if TYPE_CHECKING:
+    from .onnx_trunk import OnnxTrunk
 
 logger = logging.getLogger("plaudit.model")
 
@@ -43,17 +46,33 @@ class RewardModel:
     `adapt` attached, if it was called."""
 
     def __init__(
-        self, module: nn.Module, contract: RewardContract, directory: Path, *, device: str, dtype: str, mode: str
+        self,
+        module: nn.Module,
+        contract: RewardContract,
+        directory: Path,
+        *,
+        device: str,
+        dtype: str,
+        mode: str,
+        graph: OnnxTrunk | None = None,
     ) -> None:
+        """`graph` scores in the place of the module, which then has no weights: it is on torch's meta device."""
         self.contract = contract
         self.directory = directory
         self.adapter: Adapter | None = None
         self.encoder = Encoder.open(directory, contract)
         self.device, self.dtype, self.mode = device, dtype, mode
+        self.module = module
+        self.choice: Choice | None = None  # of kernels, where the trunk is torch's
+        self.trunk: Trunk
+        if graph is not None:
+            self.trunk, self.runtime = graph, graph.runtime
+            return
         self.module = _cast(module, DTYPES[dtype]).to(device)
         self.module.requires_grad_(True).eval()
         self.trunk = self._make_trunk()
         self.choice = select(torch.device(device))
+        self.runtime = f"torch{torch.__version__}-transformers{transformers.__version__}"
 
     @classmethod
     def load(
@@ -72,6 +91,8 @@ class RewardModel:
         if (directory / FILE_NAME).is_file():  # an inferred contract was made from these very files
             store.check_files(directory, contract)
             check_base(directory, contract)
+        if serving.backend == "onnx":
+            return cls._load_graph(directory, contract, serving, device)
         adapter = Adapter.open(directory, contract) if is_adapter(directory) else None
         module = adapter.module if adapter else _load_module(directory)
         _check_contract(module, contract, directory)
@@ -83,6 +104,27 @@ class RewardModel:
         model = cls(module, contract, directory, device=choose_device(device), dtype=serving.dtype, mode=serving.mode)
         model.freeze()
         model._prove(reference, stored)
+        return model
+
+    @classmethod
+    def _load_graph(cls, directory: Path, contract: RewardContract, serving: Serving, device: str) -> RewardModel:
+        """An exported model. Its safetensors stay on the disk: they are for people, other tools and `verify`."""
+        from .onnx_trunk import GRAPH, GraphProof, OnnxTrunk, check_machine
+
+        if GRAPH not in contract.files:
+            raise ContractError(f"the contract of {directory} says onnx and lists no {GRAPH}; was reward.json edited?")
+        if serving.dtype != contract.serving.dtype:
+            raise ContractError(
+                f"{directory} was exported in {contract.serving.dtype} and has no other dtype; for {serving.dtype}: "
+                f"plaudit model export --onnx {directory} --dtype {serving.dtype} --out DIR"
+            )
+        proof = GraphProof.read(directory)
+        check_machine(proof)
+        device = "cpu" if (device, serving.dtype) == ("auto", "int8") else choose_device(device)
+        graph = OnnxTrunk(directory / GRAPH, device=device, dtype=serving.dtype, exact=serving.mode == "exact")
+        options = {"device": device, "dtype": serving.dtype, "mode": serving.mode}
+        model = cls(_skeleton(directory, contract), contract, directory, **options, graph=graph)
+        prove(model, proof.items, proof.scores)
         return model
 
     @classmethod
@@ -122,7 +164,7 @@ class RewardModel:
     @property
     def path_reason(self) -> str:
         """Which path the forward takes, and why."""
-        return f"{self.trunk.reason}; {self.choice.reason}"
+        return f"{self.trunk.reason}; {self.choice.reason}" if self.choice else self.trunk.reason
 
     @property
     def sharing(self) -> str:
@@ -149,9 +191,8 @@ class RewardModel:
         unit = torch.backends.cpu.get_cpu_capability().lower()
         if kind != "cpu":
             unit = torch.cuda.get_device_name(self.device).replace(" ", "_")
-        versions = f"torch{torch.__version__}-transformers{transformers.__version__}"
         padded = "" if self.trunk.reason.startswith("packed") else "-padded"
-        return f"{versions}-{kind}.{unit}-{self.dtype}-{self.mode}-b{BLOCK}{padded}"
+        return f"{self.runtime}-{kind}.{unit}-{self.dtype}-{self.mode}-b{BLOCK}{padded}"
 
     @property
     def pad_token_id(self) -> int | None:
@@ -199,13 +240,14 @@ class RewardModel:
     def _prove(self, reference: NDArray[np.float32], stored: torch.dtype) -> None:
         """Prove the path. A module of transformers that does not hold packed runs padded, whatever went wrong: it met
         what its authors did not expect."""
+        items = proof_items(self.module, self.contract)
         try:
-            prove(self, reference, stored)
+            prove(self, items, reference, stored)
         except Exception as error:
             if not isinstance(self.trunk, ModuleTrunk) or isinstance(error, torch.OutOfMemoryError):
                 raise
             self.trunk = padded_instead(self.trunk, error)
-            prove(self, reference, stored)
+            prove(self, items, reference, stored)
 
     def save(self, directory: Path, contract: RewardContract, *, as_adapter: bool = False) -> None:
         """Write a checkpoint directory, atomically: weights as safetensors, configuration, tokenizer, and the
@@ -251,6 +293,15 @@ def _load_module(directory: Path) -> nn.Module:
         raise ContractError(
             f"{directory} has no weights for {min(fresh)}: its head would be random. Train it with `plaudit train`"
         )
+    return module
+
+
+def _skeleton(directory: Path, contract: RewardContract) -> nn.Module:
+    """The architecture without its weights."""
+    config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
+    with torch.device("meta"):
+        module: nn.Module = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+    _check_contract(module, contract, directory)
     return module
 
 
