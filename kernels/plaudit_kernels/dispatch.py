@@ -10,6 +10,8 @@ from typing import Literal
 
 import torch
 
+from .chips import table_in_words
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -31,7 +33,7 @@ def select(device: torch.device) -> Choice:
     if importlib.util.find_spec("triton") is None:
         return Choice("torch", "triton is not installed")
     if device.type == "cuda":
-        return Choice("triton", "fused kernels on CUDA")
+        return Choice("triton", f"fused kernels on CUDA, {table_in_words(device)}")
     if wish == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
         return Choice("triton", "fused kernels in Triton's interpreter")
     return Choice("torch", f"fused kernels need CUDA; this is {device.type}")
