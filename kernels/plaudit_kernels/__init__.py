@@ -2,6 +2,7 @@
 
 from .attention import packed_attention, reference_attention
 from .blocks import BlockPlan, plan_blocks
+from .compilations import watch_compilations
 from .dispatch import Choice, select
 from .gated import Activation, bias_gelu, gated
 from .head import pooled_head
@@ -39,4 +40,5 @@ __all__ = [
     "rms_norm",
     "rotary",
     "select",
+    "watch_compilations",
 ]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,13 @@ from plaudit_kernels import BLOCK, select
 from . import contract as contracts
 from . import store
 from .base import load_base, token_ids
+from .build import kernel_build
 from .contract import FILE_NAME, RewardContract, Serving
 from .encode import Encoded, Encoder
 from .errors import CheckpointError, ContractError
 from .heads import head_modules, is_known
 from .infer import contract_for, resolve
+from .laps import Laps
 from .packing import PackedBatch, group_items, pack, split_by_budget
 from .proof import plain_scores, prove
 from .trunk import make_trunk
@@ -49,6 +53,8 @@ class RewardModel:
         self.module.requires_grad_(True).eval()
         self.trunk = make_trunk(self.module, pooling=contract.pooling, exact=mode == "exact")
         self.choice = select(torch.device(device))
+        self.laps = Laps()
+        self._frozen = False
 
     @classmethod
     def load(
@@ -59,6 +65,7 @@ class RewardModel:
         Raises CheckpointError for missing or changed files and pickle weights, ContractError for a fresh head,
         a contract that contradicts the weights, or scores that depend on the batch.
         """
+        laps = Laps()
         directory = resolve(name)
         contract = contract_for(directory)
         serving = replace(contract.serving, **_given(dtype=dtype, mode=mode))
@@ -68,10 +75,15 @@ class RewardModel:
         module = _load_module(directory, contract)
         if not is_known(module) and serving.dtype != "float32":
             raise ContractError(f"{contract.architecture} runs through its own head, which needs --dtype float32")
+        laps.lap("load")
         reference, stored = plain_scores(module, contract), next(module.parameters()).dtype
+        laps.lap("proof")
         model = cls(module, contract, directory, device=choose_device(device), dtype=serving.dtype, mode=serving.mode)
         model.freeze()
+        laps.lap("load")
         prove(model, reference, stored)
+        laps.lap("proof")
+        model.laps = laps
         return model
 
     @classmethod
@@ -116,7 +128,10 @@ class RewardModel:
         if kind != "cpu":
             unit = torch.cuda.get_device_name(self.device).replace(" ", "_")
         versions = f"torch{torch.__version__}-transformers{transformers.__version__}"
-        return f"{versions}-{kind}.{unit}-{self.dtype}-{self.mode}-b{BLOCK}"
+        if self.choice.implementation == "triton":
+            versions += f"-triton{metadata.version('triton')}"
+        kernels = f"{self.choice.implementation}.{kernel_build()}"
+        return f"{versions}-{kind}.{unit}-{self.dtype}-{self.mode}-b{BLOCK}-{kernels}"
 
     @property
     def pad_token_id(self) -> int | None:
@@ -132,10 +147,12 @@ class RewardModel:
         """Weights will not change any more: they are laid out for speed, and there are no gradients."""
         self.module.requires_grad_(False)
         self.trunk.freeze()
+        self._frozen = True
 
     def train_mode(self) -> None:
         """Ready for training. Dropout stays off: the two responses of a pair must see the same network."""
         self.trunk.thaw()
+        self._frozen = False
         self.module.requires_grad_(True).train()
 
     def eval_mode(self) -> None:
@@ -158,7 +175,7 @@ class RewardModel:
         """Write a checkpoint directory, atomically: weights as safetensors, configuration, tokenizer, and the
         contract with the sha256 of every other file."""
         logging.getLogger("transformers").setLevel(logging.ERROR)
-        with store.atomic_directory(directory) as staging:
+        with self._written_out(), store.atomic_directory(directory) as staging:
             self.module.save_pretrained(staging)  # type: ignore[operator]
             for pattern in _SIDE_FILES:
                 for path in self.directory.glob(pattern):
@@ -169,6 +186,16 @@ class RewardModel:
             contract = replace(contract, files=store.hash_files(staging))
             contracts.write(contract, staging)
         self.contract = contract
+
+    @contextmanager
+    def _written_out(self) -> Iterator[None]:
+        """The weights where transformers looks for them: a frozen trunk may keep them elsewhere."""
+        self.trunk.thaw()
+        try:
+            yield
+        finally:
+            if self._frozen:
+                self.trunk.freeze()
 
 
 def choose_device(device: str) -> str:
