@@ -14,9 +14,13 @@ FORWARD = ("decoder", "encoder_trunk", "heads", "packed", "packing", "projection
 @lru_cache(maxsize=1)
 def kernel_build() -> str:
     """The first 8 hex digits of the sha256 over the names and contents of those files."""
-    ours, kernels = files(__package__), files("plaudit_kernels")
-    sources: list[Traversable] = [entry for entry in kernels.iterdir() if entry.name.endswith((".py", ".cpp", ".h"))]
-    sources += [ours / f"{name}.py" for name in FORWARD]
+    return hash_of(files("plaudit_kernels"), files(__package__))
+
+
+def hash_of(kernels: Traversable, model: Traversable) -> str:
+    """The same of two package folders."""
+    sources = [entry for entry in kernels.iterdir() if entry.name.endswith((".py", ".cpp", ".h"))]
+    sources += [model / f"{name}.py" for name in FORWARD]
     digest = hashlib.sha256()
     for source in sorted(sources, key=lambda source: source.name):
         digest.update(source.name.encode() + b"\0" + hashlib.sha256(source.read_bytes()).digest())

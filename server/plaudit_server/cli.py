@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -150,11 +151,12 @@ def _cpus(text: str | None) -> tuple[int, ...]:
     from .settings import SettingsError
 
     ours = os.sched_getaffinity(0)
-    try:
-        ends = [part.partition("-")[::2] for part in text.split(",")] if text else []
-        runs = [(int(low), int(high or low)) for low, high in ends]
-    except ValueError:
-        raise SettingsError(f"cpus is a list like 0-3,8, got {text!r}") from None
+    if text is None:
+        return ()
+    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text, re.ASCII):
+        raise SettingsError(f"cpus is a list like 0-3,8, got {text!r}")
+    ends = [part.partition("-")[::2] for part in text.split(",")]
+    runs = [(int(low), int(high or low)) for low, high in ends]
     if not all({low, high} <= ours and low <= high for low, high in runs):
         raise SettingsError(f"cpus {text!r}: this process may run on {sorted(ours)}")
     return tuple(sorted({cpu for low, high in runs for cpu in range(low, high + 1)} & ours))
