@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
 import sys
@@ -41,6 +42,15 @@ def peak_memory(url: str) -> int:
         status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
         total += int(status.split("VmHWM:")[1].split()[0])
     return total >> 10
+
+
+def cpu_seconds(url: str) -> float:
+    """User and system time so far of the server at `url` and of its children."""
+    ticks = 0
+    for pid in _family(_RUNNING[url]):
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _family(pid: int) -> list[int]:

@@ -3,6 +3,7 @@ installed; nothing of ours."""
 
 from .attention import packed_attention, reference_attention
 from .blocks import BlockPlan, plan_blocks
+from .compilations import watch_compilations
 from .dispatch import Choice, select
 from .gated import Activation, bias_gelu, gated
 from .head import pooled_head
@@ -40,4 +41,5 @@ __all__ = [
     "rms_norm",
     "rotary",
     "select",
+    "watch_compilations",
 ]

@@ -31,6 +31,7 @@ from .attention_triton import (
     strides,
 )
 from .blocks import TILE, BlockPlan
+from .chips import table_of
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
@@ -174,12 +175,13 @@ def backward(
     dk, dv = key.new_empty(key.shape), value.new_empty(value.shape)
     numbers = (factors.inner, factors.outer, factors.scale)
     layout = (*strides(query), *strides(key), *strides(value), *strides(grad))
-    launch = launches(width, query.element_size()).query_gradient
+    rows = launches(width, query.element_size(), table_of(query.device))
+    launch = rows.query_gradient
     _query_gradient[(len(plan.tiles) * (TILE // launch.queries), heads)](
         query, key, value, grad, lse, delta, dq, plan.segments, plan.tiles, *numbers, *layout, *strides(dq), tokens,
         **constants(query, key, plan, factors, launch),
     )  # fmt: skip
-    launch = launches(width, query.element_size()).key_gradient
+    launch = rows.key_gradient
     _key_gradient[(len(plan.key_tiles) * (TILE // launch.keys), key.shape[1])](
         query, key, value, grad, lse, delta, dk, dv, plan.segments, plan.key_tiles, plan.visitor_offsets,
         plan.visitors, *numbers, *layout, *strides(dk), tokens,

@@ -1,13 +1,17 @@
-"""Block sizes, warps and stages of the attention kernels on sm_90.
+"""Block sizes, warps and stages of the attention kernels, a table for each kind of chip.
 
-A row is chosen by head size and bytes of the dtype alone, never by the batch: block sizes are part of what an output
-is, bit for bit. Every row compiles without spills, in at most 227 KB of shared memory, whatever window, soft-cap and
-direction (tests/kernels/test_sm90_attention.py). fp32 products are exact, on plain multiply-adds: small blocks.
+A row is chosen by chip, head size and bytes of the dtype, never by the batch: block sizes are part of what an output
+is, bit for bit, so no row depends on the number of tokens, and none is tuned while it serves. Every row compiles
+without spills and fits the shared memory of a block whatever window, soft-cap and direction: 227 KB on sm_90, 99 KB
+on what `default` is for (tests/kernels/test_sm90_attention.py; benchmarks/results/compiled.csv has the figures). fp32
+products are exact, on plain multiply-adds: small blocks.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
+
+from .chips import TableName
 
 
 class Launch(NamedTuple):
@@ -23,9 +27,12 @@ class Launches(NamedTuple):
     key_gradient: Launch
 
 
-# (bytes of the dtype, head size up to) -> launches; above each row the registers a thread and the KB of shared memory
-# of each launch, the most over window, soft-cap and direction, by the ptxas of triton 3.7.
-TABLE = {
+Table = dict[tuple[int, int], Launches]
+"""(bytes of the dtype, head size up to) -> launches."""
+
+# Above each row the registers a thread and the KB of shared memory of each launch, the most over window, soft-cap and
+# direction, by the ptxas of triton 3.7.
+SM_90: Table = {
     # 96 28, 156 24, 159 24
     (2, 32): Launches(Launch(64, 64, 4, 3), Launch(64, 64, 4, 2), Launch(32, 128, 8, 2)),
     # 143 56, 161 48, 192 48
@@ -44,12 +51,27 @@ TABLE = {
     (4, 256): Launches(Launch(16, 16, 4, 1), Launch(32, 32, 16, 1), Launch(32, 32, 16, 1)),
 }
 
+_SMALL = Launches(Launch(64, 64, 4, 2), Launch(64, 64, 4, 2), Launch(32, 64, 4, 2))
+DEFAULT: Table = {
+    (2, 32): _SMALL,
+    (2, 64): _SMALL,
+    (2, 128): Launches(Launch(64, 32, 4, 2), Launch(64, 32, 4, 2), Launch(32, 64, 8, 2)),
+    (2, 256): Launches(Launch(64, 32, 8, 2), Launch(32, 32, 8, 1), Launch(32, 32, 8, 1)),
+    (4, 32): SM_90[4, 32],
+    (4, 64): SM_90[4, 64],
+    (4, 128): SM_90[4, 128],
+    (4, 256): Launches(Launch(16, 16, 4, 1), Launch(16, 16, 8, 1), Launch(16, 16, 16, 1)),
+}
+"""For chips that nobody has made a table for: it fits the smallest of them and was timed on none."""
+
+TABLES: dict[TableName, Table] = {"sm_90": SM_90, "default": DEFAULT}
+
 DELTA_ROWS = 64
 
 
-def launches(width: int, item_size: int) -> Launches:
-    """The rows for a head size up to 256 and a dtype of 2 or 4 bytes."""
-    return TABLE[item_size, max(32, padded_width(width))]
+def launches(width: int, item_size: int, table: TableName) -> Launches:
+    """The row for a head size up to 256 and a dtype of 2 or 4 bytes."""
+    return TABLES[table][item_size, max(32, padded_width(width))]
 
 
 def padded_width(width: int) -> int:

@@ -15,6 +15,7 @@ import triton.language as tl
 
 from .attention_table import Launch, launches, padded_width
 from .blocks import TILE, BlockPlan
+from .chips import table_of
 
 LOG2_E = 1.4426950408889634
 
@@ -184,7 +185,7 @@ def forward(
     if not plan.whole:  # a row that is no query gives weight 0 to every key in the backward pass
         out.zero_()
         lse.fill_(UNREAD.value)
-    launch = launches(width, query_THD.element_size()).forward
+    launch = launches(width, query_THD.element_size(), table_of(query_THD.device)).forward
     _forward[(len(plan.tiles) * (TILE // launch.queries), heads)](
         query_THD, key_TKD, value_TKD, out, lse, plan.segments, plan.tiles, factors.inner, factors.outer,
         *strides(query_THD), *strides(key_TKD), *strides(value_TKD), *strides(out), tokens,

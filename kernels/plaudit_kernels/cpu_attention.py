@@ -75,8 +75,8 @@ def attend_segments(
     if query_THD.dtype not in DTYPES:
         raise ValueError(f"the fused CPU kernels are for fp32 and bf16, not {query_THD.dtype}")
     if missing := -query_THD.shape[-1] % ROWS:  # dimensions of zeros change no product
-        wider = (pad(part, (0, missing)) for part in (query_THD, key_TKD, value_TKD))
-        return attend_segments(*wider, plan, scale, softcap)[..., :-missing]
+        query, key, value = (pad(part, (0, missing)) for part in (query_THD, key_TKD, value_TKD))
+        return attend_segments(query, key, value, plan, scale, softcap)[..., :-missing]
     heads, width = query_THD.shape[1:]
     kv_heads = key_TKD.shape[1]
     fold = heads // kv_heads

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 
 from . import cpu_runtime
+from .chips import table_in_words
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,9 @@ def select(device: torch.device) -> Choice:
         return Choice("torch", "PLAUDIT_KERNELS=torch")
     installed = importlib.util.find_spec("triton") is not None
     if device.type == "cuda":
-        return Choice("triton", "fused kernels on CUDA") if installed else Choice("torch", "triton is not installed")
+        if not installed:
+            return Choice("torch", "triton is not installed")
+        return Choice("triton", f"fused kernels on CUDA, {table_in_words(device)}")
     if wish == "triton" and installed and os.environ.get("TRITON_INTERPRET") == "1":
         return Choice("triton", "fused kernels in Triton's interpreter")
     if device.type != "cpu":

@@ -28,6 +28,10 @@ class FrozenLinear:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_EXPECTED) if self.blocked else weight
         self._bias = None if bias_N is None else bias_N.detach()
 
+    def dense(self) -> torch.Tensor:
+        """The weight (N, K) as it was given, bit for bit; with blocks, a new tensor."""
+        return self._weight.to_dense() if self.blocked else self._weight
+
     def __call__(self, x_TK: torch.Tensor) -> torch.Tensor:
         if self.blocked:
             product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x_TK, self._weight, self._bias, "none", [], "")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import linear
 
+from .chips import TableName, table_of
 from .dispatch import uses_triton
 from .launch import blocks, jit, require_unit_stride, row_block, tl
 
@@ -28,12 +29,23 @@ class Tiles(NamedTuple):
     num_stages: int
 
 
-TILES = {
-    torch.float32: Tiles(64, 64, 32, 4, 3),
-    torch.float16: Tiles(128, 256, 64, 8, 3),
-    torch.bfloat16: Tiles(128, 256, 64, 8, 3),
-    torch.float8_e4m3fn: Tiles(128, 128, 128, 8, 4),
+_EXACT = Tiles(64, 64, 32, 4, 3)
+TILES: dict[TableName, dict[torch.dtype, Tiles]] = {
+    "sm_90": {
+        torch.float32: _EXACT,
+        torch.float16: Tiles(128, 256, 64, 8, 3),
+        torch.bfloat16: Tiles(128, 256, 64, 8, 3),
+        torch.float8_e4m3fn: Tiles(128, 128, 128, 8, 4),
+    },
+    "default": {
+        torch.float32: _EXACT,
+        torch.float16: Tiles(128, 128, 32, 8, 3),
+        torch.bfloat16: Tiles(128, 128, 32, 8, 3),
+        torch.float8_e4m3fn: Tiles(128, 128, 64, 8, 3),
+    },
 }
+"""By chip and dtype, and never by the number of rows: see attention_table."""
+
 GROUP = 8
 """Row tiles walked together."""
 
@@ -150,7 +162,7 @@ def _launch(
     column_scale: torch.Tensor | None = None,
 ) -> None:
     """output (M, N) = a (M, K) @ b.T (K, N), any strides of a and b."""
-    (rows, depth), columns, tiles = a.shape, len(b), TILES[a.dtype]
+    (rows, depth), columns, tiles = a.shape, len(b), TILES[table_of(a.device)][a.dtype]
     programs = min(_processors(a.device), blocks(rows, tiles.m) * blocks(columns, tiles.n))
     _product[(programs,)](
         a, b, output, row_scale, column_scale, rows, columns, depth, programs, *a.stride(), *b.stride(),

@@ -9,7 +9,6 @@ proper (no TF32); int8 runs on CPUs.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,10 @@ from .encode import Encoded
 from .errors import CheckpointError, ContractError
 from .onnx_graph import INSTALL, saturates
 from .packing import PackedBatch
-from .trunk import unpack
+from .padded_trunk import split_by_length, unpack
 
 GRAPH = "model.onnx"
 PROOF = "onnx.json"
-
-MAX_PADDING = 0.25
-"""Of the tokens of a batch, in fast mode."""
 
 Sequences = list[tuple[NDArray[np.int64], NDArray[np.int64]]]
 
@@ -98,7 +94,7 @@ class OnnxTrunk:
     def __call__(self, batch: PackedBatch) -> torch.Tensor:
         sequences = unpack(batch)
         lengths = [len(ids) for ids, _ in sequences]
-        rows = [[i] for i in range(len(sequences))] if self._exact else by_length(lengths)
+        rows = [[i] for i in range(len(sequences))] if self._exact else split_by_length(lengths)
         scores = np.concatenate([self._run([sequences[i] for i in some]) for some in rows])
         return torch.from_numpy(scores[np.argsort(np.concatenate(rows))])
 
@@ -113,16 +109,6 @@ class OnnxTrunk:
             ["scores"], {name: array for name, array in arrays.items() if name in self._inputs}
         )[0]
         return scores
-
-
-def by_length(lengths: Sequence[int]) -> list[list[int]]:
-    """Which sequences share a padded batch: neighbours in length, so that at most MAX_PADDING of it is padding."""
-    batches: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if not batches or lengths[i] < (1 - MAX_PADDING) * lengths[batches[-1][0]]:
-            batches.append([])
-        batches[-1].append(i)
-    return batches
 
 
 def check_machine(proof: GraphProof) -> None:

@@ -26,18 +26,27 @@ class Projection:
         self._frozen: FrozenLinear | None = None
 
     def freeze(self, *, exact: bool) -> None:
-        """Keep the weights as they are now. Where they are not laid out anew, the layers' own become views of them:
-        nothing is held twice."""
+        """Keep the weights as they are now, and nothing twice: the layers' own become views of them or, where they are
+        laid out anew, one NaN in the shape of each, until they are thawed."""
         assert not self._adapted, "merge the adapters first"
+        self.thaw()
         weight, bias = self._joined()
         self._frozen = FrozenLinear(weight, bias, exact=exact)
-        if not self._frozen.blocked and len(self._layers) > 1:
-            row = 0
+        if self._frozen.blocked:
             for layer in self._layers:
-                layer.weight.data = weight.detach()[row : (row := row + layer.out_features)]
+                layer.weight.data = layer.weight.new_full((1, 1), torch.nan).expand_as(layer.weight)
+        elif len(self._layers) > 1:
+            self._give_back(weight.detach())
 
     def thaw(self) -> None:
+        if self._frozen is not None and self._frozen.blocked:
+            self._give_back(self._frozen.dense())
         self._frozen = None
+
+    def _give_back(self, weight_NK: torch.Tensor) -> None:
+        row = 0
+        for layer in self._layers:
+            layer.weight.data = weight_NK[row : (row := row + layer.out_features)]
 
     def __call__(self, x_TK: torch.Tensor) -> torch.Tensor:
         if self._frozen:

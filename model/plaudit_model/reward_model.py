@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +23,13 @@ from . import contract as contracts
 from . import store
 from .adapter import Adapter
 from .base import load_base, load_weights, token_ids
+from .build import kernel_build
 from .contract import ADAPTER_FILE, FILE_NAME, RewardContract, Serving
 from .encode import Encoded, Encoder
 from .errors import AdapterError, ContractError
 from .heads import head_modules, is_known
 from .infer import check_base, contract_for, is_adapter, resolve, tokenizer_home
+from .laps import Laps
 from .module_trunk import ModuleTrunk
 from .packing import PackedBatch, group_items, pack, split_by_budget
 from .proof import plain_scores, proof_items, prove
@@ -65,6 +69,8 @@ class RewardModel:
         self.module = module
         self.choice: Choice | None = None  # of kernels, where the trunk is torch's
         self.trunk: Trunk
+        self.laps = Laps()
+        self._frozen = False
         if graph is not None:
             self.trunk, self.runtime = graph, graph.runtime
             return
@@ -85,6 +91,7 @@ class RewardModel:
         a contract that contradicts the weights, or scores that depend on the batch, AdapterError for an adapter
         without a trained head or with another base.
         """
+        laps = Laps()
         directory = resolve(name)
         contract = contract_for(directory)
         serving = replace(contract.serving, **_given(dtype=dtype, mode=mode))
@@ -96,14 +103,19 @@ class RewardModel:
         adapter = Adapter.open(directory, contract) if is_adapter(directory) else None
         module = adapter.module if adapter else _load_module(directory)
         _check_contract(module, contract, directory)
+        laps.lap("load")
         reference, stored = plain_scores(module, contract), next(module.parameters()).dtype
         if adapter:  # what is served is merged, and proven against PEFT's own forward
             adapter.merge()
         if not is_known(module) and serving.dtype != "float32":
             raise ContractError(f"{contract.architecture} runs through its own head, which needs --dtype float32")
+        laps.lap("proof")
         model = cls(module, contract, directory, device=choose_device(device), dtype=serving.dtype, mode=serving.mode)
         model.freeze()
+        laps.lap("load")
         model._prove(reference, stored)
+        laps.lap("proof")
+        model.laps = laps
         return model
 
     @classmethod
@@ -118,13 +130,17 @@ class RewardModel:
                 f"{directory} was exported in {contract.serving.dtype} and has no other dtype; for {serving.dtype}: "
                 f"plaudit model export --onnx {directory} --dtype {serving.dtype} --out DIR"
             )
+        laps = Laps()
         proof = GraphProof.read(directory)
         check_machine(proof)
         device = "cpu" if (device, serving.dtype) == ("auto", "int8") else choose_device(device)
         graph = OnnxTrunk(directory / GRAPH, device=device, dtype=serving.dtype, exact=serving.mode == "exact")
         options = {"device": device, "dtype": serving.dtype, "mode": serving.mode}
         model = cls(_skeleton(directory, contract), contract, directory, **options, graph=graph)
+        laps.lap("load")
         prove(model, proof.items, proof.scores)
+        laps.lap("proof")
+        model.laps = laps
         return model
 
     @classmethod
@@ -191,8 +207,11 @@ class RewardModel:
         unit = torch.backends.cpu.get_cpu_capability().lower()
         if kind != "cpu":
             unit = torch.cuda.get_device_name(self.device).replace(" ", "_")
-        padded = "" if self.trunk.reason.startswith("packed") else "-padded"
-        return f"{self.runtime}-{kind}.{unit}-{self.dtype}-{self.mode}-b{BLOCK}{padded}"
+        runtime, padded = self.runtime, "" if self.trunk.reason.startswith("packed") else "-padded"
+        if self.choice:
+            runtime += f"-triton{metadata.version('triton')}" if self.choice.implementation == "triton" else ""
+            padded += f"-{self.choice.implementation}.{kernel_build()}"
+        return f"{runtime}-{kind}.{unit}-{self.dtype}-{self.mode}-b{BLOCK}{padded}"
 
     @property
     def pad_token_id(self) -> int | None:
@@ -212,12 +231,14 @@ class RewardModel:
             self.trunk = self._make_trunk()
         self.module.requires_grad_(False)
         self.trunk.freeze()
+        self._frozen = True
 
     def train_mode(self) -> None:
         """Ready for training. Dropout stays off: the two responses of a pair must see the same network."""
         if self.adapter and self.adapter.merged:
             raise AdapterError("the adapters are merged and cannot be trained any more")
         self.trunk.thaw()
+        self._frozen = False
         self._require_gradients()
         self.module.train()
 
@@ -256,7 +277,7 @@ class RewardModel:
         logging.getLogger("transformers").setLevel(logging.ERROR)
         if self.adapter and not self.adapter.merged:
             raise AdapterError("freeze the model before it is saved: its adapters are not merged")
-        with store.atomic_directory(directory) as staging:
+        with self._written_out(), store.atomic_directory(directory) as staging:
             if as_adapter:
                 assert self.adapter is not None, "there is no adapter to save"
                 self.adapter.write(staging)
@@ -278,6 +299,16 @@ class RewardModel:
 
     def _make_trunk(self) -> Trunk:
         return make_trunk(self.module, pooling=self.contract.pooling, exact=self.mode == "exact")
+
+    @contextmanager
+    def _written_out(self) -> Iterator[None]:
+        """The weights where transformers looks for them: a frozen trunk may keep them elsewhere."""
+        self.trunk.thaw()
+        try:
+            yield
+        finally:
+            if self._frozen:
+                self.trunk.freeze()
 
 
 def choose_device(device: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 Overlong = Literal["error", "truncate_prompt", "truncate_left"]
 RenderedText = Literal["refuse", "as-is", "rerender"]
+Wait = Literal["active", "passive"]
+_WAIT = "how compute threads wait: passive ones sleep, for cores that others need too"
 _KEY = "API key of every route but the probes"
 
 
@@ -38,6 +42,8 @@ def serve(
     queue_tokens: Annotated[int | None, typer.Option(help="tokens that may wait", show_default="1000000")] = None,
     cache_mb: Annotated[int, typer.Option(min=0, help="memory for scores already given; 0: none")] = 64,
     threads: Annotated[int | None, typer.Option(min=1, help="torch's threads", show_default="torch's choice")] = None,
+    cpus: Annotated[str | None, typer.Option(help="CPUs of the worker, as 0-3,8", show_default="any")] = None,
+    wait: Annotated[Wait | None, typer.Option(help=_WAIT, show_default="OpenMP's choice")] = None,
     encode_threads: Annotated[int | None, typer.Option(help="tokenizers", show_default="up to 4")] = None,
     deadline_seconds: Annotated[float, typer.Option(help="of a request that names none")] = 170.0,
     lameduck_seconds: Annotated[float, typer.Option(help="after SIGTERM, time in which work is still taken")] = 0.0,
@@ -69,6 +75,8 @@ def serve(
         dtype=dtype,
         mode=mode,
         threads=threads,
+        cpus=_cpus(cpus),
+        wait=wait,
         cache_bytes=cache_mb << 20,
         **_given(token_budget=token_budget, max_wait_ms=max_wait_ms, queue_tokens=queue_tokens),
     )
@@ -136,6 +144,22 @@ def _python() -> str:
         return "python"
     here, path = Path.cwd(), Path(sys.executable)
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def _cpus(text: str | None) -> tuple[int, ...]:
+    """The numbers of `0-3,8`. Raises SettingsError for what is no such list, or not CPUs of this process."""
+    from .settings import SettingsError
+
+    ours = os.sched_getaffinity(0)
+    if text is None:
+        return ()
+    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text, re.ASCII):
+        raise SettingsError(f"cpus is a list like 0-3,8, got {text!r}")
+    ends = [part.partition("-")[::2] for part in text.split(",")]
+    runs = [(int(low), int(high or low)) for low, high in ends]
+    if not all({low, high} <= ours and low <= high for low, high in runs):
+        raise SettingsError(f"cpus {text!r}: this process may run on {sorted(ours)}")
+    return tuple(sorted({cpu for low, high in runs for cpu in range(low, high + 1)} & ours))
 
 
 def _given(**options: Any) -> dict[str, Any]:

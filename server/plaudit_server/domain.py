@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -40,7 +41,8 @@ class ModelInfo:
     """What the worker said of the model it loaded, once a real score had passed.
 
     `revision` identifies the files: equal revisions and equal numerics give equal scores. `sharing` says in
-    words what `shares_prompt` says to the batcher.
+    words what `shares_prompt` says to the batcher. `ready_s` is how long the first worker took, in seconds by what they
+    were spent on; it says nothing of who the model is.
     """
 
     architecture: str
@@ -56,3 +58,4 @@ class ModelInfo:
     max_length: int
     parameters: int
     shares_prompt: bool = False
+    ready_s: Mapping[str, float] = field(default_factory=dict, compare=False)

@@ -27,7 +27,7 @@ from .messages import Failure, LoadOrder
 from .observer import BatchReport, EngineObserver
 from .supervision import RestartPolicy
 from .waiting import Entry
-from .worker import Worker, WorkerHost
+from .worker import Wait, Worker, WorkerHost
 
 __all__ = ["BatchReport", "Engine", "EngineObserver", "EngineSettings", "State"]
 
@@ -45,7 +45,8 @@ class EngineSettings:
     """`token_budget`: packed tokens of a batch. `max_wait_ms`, `settle_ms`: the batching window (see `batcher`).
     `queue_tokens`: what may wait in each class, `queue_bytes` what may be held altogether. `hang_seconds`: a
     batch that takes longer has its worker killed, and so has a model that takes longer than `load_seconds` to load.
-    None: what the contract, or torch, says."""
+    `threads` compute, on `cpus` alone if any are named; `wait` is how they wait for work. None: what the contract,
+    torch or OpenMP says."""
 
     token_budget: int = 4096
     max_wait_ms: float = 50.0
@@ -57,6 +58,8 @@ class EngineSettings:
     hang_seconds: float = 300.0
     load_seconds: float = 1800.0
     threads: int | None = None
+    cpus: tuple[int, ...] = ()
+    wait: Wait | None = None
     device: str = "auto"
     dtype: str | None = None
     mode: str | None = None
@@ -76,10 +79,10 @@ class Engine:
     def __init__(
         self, model: str, settings: EngineSettings, observer: EngineObserver, host: WorkerHost | None = None
     ) -> None:
-        self._settings = settings
-        self._order = LoadOrder(model, settings.device, settings.dtype, settings.mode, settings.threads)
+        self._settings = s = settings
+        self._order = LoadOrder(model, s.device, s.dtype, s.mode, s.threads, s.token_budget, s.cpus)
         self._observer = observer
-        self._host = host or WorkerHost()
+        self._host = host or WorkerHost(settings.wait)
         self._owns_host = host is None
         self._worker: Worker | None = None
         self._restarts = RestartPolicy()
@@ -246,6 +249,9 @@ class Engine:
             logger.error("the forward raised: %s", answer.reason)
             self._convict(self._batcher.failed(flight.batch), ScoringFailed, "the model cannot compute this item")
         else:
+            for kernel in answer.late_jit:
+                rows = len(flight.batch.entries)
+                logger.warning("compiled while %d sequences, %d tokens waited: %s", rows, flight.tokens, kernel)
             self._last_seconds = answer.seconds
             self._ledger.scored(flight, answer, now)
 

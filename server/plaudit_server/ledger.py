@@ -109,7 +109,8 @@ class Ledger:
                 else:
                     self.fail(entry, NonFinite, "the model gives NaN or infinity for this item")
         computed = flight.tokens
-        self._observer.batch_done(BatchReport(len(flight.batch.entries), computed, logical - computed, scores.seconds))
+        sequences, late = len(flight.batch.entries), len(scores.late_jit)
+        self._observer.batch_done(BatchReport(sequences, computed, logical - computed, scores.seconds, late))
         self.report_queue()
 
     def fail(self, entry: Entry, error: type[EngineError], message: str) -> None:

@@ -2,9 +2,10 @@
 
 front  -> worker   load      which model, where, in what numerics
 worker -> front    born      the worker's process id, at once
+worker -> front    note      a line for the log while it loads
 worker -> front    ready     the model, once a real score has passed   | refused   it cannot be served, and why
 front  -> worker   batch     prompt groups as flat arrays
-worker -> front    scores    attributes and seconds of compute         | failed    the forward raised
+worker -> front    scores    attributes, seconds of compute, late JIT  | failed    the forward raised
 """
 
 from __future__ import annotations
@@ -28,21 +29,26 @@ Attributes = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class LoadOrder:
-    """What the worker is to load; None means what the contract, or torch, says."""
+    """What the worker is to load; None means what the contract, or torch, says. It warms up for batches of
+    `token_budget`, and runs on these `cpus` alone, a thread each, if any are named."""
 
     model: str
     device: str
     dtype: str | None
     mode: str | None
     threads: int | None
+    token_budget: int = 4096
+    cpus: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scores:
-    """`attributes` (N, A), in the order of the batch's rows; non-finite where the model gave that."""
+    """`attributes` (N, A), in the order of the batch's rows; non-finite where the model gave that. `late_jit`: the
+    kernels that were compiled since the last scores."""
 
     attributes: Attributes
     seconds: float
+    late_jit: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +64,7 @@ def load_frame(order: LoadOrder) -> Frame:
 
 def load_order(frame: Frame) -> LoadOrder:
     with _reading(frame, "load") as fields:
-        return LoadOrder(**fields)
+        return LoadOrder(**{**fields, "cpus": tuple(fields["cpus"])})
 
 
 def born_frame(pid: int) -> Frame:
@@ -68,6 +74,18 @@ def born_frame(pid: int) -> Frame:
 def born_pid(frame: Frame) -> int:
     with _reading(frame, "born") as fields:
         return int(fields["pid"])
+
+
+def note_frame(line: str) -> Frame:
+    return Frame("note", {"line": line})
+
+
+def note(frame: Frame) -> str | None:
+    """The line for the log, if that is what the frame is."""
+    if frame.kind != "note":
+        return None
+    with _reading(frame, "note") as fields:
+        return str(fields["line"])
 
 
 def ready_frame(info: ModelInfo) -> Frame:
@@ -117,7 +135,7 @@ def batch_groups(frame: Frame) -> list[Group]:
 
 
 def scores_frame(scores: Scores) -> Frame:
-    fields = {"seconds": scores.seconds, "columns": scores.attributes.shape[1]}
+    fields = {"seconds": scores.seconds, "columns": scores.attributes.shape[1], "late_jit": scores.late_jit}
     return Frame("scores", fields, {"attributes": scores.attributes.reshape(-1)})
 
 
@@ -134,7 +152,8 @@ def reply(frame: Frame, rows: int) -> Scores | Failure:
         flat, columns = frame.arrays["attributes"], int(fields["columns"])
         if columns < 1 or len(flat) != rows * columns:
             raise ValueError(f"{len(flat)} numbers for {rows} sequences of {columns} attributes")
-        return Scores(flat.astype(np.float32, copy=False).reshape(rows, columns), float(fields["seconds"]))
+        attributes = flat.astype(np.float32, copy=False).reshape(rows, columns)
+        return Scores(attributes, float(fields["seconds"]), tuple(map(str, fields["late_jit"])))
 
 
 def _cut(

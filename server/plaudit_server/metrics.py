@@ -65,6 +65,7 @@ class Metrics:
         )
         self._scores = Histogram("plaudit_score", "Scores, untransformed", one, buckets=_SCORES, registry=registry)
         self._restarts = Counter("plaudit_worker_restarts", "Workers that replaced a lost one", one, registry=registry)
+        self._late_jit = Counter("plaudit_late_jit", "Kernels compiled after warm-up", one, registry=registry)
         self._engine_errors = Counter(
             "plaudit_engine_errors",
             "Items that the engine answered with an error",
@@ -108,6 +109,7 @@ class ModelMetrics:
         self._tokenize_seconds = metrics._tokenize_seconds.labels(id)
         self._scores = metrics._scores.labels(id)
         self._restarts = metrics._restarts.labels(id)
+        self._late_jit = metrics._late_jit.labels(id)
 
     def batch_done(self, report: BatchReport) -> None:
         self._batch_items.observe(report.sequences)
@@ -115,6 +117,7 @@ class ModelMetrics:
         self._batch_seconds.observe(report.seconds)
         self._tokens["computed"].inc(report.computed_tokens)
         self._tokens["shared"].inc(report.shared_tokens)
+        self._late_jit.inc(report.late_jit)
 
     def queue_changed(self, tokens: int, items: int) -> None:
         self._queue_tokens.set(tokens)

@@ -9,12 +9,14 @@ from typing import Literal, Protocol
 @dataclass(frozen=True, slots=True)
 class BatchReport:
     """One batch that was scored. `computed_tokens` went through the model; `shared_tokens` did not have to,
-    because a prompt was there once: together they are the tokens of its `sequences`."""
+    because a prompt was there once: together they are the tokens of its `sequences`. `late_jit` kernels were compiled
+    while it waited."""
 
     sequences: int
     computed_tokens: int
     shared_tokens: int
     seconds: float
+    late_jit: int = 0
 
 
 class EngineObserver(Protocol):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Sequence
+from typing import Literal
 
 from plaudit_model.packing import Group
 
@@ -26,6 +29,9 @@ _HOST_ENVIRONMENT = {
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # asking whether there is a GPU must not open it before the fork
 }
 _GRACE = 5.0
+
+Wait = Literal["active", "passive"]
+"""How compute threads wait for work: `active` ones keep their cores, `passive` ones sleep (OMP_WAIT_POLICY)."""
 
 
 class Worker:
@@ -57,7 +63,8 @@ class WorkerHost:
     """The process that imports torch once and forks workers. It is started with the first worker and started
     again if it dies itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, wait: Wait | None = None) -> None:
+        self._environment = _HOST_ENVIRONMENT | ({"OMP_WAIT_POLICY": wait} if wait else {})
         self._process: asyncio.subprocess.Process | None = None
         self._control: socket.socket | None = None
         self._lock = asyncio.Lock()
@@ -89,6 +96,7 @@ class WorkerHost:
         self._process = None
 
     async def _launch(self, order: LoadOrder) -> Worker:
+        started = time.monotonic()
         ours, theirs = socket.socketpair()
         try:
             with theirs:
@@ -99,7 +107,7 @@ class WorkerHost:
             raise
         link = await StreamLink.over(ours)
         try:
-            return await _load(link, order)
+            return await _load(link, order, started)
         except LinkError as error:
             await link.close()
             raise WorkerFailed(f"the worker talks nonsense: {error}") from error
@@ -114,7 +122,7 @@ class WorkerHost:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-P", "-m", "plaudit_server.worker_host", str(theirs.fileno()), str(os.getpid()),
                 stdin=asyncio.subprocess.DEVNULL, stdout=2, pass_fds=(theirs.fileno(),),
-                env=os.environ | _HOST_ENVIRONMENT,
+                env=os.environ | self._environment,
             )  # fmt: skip
             on_failure.pop_all()
         self._control = ours
@@ -135,21 +143,23 @@ class WorkerHost:
         socket.send_fds(self._control, [b"w"], [end.fileno()])
 
 
-async def _load(link: StreamLink, order: LoadOrder) -> Worker:
+async def _load(link: StreamLink, order: LoadOrder, started: float) -> Worker:
     link.send(messages.load_frame(order))
     born = await link.receive()
     if born is None:
         raise WorkerFailed("the worker ended before it began; its log says why")
-    pid = messages.born_pid(born)
+    pid, imported = messages.born_pid(born), round(time.monotonic() - started, 3)
     try:
-        return Worker(link, pid, await _loaded(link))
+        info = await _loaded(link)
+        return Worker(link, pid, dataclasses.replace(info, ready_s={"imports": imported, **info.ready_s}))
     except asyncio.CancelledError:
         _kill(pid)  # one that loads does not see its link close
         raise
 
 
 async def _loaded(link: StreamLink) -> ModelInfo:
-    frame = await link.receive()
+    while (frame := await link.receive()) is not None and (line := messages.note(frame)) is not None:
+        logger.info("%s", line)
     if frame is None:
         raise WorkerFailed("the worker ended while it loaded the model: out of memory, or a crash; its log says which")
     if (reason := messages.refusal(frame)) is not None:

@@ -15,6 +15,7 @@ import sys
 from typing import NoReturn
 
 import torch
+import transformers.modeling_layers  # noqa: F401  what loading any model imports: seconds that no worker pays
 
 from . import worker_process
 

@@ -15,9 +15,12 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 
+from plaudit_kernels import watch_compilations
+from plaudit_model import warm
 from plaudit_model.errors import ModelError
 from plaudit_model.memory import keep_freed_memory
 from plaudit_model.packing import Group, group_items, pack
@@ -54,7 +57,8 @@ def _serve(end: socket.socket) -> int:
         return 0
     keep_freed_memory()
     try:
-        scorer = Scorer(messages.load_order(frame), faults.read(os.environ))
+        note = lambda line: link.send(messages.note_frame(line))  # noqa: E731
+        scorer = Scorer(messages.load_order(frame), faults.read(os.environ), note)
     except ModelError as error:
         link.send(messages.refused_frame(str(error)))
         return 78
@@ -74,13 +78,26 @@ def _serve(end: socket.socket) -> int:
 class Scorer:
     """A loaded model that has given a real score."""
 
-    def __init__(self, order: LoadOrder, armed: tuple[Fault, ...] = ()) -> None:
-        if order.threads is not None:
-            torch.set_num_threads(order.threads)
-        self._faults = armed
-        self._model = RewardModel.load(order.model, device=order.device, dtype=order.dtype, mode=order.mode)
-        self._warm_up()
-        self.info = _info(self._model)
+    def __init__(
+        self, order: LoadOrder, armed: tuple[Fault, ...] = (), note: Callable[[str], None] = logger.info
+    ) -> None:
+        if order.cpus:
+            os.sched_setaffinity(0, order.cpus)
+        if threads := order.threads or len(order.cpus):
+            torch.set_num_threads(threads)
+        self._faults, self._compiled = armed, watch_compilations()
+        self._model = model = RewardModel.load(order.model, device=order.device, dtype=order.dtype, mode=order.mode)
+        note(
+            f"{model.parameters / 1e6:,.1f} M parameters loaded and proven in {sum(model.laps.seconds.values()):.1f} s"
+        )
+        if warm.pays(model):
+            warm.warm_up(model, order.token_budget, note)
+        self._self_test()
+        model.laps.lap("warm_up")
+        if self._compiled:
+            note(f"{len(self._compiled)} kernels compiled or read from Triton's cache")
+            self._compiled.clear()
+        self.info = _info(model)
 
     def score(self, groups: list[Group]) -> Scores | Failure:
         """Attributes of every sequence of the groups, in their order. What the forward raises is a Failure,
@@ -100,7 +117,9 @@ class Scorer:
             return Failure(_one_line(error))
         for fault in self._faults:
             attributes = fault.after(groups, attributes)
-        return Scores(attributes, time.monotonic() - started)
+        late = tuple(self._compiled)
+        self._compiled.clear()
+        return Scores(attributes, time.monotonic() - started, late)
 
     @torch.inference_mode()
     def _forward(self, groups: list[Group]) -> messages.Attributes:
@@ -108,7 +127,7 @@ class Scorer:
         attributes: messages.Attributes = self._model.forward(batch).cpu().numpy()
         return attributes
 
-    def _warm_up(self) -> None:
+    def _self_test(self) -> None:
         """Score two real responses to one prompt, as a request would. Raises ModelError if that fails."""
         encoder = self._model.encoder
         items = [encoder.encode("Name a prime number.", text, "truncate_left") for text in ("Seven.", "It is 8.")]
@@ -147,6 +166,7 @@ def _info(model: RewardModel) -> ModelInfo:
         numerics=model.numerics, dtype=model.dtype, mode=model.mode, device=model.device,
         backend=contract.serving.backend, path=model.path_reason, sharing=model.sharing,
         max_length=contract.max_length, parameters=model.parameters, shares_prompt=model.shares_prompt,
+        ready_s=model.laps.seconds,
     )  # fmt: skip
 
 

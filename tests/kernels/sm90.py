@@ -1,4 +1,4 @@
-"""What a kernel costs on an H100 or H200, found without one: registers, spills and shared memory for sm_90.
+"""What a kernel costs on an H100 or H200 (sm_90), or another chip, found without one: registers, spills, shared memory.
 
 Triton compiles for a GPU that is not there; its bundled ptxas says what the result needs. That happens in a process
 of its own (this file run as a script), where Triton's interpreter is off.
@@ -21,8 +21,8 @@ import tempfile
 from dataclasses import dataclass, field
 from typing import Any
 
-SHARED_LIMIT = 227 * 1024
-"""Bytes of shared memory that one block may use on sm_90."""
+SHARED_LIMIT = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}
+"""Bytes of shared memory that one block may use, by chip."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,12 @@ class Kernel:
     constexprs: dict[str, Any] = field(default_factory=dict)
     num_warps: int = 4
     num_stages: int = 3
+    chip: int = 90
 
 
 @dataclass(frozen=True)
 class Cost:
+    chip: int
     registers: int
     spills: int
     shared: int
@@ -48,7 +50,7 @@ class Cost:
     async_copies: int
 
     def fits(self) -> bool:
-        return self.spills == 0 and self.shared <= SHARED_LIMIT
+        return self.spills == 0 and self.shared <= SHARED_LIMIT[self.chip]
 
 
 def costs(kernels: list[Kernel]) -> list[Cost]:
@@ -85,11 +87,12 @@ def _cost(kernel: Kernel) -> Cost:
     with contextlib.redirect_stdout(words):
         compiled = triton.compile(
             ASTSource(function, signature, constants, aligned),
-            target=GPUTarget("cuda", 90, 32),
+            target=GPUTarget("cuda", kernel.chip, 32),
             options={"num_warps": kernel.num_warps, "num_stages": kernel.num_stages},
         )
     ptx = compiled.asm["ptx"]
     return Cost(
+        chip=kernel.chip,
         registers=_number(r"Used (\d+) registers", words.getvalue()),
         spills=_number(r"(\d+) bytes spill stores", words.getvalue()),
         shared=compiled.metadata.shared,

@@ -31,6 +31,7 @@ from plaudit_server.engine_errors import (
     WorkerCrashed,
     WorkerFailed,
 )
+from plaudit_server.messages import Scores, scores_frame
 from plaudit_server.worker import WorkerHost
 
 pytestmark = pytest.mark.anyio
@@ -255,13 +256,28 @@ async def test_killing_the_worker_in_mid_batch_loses_nothing(
     assert engine.state == "ready"
 
 
+async def test_a_kernel_that_was_compiled_late_is_counted_and_named(
+    host: WorkerHost, tiny_model_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(tiny_model_dir, host, cache_bytes=0) as (engine, recorder):
+        assert engine.worker_pid is not None
+        os.kill(engine.worker_pid, signal.SIGSTOP)  # this answer is not the worker's: on a CPU it compiles nothing
+        [answer] = engine.submit([Work(np.arange(5, 12, dtype=np.int32), 0)])
+        await until(lambda: bool(engine._running))
+        engine._answer(scores_frame(Scores(np.ones((1, 1), np.float32), 0.1, ("norm._forward(rows: i32)",))))
+        assert (await answer).attributes == (1.0,)
+        os.kill(engine.worker_pid, signal.SIGKILL)
+    assert recorder.batches[-1].late_jit == 1
+    assert "compiled while 1 sequences, 7 tokens waited: norm._forward(rows: i32)" in caplog.text
+
+
 async def test_work_is_held_while_the_worker_restarts(engine: Engine, recorder: Recorder, expected: Oracle) -> None:
     assert engine.worker_pid is not None
     os.kill(engine.worker_pid, signal.SIGKILL)
     await until(lambda: engine.state == "restarting")
     work = samples(3, seed=15)
     held = engine.submit(work)
-    late = engine.submit(samples(1, seed=16), deadline=time.monotonic() + 0.01)
+    late = engine.submit(samples(1, seed=16), deadline=time.monotonic() + 0.05)
     assert isinstance((await outcomes(late))[0], DeadlineExceeded)
     assert await scores(held) == expected(work)
     assert recorder.restarts == 1

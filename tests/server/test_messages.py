@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import struct
 from collections.abc import Callable
 
@@ -52,9 +53,9 @@ def test_groups_that_do_not_add_up_are_refused(name: str) -> None:
 
 
 def test_replies_cross() -> None:
-    scores = Scores(np.array([[1.5, np.nan], [np.inf, -0.0]], np.float32), 0.25)
+    scores = Scores(np.array([[1.5, np.nan], [np.inf, -0.0]], np.float32), 0.25, ("kernel(rows: i32)",))
     back = messages.reply(crossed(messages.scores_frame(scores)), 2)
-    assert isinstance(back, Scores) and back.seconds == 0.25
+    assert isinstance(back, Scores) and (back.seconds, back.late_jit) == (0.25, ("kernel(rows: i32)",))
     assert back.attributes.tobytes() == scores.attributes.tobytes()
     assert messages.reply(crossed(messages.failed_frame(Failure("why"))), 2) == Failure("why")
 
@@ -70,10 +71,14 @@ def test_a_reply_for_another_batch_is_refused() -> None:
 
 
 def test_orders_and_model_infos_cross() -> None:
-    order = LoadOrder("m", "cpu", None, "exact", 2)
+    order = LoadOrder("m", "cpu", None, "exact", 2, 512, (0, 3))
     assert messages.load_order(crossed(messages.load_frame(order))) == order
-    info = ModelInfo("A", ("a", "b"), "r", "n", "float32", "exact", "cpu", "torch", "p", "s", 9, 8, True)
-    assert messages.model_info(crossed(messages.ready_frame(info))) == info
+    info = ModelInfo("A", ("a", "b"), "r", "n", "float32", "exact", "cpu", "torch", "p", "s", 9, 8, True, {"load": 1.5})
+    back = messages.model_info(crossed(messages.ready_frame(info)))
+    assert back == info and back.ready_s == {"load": 1.5}
+    assert back == dataclasses.replace(info, ready_s={}), "a worker that took another time is still the same model"
+    assert messages.note(crossed(messages.note_frame("half way"))) == "half way"
+    assert messages.note(messages.ready_frame(info)) is None
     assert messages.born_pid(crossed(messages.born_frame(42))) == 42
     assert messages.refusal(crossed(messages.refused_frame("no"))) == "no"
     assert messages.refusal(messages.ready_frame(info)) is None

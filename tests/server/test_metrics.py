@@ -24,7 +24,7 @@ def test_a_models_instruments_are_an_engine_observer():
 def test_what_the_engine_reports_is_counted():
     metrics = Metrics()
     model = metrics.of_model("m")
-    model.batch_done(BatchReport(sequences=3, computed_tokens=40, shared_tokens=20, seconds=0.02))
+    model.batch_done(BatchReport(sequences=3, computed_tokens=40, shared_tokens=20, seconds=0.02, late_jit=2))
     model.queue_changed(700, 9)
     model.queue_changed(500, 7)
     model.item_reused("cache", 11)
@@ -40,6 +40,7 @@ def test_what_the_engine_reports_is_counted():
     assert value(metrics, "plaudit_batch_items_sum", model="m") == 3
     assert value(metrics, "plaudit_engine_errors_total", model="m", code="deadline_exceeded") == 1
     assert value(metrics, "plaudit_worker_restarts_total", model="m") == 1
+    assert value(metrics, "plaudit_late_jit_total", model="m") == 2
 
 
 def test_what_the_edge_answers_is_counted():

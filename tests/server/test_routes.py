@@ -250,6 +250,13 @@ def test_metrics_follow_what_is_answered(http):
     assert metric(http, "plaudit_item_errors_total", model="calibrated", code="invalid_unicode") > 0
 
 
+def test_nothing_was_compiled_after_the_server_was_ready(http):
+    """Without a GPU nothing ever is; that it would be counted is seen in test_worker and test_engine."""
+    post(http, "/score", {"prompt": PROMPT, "responses": RESPONSES})
+    assert metric(http, "plaudit_late_jit_total", model="calibrated") == 0
+    assert list(http.get("/info").json()["ready_s"]) == ["imports", "load", "proof", "warm_up"]
+
+
 def test_probes_models_and_unknown_routes(http):
     for path in ("/livez", "/readyz", "/health", "/m/calibrated/readyz"):
         assert http.get(path).status_code == http.head(path).status_code == 200

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -60,7 +61,7 @@ def test_a_bad_model_or_configuration_exits_78_with_one_clear_line(tmp_path, tin
 def both(serve, tiny_model_dir, tiny_bert_dir):
     """Two models behind a key; foreign text is rendered again."""
     running = serve(f"first={tiny_model_dir}", tiny_bert_dir, "--rendered-text", "rerender", "--overlong", "error",
-                    PLAUDIT_API_KEY=KEY)  # fmt: skip
+                    "--cpus", str(min(os.sched_getaffinity(0))), "--wait", "passive", PLAUDIT_API_KEY=KEY)  # fmt: skip
     with httpx2.Client(base_url=running.url, headers={"authorization": f"Bearer {KEY}"}, timeout=60) as client:
         yield running, client
 
@@ -72,6 +73,29 @@ def test_it_says_what_it_serves_and_how_to_ask(both):
         assert model["model"] in running.said and model["revision"] in running.said and model["sharing"] in running.said
     assert "curl -s " + running.url in running.said and "from plaudit import Client" in running.said
     assert KEY not in running.said + running.log.read_text()
+
+
+def test_cpus_and_waiting_are_the_workers(both):
+    running, _ = both
+    cpu = str(min(os.sched_getaffinity(0)))
+    hosts = children(running.process.pid)
+    workers = [worker for host in hosts for worker in children(host)]
+    assert len(hosts) == len(workers) == 2
+    assert all(b"OMP_WAIT_POLICY=passive" in Path(f"/proc/{host}/environ").read_bytes() for host in hosts)
+    allowed = [Path(f"/proc/{pid}/status").read_text().split("Cpus_allowed_list:")[1].split()[0] for pid in workers]
+    assert allowed == [cpu, cpu]
+    assert os.sched_getaffinity(running.process.pid) == os.sched_getaffinity(0)
+    assert "M parameters loaded and proven in" in running.log.read_text()
+
+
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.parametrize("wrong", ["x", "1-", "-3", "0,,1", "3-1", "0-99999999", "4096"])
+def test_cpus_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(SettingsError, match="cpus"):
+        cli._cpus(wrong)
 
 
 def test_the_printed_lines_work_as_they_stand(both):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import triton
 
 from plaudit_model.encode import Encoded
 from plaudit_model.infer import contract_for
@@ -24,11 +25,12 @@ from plaudit_server.faults import VARIABLE
 from plaudit_server.link import SocketLink
 from plaudit_server.messages import Failure, LoadOrder, Scores
 from plaudit_server.worker import Worker, WorkerHost
+from plaudit_server.worker_process import Scorer
 
 pytestmark = pytest.mark.anyio
 
 
-def order(directory: Path, **other: str) -> LoadOrder:
+def order(directory: Path, **other: object) -> LoadOrder:
     return LoadOrder(**{"model": str(directory), "device": "cpu", "dtype": None, "mode": None, "threads": 1, **other})  # type: ignore[arg-type]
 
 
@@ -101,6 +103,33 @@ async def test_a_raising_forward_is_an_answer_and_the_worker_goes_on(
     await worker.close()
 
 
+def test_a_kernel_that_is_compiled_after_warm_up_goes_with_the_next_scores(tiny_model_dir: Path) -> None:
+    """Through Triton's own hook; that compiling calls it is seen in tests/kernels/test_compilations.py."""
+    build = {"signature": {"rows": "i32"}, "constants": {}, "configs": [{}], "num_warps": 4}
+    function = type("Function", (), {"module": "m", "name": "kernel"})
+    notes: list[str] = []
+    with triton.knobs.runtime.scope():
+        scorer = Scorer(order(tiny_model_dir), note=notes.append)
+        groups = group_items(items(2), share=True)
+        quiet = scorer.score(groups)
+        triton.knobs.runtime.jit_post_compile_hook(key="", repr="", fn=function, compile=build, is_manual_warmup=False)
+        late, after = scorer.score(groups), scorer.score(groups)
+    assert [one.late_jit for one in (quiet, late, after) if isinstance(one, Scores)] == [
+        (), ("m.kernel[4 warps](rows: i32)",), (),
+    ]  # fmt: skip
+    assert len(notes) == 1 and "M parameters loaded and proven in" in notes[0]
+
+
+async def test_it_says_how_long_it_took_and_keeps_to_its_cpus(host: WorkerHost, tiny_model_dir: Path) -> None:
+    [cpu, *_] = sorted(os.sched_getaffinity(0))
+    worker = await host.launch(order(tiny_model_dir, cpus=(cpu,)))
+    status = Path(f"/proc/{worker.pid}/status").read_text()
+    await worker.close()
+    assert status.split("Cpus_allowed_list:")[1].split()[0] == str(cpu)
+    assert list(worker.info.ready_s) == ["imports", "load", "proof", "warm_up"]
+    assert all(seconds >= 0 for seconds in worker.info.ready_s.values())
+
+
 async def test_death_is_the_end_of_the_link(host: WorkerHost, tiny_model_dir: Path) -> None:
     worker = await host.launch(order(tiny_model_dir))
     worker.kill()
@@ -167,8 +196,9 @@ def test_a_worker_can_be_a_process_of_its_own(tiny_bert_dir: Path) -> None:
         theirs.close()
         link = SocketLink(ours)
         link.send(messages.load_frame(order(tiny_bert_dir)))
-        born, ready = link.receive(), link.receive()
+        born, note, ready = (link.receive() for _ in range(3))
         assert born is not None and messages.born_pid(born) == process.pid
+        assert note is not None and messages.note(note)
         assert ready is not None and messages.model_info(ready).device == "cpu"
         ours.shutdown(socket.SHUT_RDWR)
         assert process.wait() == 0

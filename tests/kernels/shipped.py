@@ -1,0 +1,219 @@
+"""Every kernel as it is launched, for the tests that compile them and the benchmark that records what they cost."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+
+from plaudit_kernels.attention_table import DELTA_ROWS, Launch, launches, padded_width
+from plaudit_kernels.chips import TableName
+from plaudit_kernels.gated import COLUMNS
+from plaudit_kernels.launch import PARTIAL_ROWS, row_block
+from plaudit_kernels.listwise import CHUNK
+from plaudit_kernels.matmul import GROUP, TILES
+from plaudit_kernels.pairwise import COMPARISONS
+
+from .sm90 import Kernel
+
+CHIPS: dict[TableName, int] = {"sm_90": 90, "default": 89}
+"""The chip that a table is compiled for. 89 (L4, RTX 40) has the least shared memory of those that `default` is for."""
+
+WIDTHS = (32, 64, 128, 256)
+PASSES = ("_forward", "_query_gradient", "_key_gradient")
+FEATURES = {
+    "plain": (True, 0, False),
+    "all": (True, 64, True),
+    "both ways": (False, 0, False),
+    "local": (False, 64, True),
+}
+MOST = {"_forward": ("plain",), "_query_gradient": ("all",), "_key_gradient": ("all",)}
+"""The features that take most registers: the plain forward walks two loops, the backward has one."""
+
+DATA = ("q", "k", "v", "out", "grad", "dq", "dk", "dv")
+TABLES = ("segments", "tiles", "key_tiles", "visitor_offsets", "visitors")
+NUMBERS = ("inner", "outer", "scale")
+
+
+def attention(name: str, dtype: str, width: int, launch: Launch, features: str, chip: int = 90) -> Kernel:
+    from plaudit_kernels import attention_backward, attention_triton
+
+    module = attention_triton if name == "_forward" else attention_backward
+    causal, window, capped = FEATURES[features]
+    constexprs = {
+        "FOLD": 4, "CAUSAL": causal, "WINDOW": window, "CAPPED": capped, "TILE": 128, "WIDTH": width,
+        "BLOCK_D": padded_width(width), "BLOCK_M": launch.queries, "BLOCK_N": launch.keys, "PRECISION": "ieee",
+        "ROWS": DELTA_ROWS,
+    }  # fmt: skip
+    types = dict.fromkeys(DATA, f"*{dtype}") | dict.fromkeys(TABLES, "*i32") | dict.fromkeys(NUMBERS, "fp32")
+    types |= {"lse": "*fp32", "delta": "*fp32"}
+    names = inspect.signature(getattr(module, name).fn).parameters
+    signature = {argument: types.get(argument, "i32") for argument in names if argument not in constexprs}
+    constexprs = {argument: value for argument, value in constexprs.items() if argument in names}
+    return Kernel(module.__name__, name, signature, constexprs, launch.num_warps, launch.num_stages, chip)
+
+
+def grid(
+    table: TableName, dtype: str, width: int, features: dict[str, tuple[str, ...]], passes: tuple[str, ...] = PASSES
+) -> list[Kernel]:
+    """The attention kernels of one row of a table."""
+    row = dict(zip(PASSES, launches(width, 4 if dtype == "fp32" else 2, table), strict=True))
+    return [
+        attention(name, dtype, width, row[name], feature, CHIPS[table]) for name in passes for feature in features[name]
+    ]
+
+
+DELTA = attention("_delta", "bf16", 128, Launch(0, 0, 4, 1), "plain")
+
+
+def kernel(name: str, types: dict[str, str], launch: dict[str, int] | None = None, **constants: Any) -> Kernel:
+    """`types` maps a type to the arguments that have it; `name` is module.function."""
+    module, function = name.split(".")
+    signature = {argument: kind for kind, arguments in types.items() for argument in arguments.split()}
+    return Kernel(f"plaudit_kernels.{module}", function, signature, constants, **(launch or {"num_warps": 8}))
+
+
+def norms(width: int, centre: bool) -> list[Kernel]:
+    block = row_block(width)
+    launch = {"num_warps": block.num_warps}
+    constants = {"WIDTH": width, "CENTRE": centre, "UNIT_OFFSET": False, "ROWS": block.rows, "COLUMNS": block.columns}
+    forward = {
+        "*bf16": "hidden residual weight normed total",
+        "i32": "rows hidden_stride residual_stride",
+        "fp32": "eps",
+    }
+    backward = {
+        "*bf16": "total weight d_normed d_total d_hidden", "*fp32": "d_weight",
+        "i32": "rows total_stride", "fp32": "eps",
+    }  # fmt: skip
+    if centre:
+        forward["*bf16"] += " bias"
+        backward["*fp32"] += " d_bias"
+    biases: list[dict[str, Any]] = [{}, {}] if centre else [{"bias": None}, {"d_bias": None}]
+    return [
+        kernel("norm._forward", forward, launch, **constants, **biases[0]),
+        kernel("norm._backward", backward, launch, **constants, **biases[1], PARTIAL=PARTIAL_ROWS),
+    ]
+
+
+def rotaries(width: int, rotated: int, normed: bool) -> list[Kernel]:
+    strides = "tokens query_stride query_step key_stride key_step cos_stride"
+    constants = {
+        "QUERY_HEADS": 16, "KEY_HEADS": 8, "WIDTH": width, "ROTARY": rotated, "UNIT_OFFSET": False,
+        "TOKENS": 4096 // width, "COLUMNS": width,
+    }  # fmt: skip
+    norms = " query_norm key_norm" if normed else ""
+    absent = {} if normed else {"query_norm": None, "key_norm": None}
+    forward = {"*bf16": "query key query_out key_out cos sin" + norms, "i32": strides, "fp32": "eps"}
+    backward = {"*bf16": "query key d_query_out d_key_out d_query d_key cos sin" + norms, "i32": strides, "fp32": "eps"}
+    if normed:
+        backward["*fp32"] = "d_norm"
+    return [
+        kernel("rotary._forward", forward, **constants, **absent),
+        kernel("rotary._backward", backward, **constants, **absent, **({} if normed else {"d_norm": None})),
+    ]
+
+
+def activations(activation: str) -> list[Kernel]:
+    constants = {"WIDTH": 3072, "ACTIVATION": activation, "ROWS": PARTIAL_ROWS, "COLUMNS": COLUMNS}
+    sizes = "rows stride"
+    return [
+        kernel("gated._gated_forward", {"*bf16": "gate_up output", "i32": sizes}, **constants),
+        kernel("gated._gated_backward", {"*bf16": "gate_up d_output d_gate_up", "i32": sizes}, **constants),
+        kernel("gated._bias_forward", {"*bf16": "hidden bias output", "i32": sizes}, **constants),
+        kernel(
+            "gated._bias_backward",
+            {"*bf16": "hidden bias d_output d_hidden", "*fp32": "d_bias", "i32": sizes},
+            **constants,
+        ),
+    ]
+
+
+def head(width: int) -> Kernel:
+    block = row_block(width)
+    return kernel(
+        "head._forward",
+        {
+            "*bf16": "hidden norm", "*i64": "rows", "*fp32": "weight bias output",
+            "i32": "count hidden_stride weight_stride", "fp32": "eps",
+        },
+        {"num_warps": block.num_warps},
+        WIDTH=width, ATTRIBUTES=3, UNIT_OFFSET=False, ROWS=block.rows, COLUMNS=block.columns,
+    )  # fmt: skip
+
+
+def losses() -> list[Kernel]:
+    four = {"num_warps": 4}
+    return [
+        kernel(
+            "pairwise._forward",
+            {
+                "*fp32": "scores share margin weight losses d_chosen d_rejected", "*i64": "chosen rejected",
+                "i32": "count", "fp32": "centring",
+            },
+            four,
+            COMPARISONS=COMPARISONS,
+        ),
+        kernel(
+            "listwise._forward", {"*fp32": "scores losses remaining", "*i64": "ranking offsets"}, four, CHUNK=CHUNK
+        ),
+        kernel(
+            "listwise._backward",
+            {"*fp32": "scores remaining d_losses d_places", "*i64": "ranking offsets"},
+            four,
+            CHUNK=CHUNK,
+        ),
+    ]  # fmt: skip
+
+
+def product(
+    dtype: torch.dtype, name: str, layout: str = "rows", whole: bool = True, table: TableName = "sm_90"
+) -> Kernel:
+    """`layout`: which dimension of a and b is contiguous; forward has rows, the weight gradient columns of both."""
+    tiles = TILES[table][dtype]
+    types = {f"*{name}": "a b", "i32": "rows columns depth programs"}
+    scales: dict[str, Any] = {"row_scale": None, "column_scale": None}
+    if name == "fp8e4nv":
+        types |= {"*bf16": "output", "*fp32": "row_scale column_scale"}
+        scales = {}
+    else:
+        types[f"*{name}"] += " output"
+    a_unit, b_unit = ("a_row" if layout == "columns" else "a_depth"), ("b_depth" if layout == "rows" else "b_row")
+    types["i32"] += "".join(f" {s}" for s in ("a_row", "a_depth", "b_row", "b_depth") if s not in (a_unit, b_unit))
+    return kernel(
+        "matmul._product", types,
+        {"num_warps": tiles.num_warps, "num_stages": tiles.num_stages, "chip": CHIPS[table]}, **scales,
+        **{a_unit: 1, b_unit: 1}, WHOLE=whole, SIXTEENS=layout == "columns",
+        M=tiles.m, N=tiles.n, K=tiles.k, GROUP=GROUP,
+    )  # fmt: skip
+
+
+PRODUCTS = [
+    product(torch.bfloat16, "bf16"),
+    product(torch.float8_e4m3fn, "fp8e4nv"),
+    product(torch.float32, "fp32"),
+    product(torch.bfloat16, "bf16", "mixed"),
+    product(torch.bfloat16, "bf16", "columns", whole=False),
+]
+ROWS = [
+    *(one for width in (1024, 8192) for one in norms(width, False)),
+    *norms(1024, True),
+    *rotaries(128, 128, True),
+    *rotaries(64, 64, False),
+    *(one for name in ("silu", "gelu") for one in activations(name)),
+    head(4096),
+    *losses(),
+    kernel(
+        "matmul._quantize",
+        {"*bf16": "a", "*fp8e4nv": "quantised", "*fp32": "scale", "i32": "rows stride"},
+        WIDTH=4096, ROWS=1, COLUMNS=4096,
+    ),
+]  # fmt: skip
+DEFAULT_PRODUCTS = [
+    product(torch.bfloat16, "bf16", table="default"),
+    product(torch.float8_e4m3fn, "fp8e4nv", table="default"),
+    product(torch.float32, "fp32", table="default"),
+    product(torch.bfloat16, "bf16", "mixed", table="default"),
+    product(torch.bfloat16, "bf16", "columns", whole=False, table="default"),
+]
