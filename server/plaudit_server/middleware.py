@@ -29,6 +29,7 @@ from .errors import RequestError
 from .gates import PUBLIC, header
 from .gates import Gate as Check
 from .metrics import Metrics
+from .protocol import connection_of
 from .results import dumps
 from .settings import Limits
 
@@ -42,10 +43,11 @@ _MODEL_PATH = re.compile(r"/m/(?P<model>[^/]+)(?P<rest>/.*)", re.DOTALL)
 
 @dataclass(slots=True)
 class _Answer:
-    """What has been sent of one answer."""
+    """What has been sent of one answer. `head` is held back until the body begins."""
 
     status: int = CLIENT_GONE
     started: bool = False
+    head: Message | None = None
 
 
 class Report:
@@ -59,13 +61,21 @@ class Report:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         request_id = scope.setdefault("state", {})["request_id"] = _request_id(scope)
-        answer, started = _Answer(), time.monotonic()
+        answer, connection, started = _Answer(), connection_of(scope), time.monotonic()
         self._metrics.request_begun()
 
         async def tell(message: Message) -> None:
             if message["type"] == "http.response.start":
-                answer.status, answer.started = message["status"], True
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                answer.status, answer.head = message["status"], message
+                return
+            head, answer.head = answer.head, None
+            if head is not None:
+                answer.started = True
+                whole = not message.get("more_body", False)
+                if whole and connection.answer(scope, head["status"], head["headers"], message.get("body", b"")):
+                    return
+                await send(head)
             await send(message)
 
         try:
@@ -146,21 +156,26 @@ class Body:
     async def _read(self, scope: Scope, receive: Receive, body: bytearray) -> bool:
         """Read into `body`; False if the client went away first."""
         self._check(_announced(scope), coming=True)
+        if connection_of(scope).whole(scope):
+            return await self._collect(receive, body)
         seconds = self._limits.body_seconds
         try:
             async with asyncio.timeout(seconds):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        return False
-                    chunk = message.get("body", b"")
-                    body += chunk
-                    self._held += len(chunk)
-                    self._check(len(body), coming=False)
-                    if not message.get("more_body", False):
-                        return True
+                return await self._collect(receive, body)
         except TimeoutError:
             raise RequestError("body_timeout", f"the whole body must be there within {seconds:g} s") from None
+
+    async def _collect(self, receive: Receive, body: bytearray) -> bool:
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return False
+            chunk = message.get("body", b"")
+            body += chunk
+            self._held += len(chunk)
+            self._check(len(body), coming=False)
+            if not message.get("more_body", False):
+                return True
 
     def _check(self, size: int, *, coming: bool) -> None:
         limits = self._limits
@@ -194,42 +209,32 @@ def _announced(scope: Scope) -> int:
 
 async def _run(app: ASGIApp, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
     """The application, with the body it asks for, until it is done or its client is gone."""
-    gone = asyncio.ensure_future(_disconnected(receive))
     unread = [{"type": "http.request", "body": body, "more_body": False}]
-    finished = False
+    finished = left = False
+    task, connection = asyncio.current_task(), connection_of(scope)
+    assert task is not None, "a request is served in a task of its own"
 
     async def replay() -> Message:
-        if not unread:
-            await asyncio.wait([gone])
-        return unread.pop() if unread else {"type": "http.disconnect"}
+        return unread.pop() if unread else await receive()
 
     async def note(message: Message) -> None:
         nonlocal finished
         finished = message["type"] == "http.response.body" and not message.get("more_body", False)
         await send(message)
 
-    task, left = asyncio.current_task(), False
-    assert task is not None, "a request is served in a task of its own"
-
-    def leave(_: object) -> None:
+    def leave() -> None:
         nonlocal left
         if not finished:
             left = task.cancel()
 
-    gone.add_done_callback(leave)
+    connection.watch(leave)
     try:
         await app(scope, replay, note)
     except asyncio.CancelledError:
         if not left or task.uncancel():  # it is somebody else who cancels
             raise
     finally:
-        finished = True  # `leave` may have been called for already, and must not reach what comes after
-        gone.cancel()
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+        connection.unwatch(leave)
 
 
 async def send_error(error: RequestError, scope: Scope, send: Send) -> None:
