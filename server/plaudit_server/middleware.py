@@ -11,6 +11,7 @@ Direct       calls the routes that score; the rest of FastAPI, which is behind i
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import re
 import secrets
@@ -38,6 +39,7 @@ access = logging.getLogger("plaudit.access")
 
 CLIENT_GONE = 499
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_PROCESS, _NUMBER = secrets.token_hex(6), itertools.count(1)
 _MODEL_PATH = re.compile(r"/m/(?P<model>[^/]+)(?P<rest>/.*)", re.DOTALL)
 
 
@@ -128,7 +130,11 @@ class ModelPath:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (match := _MODEL_PATH.fullmatch(scope["path"])):
+        if (
+            scope["type"] == "http"
+            and scope["path"].startswith("/m/")
+            and (match := _MODEL_PATH.fullmatch(scope["path"]))
+        ):
             scope["state"]["model"] = match["model"]
             scope["path"] = match["rest"]
             scope["raw_path"] = match["rest"].encode()
@@ -209,6 +215,7 @@ def _announced(scope: Scope) -> int:
 
 async def _run(app: ASGIApp, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
     """The application, with the body it asks for, until it is done or its client is gone."""
+    scope["state"]["body"] = body
     unread = [{"type": "http.request", "body": body, "more_body": False}]
     finished = left = False
     task, connection = asyncio.current_task(), connection_of(scope)
@@ -250,7 +257,7 @@ async def send_error(error: RequestError, scope: Scope, send: Send) -> None:
 def _request_id(scope: Scope) -> str:
     """The client's X-Request-Id if it is a harmless one, or a new one."""
     given = header(scope, b"x-request-id")
-    return given if given and _REQUEST_ID.fullmatch(given) else secrets.token_hex(12)
+    return given if given and _REQUEST_ID.fullmatch(given) else f"{_PROCESS}{next(_NUMBER):012x}"
 
 
 def _frames(error: BaseException) -> str:

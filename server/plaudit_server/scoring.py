@@ -82,8 +82,11 @@ class Scoring:
 
     async def all(self) -> list[Result]:
         """Every result, in order."""
-        if self._answers:
-            await asyncio.wait(self._answers.values())
+        for answer in self._answers.values():
+            try:
+                await answer
+            except EngineError:
+                pass  # `_result` says so
         results = [self._result(index) for index in range(len(self._candidates))]
         self._count(results)
         return results
