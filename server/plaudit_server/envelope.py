@@ -28,12 +28,11 @@ SHAPES = (
     '{"prompt", "response"}, {"prompt", "responses": [..]}, {"messages": [..]}, or {"items": [..]} with items of '
     'those shapes, {"text"}, or {"input_ids", "prompt_tokens"?}'
 )
-_SCORE, _RANK, _COMPARE, _REWARD, _QUERY = (
-    TypeAdapter[Any](kind)
-    for kind in (
-        schema.ScoreRequest, schema.RankRequest, schema.CompareRequest, schema.RewardRequest, schema.QueryOptions
-    )
-)  # fmt: skip
+_SCORE = TypeAdapter[Any](schema.ScoreRequest)
+_RANK = TypeAdapter[Any](schema.RankRequest)
+_COMPARE = TypeAdapter[Any](schema.CompareRequest)
+_REWARD = TypeAdapter[Any](schema.RewardRequest)
+_QUERY = TypeAdapter[Any](schema.QueryOptions)
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 

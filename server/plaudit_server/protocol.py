@@ -80,7 +80,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope[_CONNECTION] = self  # type: ignore[typeddict-unknown-key]
+        self.scope[_CONNECTION] = self  # type: ignore[literal-required]
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)

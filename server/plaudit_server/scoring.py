@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from plaudit_model.encode import Encoded, Overlong
@@ -83,10 +84,8 @@ class Scoring:
     async def all(self) -> list[Result]:
         """Every result, in order."""
         for answer in self._answers.values():
-            try:
+            with suppress(EngineError):  # `_result` says which
                 await answer
-            except EngineError:
-                pass  # `_result` says so
         results = [self._result(index) for index in range(len(self._candidates))]
         self._count(results)
         return results
