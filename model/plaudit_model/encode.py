@@ -154,7 +154,7 @@ class Encoder:
             raise ItemError("empty_input", "the item gives no tokens")
         excess = len(ids) - self.contract.max_length
         if excess <= 0:
-            return Encoded(np.array(ids, dtype=np.int32), prompt_tokens)
+            return Encoded(np.fromiter(ids, np.int32, len(ids)), prompt_tokens)
         if overlong == "error":
             rule = "truncate_prompt" if prompt_tokens else "truncate_left"
             raise self._too_long(len(ids), f"send overlong={rule}, or a shorter item")
