@@ -310,6 +310,20 @@ def test_company_in_flight_ends_that_habit_and_a_client_that_asks_one_by_one_doe
             settle(queue, batch)
     queue.add(job([*prompt(1), 9], now=200.0025))  # the third is still being computed
     assert queue.wait(200.0025, "idle") == pytest.approx(0.003)
+    assert (late := queue.next_batch(200.1, "idle")) is not None
+    settle(queue, late)
+    settle(queue, batch)
+
+
+def test_lone_items_among_storms_are_kept_waiting() -> None:
+    queue = batcher(settle=0.003)
+    storms = [[*prompt(1), index] for index in range(2)]
+    fill(queue, *(job(ids, now=95.0) for ids in storms))
+    assert (batch := queue.next_batch(95.1, "idle")) is not None
+    settle(queue, batch)
+    assert lone_items(queue, 20) == pytest.approx(0.003)  # from 100.0 on
+    queue.add(job([9] * 20, now=105.1))
+    assert queue.wait(105.1, "idle") == 0.0
 
 
 @pytest.mark.parametrize("share", [True, False])
