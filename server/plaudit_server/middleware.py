@@ -30,7 +30,7 @@ from .errors import RequestError
 from .gates import PUBLIC, header
 from .gates import Gate as Check
 from .metrics import Metrics
-from .protocol import connection_of
+from .protocol import connection_of, release
 from .results import dumps
 from .settings import Limits
 
@@ -83,6 +83,7 @@ class Report:
         try:
             await self._answered(scope, receive, tell, answer)
         finally:
+            release(scope)
             self._done(scope, answer.status, time.monotonic() - started)
 
     async def _answered(self, scope: Scope, receive: Receive, send: Send, answer: _Answer) -> None:
@@ -242,6 +243,7 @@ async def _run(app: ASGIApp, scope: Scope, body: bytes, receive: Receive, send: 
             raise
     finally:
         connection.unwatch(leave)
+        del scope["state"]["body"]  # the scope lives for as long as its connection
 
 
 async def send_error(error: RequestError, scope: Scope, send: Send) -> None:

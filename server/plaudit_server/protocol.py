@@ -100,6 +100,11 @@ def connection_of(scope: Scope) -> Connection:
     return found
 
 
+def release(scope: Scope) -> None:
+    """The request is done: the connection, which holds its last scope, must not be held by it."""
+    del scope[_CONNECTION]
+
+
 def bounded_protocol(limits: Limits) -> type[HttpToolsProtocol]:
     """The protocol class with these limits."""
 

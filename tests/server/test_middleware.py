@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import gc
 import json
 import logging
 import socket
@@ -281,6 +282,26 @@ def test_head_requests_and_clients_that_close_are_answered_as_ever(port):
     with connect(port) as connection:
         connection.sendall(head("/echo", "content-length: 2").replace(b"HTTP/1.1", b"HTTP/1.0") + b"{}")
         assert answer(connection)[1]["connection"] == "close" and connection.recv(1) == b""
+
+
+def test_what_a_request_held_is_given_back_without_the_garbage_collector(port):
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(connections())
+        for _ in range(3):
+            with connect(port) as kept:
+                kept.sendall(head("/echo", "content-length: 40000") + b"x" * 40_000)
+                assert answer(kept)[0] == 200
+                until(lambda: not any(one.scope and "body" in one.scope["state"] for one in connections()))
+        until(lambda: len(connections()) <= before)
+    finally:
+        gc.enable()
+
+
+def connections():
+    """Those that are still in memory."""
+    return [one for one in gc.get_objects() if isinstance(one, protocol.Connection)]
 
 
 def test_a_body_that_waits_to_be_asked_for_is_asked_for(port):
