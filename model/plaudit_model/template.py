@@ -59,9 +59,11 @@ class ChatTemplate:
 def compile_source(source: str) -> jinja2.Template:
     """The template, compiled. Raises ContractError if it is not valid Jinja."""
     try:
-        return _environment().from_string(source)
+        template = _environment().from_string(source)
     except jinja2.TemplateError as error:
         raise ContractError(f"the chat template does not compile: {error}") from error
+    template.globals = dict(template.globals)  # a ChainMap otherwise, which each render copies key by key: most of it
+    return template
 
 
 def writes_date(source: str) -> bool:

@@ -83,11 +83,10 @@ def admit(demand: Demand, backlog: Backlog, bounds: Bounds, rate: float | None, 
         raise TooLarge(f"an item has {demand.longest} tokens; the model takes {bounds.item_tokens}")
     if demand.bytes > bounds.bytes:
         raise TooLarge(f"the request would hold {demand.bytes} bytes; the queue may hold {bounds.bytes}: split it")
-    retry_after = _retry_after(backlog, bounds, rate)
     if backlog.tokens >= bounds.tokens or backlog.bytes + demand.bytes > bounds.bytes:
-        raise Overloaded(f"the queue is full ({backlog.tokens} tokens wait)", retry_after)
+        raise Overloaded(f"the queue is full ({backlog.tokens} tokens wait)", _retry_after(backlog, bounds, rate))
     if backlog.tokens and rate and time_left is not None and (backlog.tokens + demand.tokens) / rate > time_left:
-        raise Overloaded("the queue is too long for this deadline", retry_after)
+        raise Overloaded("the queue is too long for this deadline", _retry_after(backlog, bounds, rate))
 
 
 def _retry_after(backlog: Backlog, bounds: Bounds, rate: float | None) -> float:

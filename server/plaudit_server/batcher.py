@@ -10,7 +10,9 @@ When does a batch start? A worker that computes gives the queue time to fill by 
 `settle` seconds for company; whoever arrives meanwhile and shares most of its tokens with those who wait starts
 that silence anew, up to `max_wait` from the first arrival. So the n samples of a prompt sent as n requests, which
 come within milliseconds of each other, are computed together, while a lone item, or any number of unrelated
-ones, pays no more than `settle`: waiting would gain them nothing. A queue that fills a batch starts at once.
+ones, pays no more than `settle`: waiting would gain them nothing. Where nobody has had company for a while nobody
+is kept waiting for it, until one has some within `settle` again: the first storm of samples after such a time
+computes its prompt twice. A queue that fills a batch starts at once.
 """
 
 from __future__ import annotations
@@ -32,6 +34,10 @@ Slot = Literal["idle", "ahead", "none"]
 
 INTERACTIVE_TURNS = 4
 """Batches in a row that the interactive class may lead while the batch class waits; then it has one turn."""
+
+_HABIT, _PATIENCE = 8, 10.0
+"""Company is not waited for once so many sequences in a row had none, and none came for so many seconds. So it costs
+at most one prompt, computed twice, in that time."""
 
 _DEAR = 16
 """A prefix of more than 1/16 of the budget is dear: its family is not begun where it would have to be cut."""
@@ -60,6 +66,9 @@ class Batcher:
         self._suspects: deque[Batch] = deque()
         self._deadlines = Deadlines()
         self._silent_since = float("-inf")
+        self._opener: Entry | None = None  # the last to find nobody waiting
+        self._alone = 0  # openers in a row that nobody came for
+        self._company_at = float("-inf")
         self._interactive_turns = 0
 
     @property
@@ -85,7 +94,15 @@ class Batcher:
         entry = self._entries[job.key] = Entry.of(job)
         first = not len(self._index)
         known = self._enqueue(entry)
-        if first or 2 * known >= entry.tokens:
+        if first:
+            opener, self._opener = self._opener, entry
+            if opener and opener.key in self._entries and job.arrived <= opener.arrived + self._policy.settle:
+                known = self._index.common(opener, entry)  # company for one that was not kept waiting
+        if related := 2 * known >= entry.tokens:
+            self._alone, self._company_at = 0, job.arrived
+        elif first:
+            self._alone += 1
+        if first or related:
             self._silent_since = job.arrived
         return False
 
@@ -201,7 +218,8 @@ class Batcher:
             return oldest
         if slot == "ahead":
             return None  # a batch that is not full only gains by waiting until the worker is free
-        return min(oldest + self._policy.max_wait, self._silent_since + self._policy.settle)
+        hopeless = self._alone > _HABIT and oldest > self._company_at + _PATIENCE
+        return min(oldest + self._policy.max_wait, self._silent_since + (0.0 if hopeless else self._policy.settle))
 
     def _form(self) -> Batch:
         lane, room, passed_over = self._next_lane(), self._policy.token_budget, 0

@@ -16,7 +16,7 @@ from .envelope import read_reward
 from .errors import RULES, RequestError, from_item
 from .results import Result
 from .scoring import Scoring
-from .service import Defaults, agree, json_response, service_of
+from .service import Defaults, agree, body_of, json_response, service_of
 
 router = APIRouter()
 
@@ -52,7 +52,7 @@ async def get_reward(request: Request) -> Response:
 
 
 async def _get_reward(request: Request) -> Response:
-    call = read_reward(await request.body())
+    call = read_reward(body_of(request))
     defaults = Defaults(service_of(request).settings.overlong or "truncate_left", "batch")
     model, terms = agree(request, call.options, defaults)
     async with Scoring(model, call.candidates, terms) as scoring:

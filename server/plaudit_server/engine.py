@@ -136,6 +136,11 @@ class Engine:
         return 0 if self._phase == "starting" else self._ledger.queued_tokens
 
     @property
+    def open_items(self) -> int:
+        """Items that have no answer yet."""
+        return 0 if self._phase == "starting" else self._ledger.items
+
+    @property
     def worker_pid(self) -> int | None:
         """Process id of the worker; None while there is none."""
         return self._worker.pid if self._worker else None
@@ -188,7 +193,6 @@ class Engine:
                 self._running_since = now
             self._running.append(flight)
             self._worker.send(flight.groups)
-            self._ledger.report_queue()
 
     def _slot(self) -> Slot:
         if self._worker is None:

@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any, NoReturn
 
 from pydantic import TypeAdapter, ValidationError
@@ -29,6 +28,11 @@ SHAPES = (
     '{"prompt", "response"}, {"prompt", "responses": [..]}, {"messages": [..]}, or {"items": [..]} with items of '
     'those shapes, {"text"}, or {"input_ids", "prompt_tokens"?}'
 )
+_SCORE = TypeAdapter[Any](schema.ScoreRequest)
+_RANK = TypeAdapter[Any](schema.RankRequest)
+_COMPARE = TypeAdapter[Any](schema.CompareRequest)
+_REWARD = TypeAdapter[Any](schema.RewardRequest)
+_QUERY = TypeAdapter[Any](schema.QueryOptions)
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -66,19 +70,22 @@ class Options:
         )
 
 
+NO_OPTIONS = Options()
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """A checked request. `single`: it had the shape {"prompt", "response"}."""
 
     candidates: Sequence[Candidate]
-    options: Options = Options()
+    options: Options = NO_OPTIONS
     single: bool = False
     top_n: int | None = None
 
 
 def read_score(body: bytes) -> Call:
     """`POST /score`. Raises RequestError."""
-    request = _checked(schema.ScoreRequest, body, SHAPES)
+    request = _checked(_SCORE, body, SHAPES)
     items = request["items"] if "items" in request else [_without_options(request)]
     candidates = [candidate for index, item in enumerate(items) for candidate in _flatten(item, index)]
     if len(candidates) > MAX_ITEMS:
@@ -88,33 +95,33 @@ def read_score(body: bytes) -> Call:
 
 def read_rank(body: bytes) -> Call:
     """`POST /rank`. Raises RequestError."""
-    request = _checked(schema.RankRequest, body, '{"prompt", "responses": [..], "top_n"?}')
+    request = _checked(_RANK, body, '{"prompt", "responses": [..], "top_n"?}')
     item = {"prompt": request["prompt"], "responses": request["responses"]}
     return Call(list(_flatten(item, 0)), _options(request), top_n=request.get("top_n"))
 
 
 def read_compare(body: bytes) -> Call:
     """`POST /compare`: two candidates. Raises RequestError."""
-    request = _checked(schema.CompareRequest, body, '{"prompt", "response_a", "response_b"}')
+    request = _checked(_COMPARE, body, '{"prompt", "response_a", "response_b"}')
     item = {"prompt": request["prompt"], "responses": [request["response_a"], request["response_b"]]}
     return Call(list(_flatten(item, 0)), _options(request))
 
 
 def read_reward(body: bytes) -> Call:
     """OpenRLHF's `POST /get_reward`. Raises RequestError."""
-    request = _checked(schema.RewardRequest, body, '{"query": [..]}')
+    request = _checked(_REWARD, body, '{"query": [..]}')
     return Call([Candidate({"text": text}, index) for index, text in enumerate(request["query"])])
 
 
 def read_query(pairs: Sequence[tuple[str, str]]) -> Options:
     """Options in the URL. Raises RequestError for one that is not known, or is given twice."""
     if not pairs:
-        return Options()
+        return NO_OPTIONS
     values = dict(pairs)
     if len(values) != len(pairs):
         raise RequestError("invalid_request", "an option stands in the URL twice")
     try:
-        return Options(**_adapter(schema.QueryOptions).validate_python(values))
+        return Options(**_QUERY.validate_python(values))
     except ValidationError as error:
         raise _explained(error, "?overlong=, ?priority= and ?deadline_ms=") from None
 
@@ -139,24 +146,23 @@ def _no_constant(_name: str) -> NoReturn:
     raise ValueError("not a JSON number")
 
 
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
-
-
-def _checked(kind: Any, body: bytes, shapes: str) -> dict[str, Any]:
+def _checked(adapter: TypeAdapter[Any], body: bytes, shapes: str) -> dict[str, Any]:
     try:
-        request: dict[str, Any] = _adapter(kind).validate_python(decode(body))
+        request: dict[str, Any] = adapter.validator.validate_python(decode(body))
     except ValidationError as error:
         raise _explained(error, shapes) from None
     return request
 
 
-def _without_options(request: Mapping[str, Any]) -> dict[str, Any]:
+def _without_options(request: Mapping[str, Any]) -> Mapping[str, Any]:
+    if request.keys() <= schema.SHAPE_FIELDS:
+        return request
     return {key: value for key, value in request.items() if key in schema.SHAPE_FIELDS}
 
 
 def _options(request: Mapping[str, Any]) -> Options:
+    if request.keys() <= schema.SHAPE_FIELDS:
+        return NO_OPTIONS
     return Options(**{key: value for key, value in request.items() if key in Options.__slots__})
 
 

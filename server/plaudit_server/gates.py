@@ -31,15 +31,20 @@ def gates(settings: ServerSettings) -> list[Gate]:
 
 def header(scope: Scope, name: bytes) -> str | None:
     """The first header of a (lower case) name."""
-    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), None)
+    for key, value in scope["headers"]:
+        if key == name:
+            found: str = value.decode("latin-1")
+            return found
+    return None
 
 
 def small_head(limits: Limits) -> Gate:
     """Bounds the number and the size of the headers; `protocol` bounds what is read before they are complete."""
 
     def gate(scope: Scope) -> None:
-        size = sum(len(name) + len(value) for name, value in scope["headers"])
-        size += len(scope.get("raw_path") or b"") + len(scope["query_string"])
+        size = len(scope.get("raw_path") or b"") + len(scope["query_string"])
+        for name, value in scope["headers"]:
+            size += len(name) + len(value)
         if len(scope["headers"]) > limits.headers or size > limits.header_bytes:
             raise RequestError(
                 "headers_too_large", f"at most {limits.headers} headers and {limits.header_bytes} bytes of them"

@@ -62,6 +62,11 @@ class Ledger:
         return list(self._answers.values())
 
     @property
+    def items(self) -> int:
+        """Items that have no answer yet."""
+        return len(self._answers)
+
+    @property
     def queued_tokens(self) -> int:
         """Tokens that wait for the worker, a shared prompt counted in each sequence."""
         return self._batcher.queued_tokens("interactive") + self._batcher.queued_tokens("batch")
@@ -87,7 +92,6 @@ class Ledger:
                 self._observer.item_reused("cache", len(item.ids))
             else:
                 self._promise(Job(item, key, priority, now, deadline), answer)
-        self.report_queue()
         return answers
 
     def expire(self, now: float) -> None:
@@ -111,24 +115,17 @@ class Ledger:
         computed = flight.tokens
         sequences, late = len(flight.batch.entries), len(scores.late_jit)
         self._observer.batch_done(BatchReport(sequences, computed, logical - computed, scores.seconds, late))
-        self.report_queue()
 
     def fail(self, entry: Entry, error: type[EngineError], message: str) -> None:
         """Answer everyone who waits for a sequence with an error."""
         for job in self._batcher.answered(entry):
             self._fail(job, error(message))
-        self.report_queue()
 
     def fail_all(self, error: type[EngineError], message: str) -> None:
         """Answer everyone with an error."""
         for job in list(self._answers):
             self._batcher.discard(job)
             self._fail(job, error(message))
-        self.report_queue()
-
-    def report_queue(self) -> None:
-        """Tell the observer what waits."""
-        self._observer.queue_changed(self.queued_tokens, len(self._answers))
 
     def _admit(self, work: Sequence[Work], now: float, deadline: float | None, priority: Priority) -> None:
         lengths = [len(item.ids) for item in work]
@@ -151,7 +148,6 @@ class Ledger:
         if job in self._answers:
             self._take(job)
             self._batcher.discard(job)
-            self.report_queue()
 
     def _resolve(self, entry: Entry, attributes: tuple[float, ...], shared: int, seconds: float, now: float) -> None:
         self._cache.put(entry.key, attributes)

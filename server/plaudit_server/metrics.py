@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -23,6 +23,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
+        self._answered: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         one = ["model"]
         self._requests = Counter(
             "plaudit_requests",
@@ -37,7 +38,8 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
-        self._open = Gauge("plaudit_requests_open", "Requests being answered", registry=registry)
+        self._open = 0
+        Gauge("plaudit_requests_open", "Requests being answered", registry=registry).set_function(lambda: self._open)
         self._items = Counter("plaudit_items", "Items answered, with a score or an error", one, registry=registry)
         self._item_errors = Counter(
             "plaudit_item_errors", "Items answered with an error", ["model", "code"], registry=registry
@@ -78,12 +80,18 @@ class Metrics:
         return ModelMetrics(self, id)
 
     def request_begun(self) -> None:
-        self._open.inc()
+        self._open += 1
 
     def request_done(self, route: str, status: int, seconds: float) -> None:
-        self._open.dec()
-        self._requests.labels(route, str(status)).inc()
-        self._request_seconds.labels(route).observe(seconds)
+        self._open -= 1
+        if (route, status) not in self._answered:  # a label is looked up slowly, and there are few
+            self._answered[route, status] = (
+                self._requests.labels(route, str(status)),
+                self._request_seconds.labels(route),
+            )
+        counter, histogram = self._answered[route, status]
+        counter.inc()
+        histogram.observe(seconds)
 
     def exposition(self) -> bytes:
         """Prometheus' text format."""
@@ -119,9 +127,10 @@ class ModelMetrics:
         self._tokens["shared"].inc(report.shared_tokens)
         self._late_jit.inc(report.late_jit)
 
-    def queue_changed(self, tokens: int, items: int) -> None:
-        self._queue_tokens.set(tokens)
-        self._queue_items.set(items)
+    def follow(self, tokens: Callable[[], int], items: Callable[[], int]) -> None:
+        """What waits is asked for when somebody looks: tokens that wait for the worker, items without an answer."""
+        self._queue_tokens.set_function(tokens)
+        self._queue_items.set_function(items)
 
     def item_reused(self, source: Literal["cache", "duplicate"], tokens: int) -> None:
         self._tokens["cached" if source == "cache" else source].inc(tokens)

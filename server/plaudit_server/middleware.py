@@ -11,6 +11,7 @@ Direct       calls the routes that score; the rest of FastAPI, which is behind i
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import re
 import secrets
@@ -29,6 +30,7 @@ from .errors import RequestError
 from .gates import PUBLIC, header
 from .gates import Gate as Check
 from .metrics import Metrics
+from .protocol import connection_of, release
 from .results import dumps
 from .settings import Limits
 
@@ -37,15 +39,17 @@ access = logging.getLogger("plaudit.access")
 
 CLIENT_GONE = 499
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_PROCESS, _NUMBER = secrets.token_hex(6), itertools.count(1)
 _MODEL_PATH = re.compile(r"/m/(?P<model>[^/]+)(?P<rest>/.*)", re.DOTALL)
 
 
 @dataclass(slots=True)
 class _Answer:
-    """What has been sent of one answer."""
+    """What has been sent of one answer. `head` is held back until the body begins."""
 
     status: int = CLIENT_GONE
     started: bool = False
+    head: Message | None = None
 
 
 class Report:
@@ -59,18 +63,27 @@ class Report:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         request_id = scope.setdefault("state", {})["request_id"] = _request_id(scope)
-        answer, started = _Answer(), time.monotonic()
+        answer, connection, started = _Answer(), connection_of(scope), time.monotonic()
         self._metrics.request_begun()
 
         async def tell(message: Message) -> None:
             if message["type"] == "http.response.start":
-                answer.status, answer.started = message["status"], True
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                answer.status, answer.head = message["status"], message
+                return
+            head, answer.head = answer.head, None
+            if head is not None:
+                answer.started = True
+                whole = not message.get("more_body", False)
+                if whole and connection.answer(scope, head["status"], head["headers"], message.get("body", b"")):
+                    return
+                await send(head)
             await send(message)
 
         try:
             await self._answered(scope, receive, tell, answer)
         finally:
+            release(scope)
             self._done(scope, answer.status, time.monotonic() - started)
 
     async def _answered(self, scope: Scope, receive: Receive, send: Send, answer: _Answer) -> None:
@@ -118,7 +131,11 @@ class ModelPath:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (match := _MODEL_PATH.fullmatch(scope["path"])):
+        if (
+            scope["type"] == "http"
+            and scope["path"].startswith("/m/")
+            and (match := _MODEL_PATH.fullmatch(scope["path"]))
+        ):
             scope["state"]["model"] = match["model"]
             scope["path"] = match["rest"]
             scope["raw_path"] = match["rest"].encode()
@@ -146,21 +163,26 @@ class Body:
     async def _read(self, scope: Scope, receive: Receive, body: bytearray) -> bool:
         """Read into `body`; False if the client went away first."""
         self._check(_announced(scope), coming=True)
+        if connection_of(scope).whole(scope):
+            return await self._collect(receive, body)
         seconds = self._limits.body_seconds
         try:
             async with asyncio.timeout(seconds):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        return False
-                    chunk = message.get("body", b"")
-                    body += chunk
-                    self._held += len(chunk)
-                    self._check(len(body), coming=False)
-                    if not message.get("more_body", False):
-                        return True
+                return await self._collect(receive, body)
         except TimeoutError:
             raise RequestError("body_timeout", f"the whole body must be there within {seconds:g} s") from None
+
+    async def _collect(self, receive: Receive, body: bytearray) -> bool:
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return False
+            chunk = message.get("body", b"")
+            body += chunk
+            self._held += len(chunk)
+            self._check(len(body), coming=False)
+            if not message.get("more_body", False):
+                return True
 
     def _check(self, size: int, *, coming: bool) -> None:
         limits = self._limits
@@ -194,42 +216,34 @@ def _announced(scope: Scope) -> int:
 
 async def _run(app: ASGIApp, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
     """The application, with the body it asks for, until it is done or its client is gone."""
-    gone = asyncio.ensure_future(_disconnected(receive))
+    scope["state"]["body"] = body
     unread = [{"type": "http.request", "body": body, "more_body": False}]
-    finished = False
+    finished = left = False
+    task, connection = asyncio.current_task(), connection_of(scope)
+    assert task is not None, "a request is served in a task of its own"
 
     async def replay() -> Message:
-        if not unread:
-            await asyncio.wait([gone])
-        return unread.pop() if unread else {"type": "http.disconnect"}
+        return unread.pop() if unread else await receive()
 
     async def note(message: Message) -> None:
         nonlocal finished
         finished = message["type"] == "http.response.body" and not message.get("more_body", False)
         await send(message)
 
-    task, left = asyncio.current_task(), False
-    assert task is not None, "a request is served in a task of its own"
-
-    def leave(_: object) -> None:
+    def leave() -> None:
         nonlocal left
         if not finished:
             left = task.cancel()
 
-    gone.add_done_callback(leave)
+    connection.watch(leave)
     try:
         await app(scope, replay, note)
     except asyncio.CancelledError:
         if not left or task.uncancel():  # it is somebody else who cancels
             raise
     finally:
-        finished = True  # `leave` may have been called for already, and must not reach what comes after
-        gone.cancel()
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+        connection.unwatch(leave)
+        del scope["state"]["body"]  # the scope lives for as long as its connection
 
 
 async def send_error(error: RequestError, scope: Scope, send: Send) -> None:
@@ -245,7 +259,7 @@ async def send_error(error: RequestError, scope: Scope, send: Send) -> None:
 def _request_id(scope: Scope) -> str:
     """The client's X-Request-Id if it is a harmless one, or a new one."""
     given = header(scope, b"x-request-id")
-    return given if given and _REQUEST_ID.fullmatch(given) else secrets.token_hex(12)
+    return given if given and _REQUEST_ID.fullmatch(given) else f"{_PROCESS}{next(_NUMBER):012x}"
 
 
 def _frames(error: BaseException) -> str:

@@ -24,9 +24,6 @@ class EngineObserver(Protocol):
 
     def batch_done(self, report: BatchReport) -> None: ...
 
-    def queue_changed(self, tokens: int, items: int) -> None:
-        """What waits or runs: tokens that wait for the worker, items that have no answer yet."""
-
     def item_reused(self, source: Literal["cache", "duplicate"], tokens: int) -> None:
         """An item is answered without being computed: from the cache, or with an equal item in flight."""
 

@@ -37,8 +37,8 @@ class PrefixIndex:
     def add(self, entry: Entry) -> int:
         """Returns how many of its tokens were in the tree already."""
         at = bisect_left(self._entries, entry.order, key=_order)
-        before = self._prefix(self._entries[at - 1], entry) if at else 0
-        after = self._prefix(entry, self._entries[at]) if at < len(self._entries) else 0
+        before = self.common(self._entries[at - 1], entry) if at else 0
+        after = self.common(entry, self._entries[at]) if at < len(self._entries) else 0
         self._entries.insert(at, entry)
         self._common.insert(at, before)
         if at + 1 < len(self._common):
@@ -53,6 +53,10 @@ class PrefixIndex:
         if at < len(self._common):
             self._common[at] = min(before, after)
         self.tokens -= entry.tokens - max(before, after)
+
+    def common(self, a: Entry, b: Entry) -> int:
+        """Tokens that two entries, in the index or not, could share."""
+        return _common_prefix(a.ids, b.ids) if self._share else 0
 
     def relatives(self, entry: Entry) -> Iterator[tuple[Entry, int]]:
         """Other entries with the length of the prefix they have in common with `entry`, nearest first.
@@ -91,9 +95,6 @@ class PrefixIndex:
         if at == len(self._entries) or self._entries[at] is not entry:
             raise KeyError("the entry is not in the index")
         return at
-
-    def _prefix(self, a: Entry, b: Entry) -> int:
-        return _common_prefix(a.ids, b.ids) if self._share else 0
 
 
 def _common_prefix(a: Ids, b: Ids) -> int:

@@ -3,17 +3,24 @@
 httptools is faster than h11 and refuses a message with both Content-Length and Transfer-Encoding, which h11
 takes. But it collects headers without an end and waits for them for ever, so here they are bounded in bytes and
 in time; and a client that goes on sending after its answer is cut off.
+
+What ASGI has no words for, the `Connection` in a request's scope does: it says that the client has gone, without a
+task that waits for it, and that a body is all there; and it writes an answer at once, where ASGI's two messages are
+two system calls.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.types import Scope
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from .settings import Limits
 
+_CONNECTION = "plaudit.connection"
 _TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\nconnection: close\r\n"
     b"content-length: %d\r\n\r\n%s"
@@ -24,20 +31,96 @@ _BODY = (
 )
 
 
+class Connection(HttpToolsProtocol):
+    """uvicorn's protocol, with what ASGI has no words for. It serves one request at a time."""
+
+    _serving: RequestResponseCycle | None = None
+    _leave: Callable[[], object] | None = None
+    _lost = False
+
+    def whole(self, scope: Scope) -> bool:
+        """The body of the request is there to its end: reading it does not wait."""
+        cycle = self._serving
+        return cycle is not None and cycle.scope is scope and not cycle.more_body
+
+    def watch(self, leave: Callable[[], object]) -> None:
+        """Call `leave` once the client has gone; at once if it has already."""
+        self._leave = leave
+        self.flow.resume_reading()  # a connection that is not read from does not say that it is closed
+        if self._lost:
+            leave()
+
+    def unwatch(self, leave: Callable[[], object]) -> None:
+        """Nobody cares for `leave` any more; the next request may have put its own in that place."""
+        if self._leave is leave:
+            self._leave = None
+
+    def answer(self, scope: Scope, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> bool:
+        """Head and body in one write. False: nothing was written, and the answer must go ASGI's way.
+
+        The headers are the server's own: lower case and valid.
+        """
+        cycle = self._serving
+        if cycle is None or cycle.scope is not scope or cycle.response_started or cycle.disconnected:
+            return False
+        if scope["method"] == "HEAD" or self.flow.write_paused or (b"content-length", b"%d" % len(body)) not in headers:
+            return False
+        content = [STATUS_LINE[status]]
+        for name, value in (*cycle.default_headers, *headers):
+            content += (name, b": ", value, b"\r\n")
+        content += (b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n", body)
+        cycle.waiting_for_100_continue = False
+        cycle.response_started = cycle.response_complete = True
+        self.transport.write(b"".join(content))
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            self.transport.close()
+        cycle.on_response()
+        return True
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope[_CONNECTION] = self  # type: ignore[literal-required]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._lost = True
+        if self._leave is not None:
+            self._leave()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._serving = cycle
+        super()._start_asgi_task(cycle, app)
+
+
+def connection_of(scope: Scope) -> Connection:
+    """The connection that a request came over."""
+    found = scope[_CONNECTION]
+    assert isinstance(found, Connection)
+    return found
+
+
+def release(scope: Scope) -> None:
+    """The request is done: the connection, which holds its last scope, must not be held by it."""
+    del scope[_CONNECTION]
+
+
 def bounded_protocol(limits: Limits) -> type[HttpToolsProtocol]:
     """The protocol class with these limits."""
 
-    class BoundedProtocol(HttpToolsProtocol):
+    class BoundedProtocol(Connection):
         """`_head_bytes` came of a head that is not complete; None while none is awaited."""
+
+        _timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             self._message_bytes = 0
             self._head_bytes: int | None = 0
-            self._timer = self._head_timer()
+            self._await_head()
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self._timer.cancel()
+            self._end_timer()
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
@@ -47,26 +130,32 @@ def bounded_protocol(limits: Limits) -> type[HttpToolsProtocol]:
             super().data_received(data)
             if self.transport.is_closing():
                 return
-            if self._head_bytes is not None and self._head_bytes > limits.header_bytes:
-                self.transport.write(_TOO_LARGE % (len(_BODY), _BODY))
-                self.transport.close()
-            elif self._message_bytes > 2 * limits.body_bytes:
+            if self._head_bytes is not None:
+                if self._head_bytes > limits.header_bytes:
+                    self.transport.write(_TOO_LARGE % (len(_BODY), _BODY))
+                    self.transport.close()
+                elif self._timer is None:
+                    self._await_head()
+            if self._message_bytes > 2 * limits.body_bytes:
                 self.transport.abort()
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
             self._message_bytes = 0
             self._head_bytes = 0
-            self._timer.cancel()
-            self._timer = self._head_timer()
+            self._end_timer()
 
         def on_headers_complete(self) -> None:
             self._head_bytes = None
-            self._timer.cancel()
             super().on_headers_complete()
 
-        def _head_timer(self) -> asyncio.TimerHandle:
-            return self.loop.call_later(limits.header_seconds, self._late)
+        def _await_head(self) -> None:
+            self._timer = self.loop.call_later(limits.header_seconds, self._late)
+
+        def _end_timer(self) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
 
         def _late(self) -> None:
             if not self.transport.is_closing():

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic_core import to_json
+
 from plaudit_model.contract import RewardContract
 from plaudit_model.encode import Encoded
 from plaudit_model.errors import ItemError
@@ -52,23 +54,23 @@ class Result:
 
 def usage(results: Sequence[Result]) -> dict[str, int]:
     """Token counts of what was scored."""
-    done = [(result.encoded, result.scored) for result in results if result.encoded and result.scored]
-    return {
-        "prompt_tokens": sum(encoded.prompt_tokens for encoded, _ in done),
-        "total_tokens": sum(scored.tokens for _, scored in done),
-        "shared_tokens": sum(scored.shared_tokens for _, scored in done),
-        "cached_tokens": sum(scored.tokens for _, scored in done if scored.cached),
-    }
+    prompt = total = shared = cached = 0
+    for result in results:
+        if result.encoded and result.scored:
+            prompt += result.encoded.prompt_tokens
+            total += result.scored.tokens
+            shared += result.scored.shared_tokens
+            cached += result.scored.tokens if result.scored.cached else 0
+    return {"prompt_tokens": prompt, "total_tokens": total, "shared_tokens": shared, "cached_tokens": cached}
 
 
 def timing(results: Sequence[Result], tokenize_seconds: float) -> dict[str, float]:
     """Milliseconds: of the item that waited longest, and of the slowest batch."""
-    scored = [result.scored for result in results if result.scored]
-    return {
-        "queue_ms": _ms(max((item.queue_seconds for item in scored), default=0.0)),
-        "tokenize_ms": _ms(tokenize_seconds),
-        "compute_ms": _ms(max((item.compute_seconds for item in scored), default=0.0)),
-    }
+    queue = compute = 0.0
+    for result in results:
+        if result.scored:
+            queue, compute = max(queue, result.scored.queue_seconds), max(compute, result.scored.compute_seconds)
+    return {"queue_ms": _ms(queue), "tokenize_ms": _ms(tokenize_seconds), "compute_ms": _ms(compute)}
 
 
 def transformation(name: Transform, contract: RewardContract) -> Callable[[float], float]:
@@ -98,7 +100,10 @@ def sigmoid(x: float) -> float:
 
 def dumps(value: Any) -> bytes:
     """Strict JSON: NaN and infinity raise ValueError."""
-    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+    data = to_json(value)
+    if b"NaN" in data or b"Infinity" in data:  # a number, or a word in somebody's text: the standard library knows
+        return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+    return data
 
 
 def _missing(what: str, param: str | None) -> RequestError:

@@ -9,10 +9,11 @@ from starlette.types import Receive, Scope, Send
 
 from .envelope import Call, read_compare, read_rank, read_score
 from .errors import RequestError, from_item, whole_failure
+from .gates import header
 from .results import Result, dumps, sigmoid, temperature, timing, usage
 from .scoring import Scoring, Terms
 from .served import Served
-from .service import NATIVE, agree, json_response, request_id_of
+from .service import NATIVE, agree, body_of, json_response, request_id_of
 
 NDJSON = "application/x-ndjson"
 
@@ -22,9 +23,9 @@ router = APIRouter()
 @router.post("/score")
 async def score(request: Request) -> Response:
     """Scores of one or many responses, in the order of the request."""
-    call = read_score(await request.body())
+    call = read_score(body_of(request))
     model, terms = agree(request, call.options, NATIVE)
-    if NDJSON in request.headers.get("accept", ""):
+    if NDJSON in (header(request.scope, b"accept") or ""):
         return Stream(request_id_of(request), model, call, terms)
     scoring, results = await _scored(model, call, terms)
     answer = _head(request_id_of(request), model, terms)
@@ -38,7 +39,7 @@ async def score(request: Request) -> Response:
 @router.post("/rank")
 async def rank(request: Request) -> Response:
     """The responses to one prompt, best first; equal scores keep their order. What has no score is in `failed`."""
-    call = read_rank(await request.body())
+    call = read_rank(body_of(request))
     model, terms = agree(request, call.options, NATIVE)
     scoring, results = await _scored(model, call, terms)
     ranked = sorted((r for r in results if r.score is not None), key=lambda r: -(r.score or 0.0))
@@ -52,7 +53,7 @@ async def rank(request: Request) -> Response:
 @router.post("/compare")
 async def compare(request: Request) -> Response:
     """How likely response A is the better one: sigmoid(margin / temperature), margin = score(A) - score(B)."""
-    call = read_compare(await request.body())
+    call = read_compare(body_of(request))
     model, terms = agree(request, call.options, NATIVE)
     scale = temperature(model.contract)
     scoring, results = await _scored(model, call, terms)

@@ -6,7 +6,6 @@ strict, an unknown field is an error, and a number is finite.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import ConfigDict, Discriminator, Field, GetCoreSchemaHandler, Tag, with_config
@@ -90,7 +89,7 @@ class TokenIds(TypedDict):
 
 def _shape(value: Any) -> str | None:
     """Which shape an object has, by the fields that shapes have; fields beyond those are found out later."""
-    return TAGS.get(frozenset(value) & SHAPE_FIELDS) if isinstance(value, Mapping) else None
+    return TAGS.get(frozenset(value) & SHAPE_FIELDS) if isinstance(value, dict) else None
 
 
 TAGS = {

@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from plaudit_model.encode import Encoded, Overlong
@@ -82,8 +83,9 @@ class Scoring:
 
     async def all(self) -> list[Result]:
         """Every result, in order."""
-        if self._answers:
-            await asyncio.wait(self._answers.values())
+        for answer in self._answers.values():
+            with suppress(EngineError):  # `_result` says which
+                await answer
         results = [self._result(index) for index in range(len(self._candidates))]
         self._count(results)
         return results

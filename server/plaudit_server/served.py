@@ -69,6 +69,11 @@ class Served:
             raise RequestError("unavailable", "the model is being loaded")
         return self.info
 
+    @property
+    def state(self) -> State:
+        """The engine's; `starting` for as long as the tokenizers are being read."""
+        return "starting" if self.info is None and self.engine.state == "ready" else self.engine.state
+
     async def close(self) -> None:
         """End the threads and the worker."""
         self.encoders.close()
@@ -110,7 +115,7 @@ class Models:
     @property
     def states(self) -> dict[str, State]:
         """Each model's state; `draining` for all once the server leaves."""
-        return {model.id: "draining" if self.leaving else model.engine.state for model in self}
+        return {model.id: "draining" if self.leaving else model.state for model in self}
 
 
 def open_model(name: Name, settings: ServerSettings, engine: EngineSettings, metrics: Metrics) -> Served:
@@ -121,4 +126,6 @@ def open_model(name: Name, settings: ServerSettings, engine: EngineSettings, met
     rule = RenderedRule(settings.rendered_text, contract.template.source)
     encoders = EncodingPool(encoder, settings.encode_threads, rule, settings.limits.item_bytes)
     observer = metrics.of_model(name.id)
-    return Served(name.id, contract, encoders, Engine(str(directory), engine, observer), observer)
+    scorer = Engine(str(directory), engine, observer)
+    observer.follow(lambda: scorer.queued_tokens, lambda: scorer.open_items)
+    return Served(name.id, contract, encoders, scorer, observer)

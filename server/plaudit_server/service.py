@@ -46,14 +46,21 @@ def service_of(request: Request) -> Service:
 
 
 def request_id_of(request: Request) -> str:
-    return str(request.state.request_id)
+    return str(request.scope["state"]["request_id"])
+
+
+def body_of(request: Request) -> bytes:
+    """The body, which `middleware.Body` has read."""
+    body = request.scope["state"]["body"]
+    assert isinstance(body, bytes)
+    return body
 
 
 def agree(request: Request, options: Options, defaults: Defaults) -> tuple[Served, Terms]:
     """The model that a request means, and the terms it is scored on. Raises RequestError."""
-    service = service_of(request)
-    url = read_query(request.query_params.multi_items())
-    options = options.over(replace(url, model=getattr(request.state, "model", None)))
+    service, named = service_of(request), request.scope["state"].get("model")
+    if named is not None or request.scope["query_string"]:
+        options = options.over(replace(read_query(request.query_params.multi_items()), model=named))
     terms = Terms.of(
         options,
         overlong=defaults.overlong,

@@ -279,6 +279,65 @@ def test_a_lone_item_waits_no_longer_than_it_takes_to_settle() -> None:
     assert queue.next_batch(5.0031, "idle") is not None
 
 
+def lone_items(queue: Batcher, count: int) -> float:
+    """Unrelated items, each 10 ms after the last was answered; how long the last of them was kept waiting."""
+    waited = 0.0
+    for index in range(count):
+        now = 100.0 + index / 100
+        queue.add(job([index + 10] * 20, now=now))
+        waited = queue.wait(now, "idle") or 0.0
+        batch = queue.next_batch(now + waited, "idle")
+        assert batch is not None
+        settle(queue, batch)
+    return waited
+
+
+def test_lone_items_are_not_kept_waiting_once_nobody_ever_came() -> None:
+    queue = batcher(settle=0.003)
+    assert lone_items(queue, 8) == pytest.approx(0.003)
+    assert lone_items(queue, 1) == 0.0
+
+
+def test_company_in_flight_ends_that_habit_and_a_client_that_asks_one_by_one_does_not() -> None:
+    queue = batcher(settle=0.003)
+    lone_items(queue, 20)
+    for index in range(3):  # each asked once the last was answered
+        now = 200.0 + index / 1000
+        queue.add(job([*prompt(1), index], now=now))
+        batch = queue.next_batch(now, "idle")
+        assert batch is not None
+        if index < 2:
+            settle(queue, batch)
+    queue.add(job([*prompt(1), 9], now=200.0025))  # the third is still being computed
+    assert queue.wait(200.0025, "idle") == pytest.approx(0.003)
+    assert (late := queue.next_batch(200.1, "idle")) is not None
+    settle(queue, late)
+    settle(queue, batch)
+
+
+def test_lone_items_among_storms_are_kept_waiting() -> None:
+    queue = batcher(settle=0.003)
+    storms = [[*prompt(1), index] for index in range(2)]
+    fill(queue, *(job(ids, now=95.0) for ids in storms))
+    assert (batch := queue.next_batch(95.1, "idle")) is not None
+    settle(queue, batch)
+    assert lone_items(queue, 20) == pytest.approx(0.003)  # from 100.0 on
+    queue.add(job([9] * 20, now=105.1))
+    assert queue.wait(105.1, "idle") == 0.0
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_where_prompts_cannot_be_shared_nothing_is_company(share: bool) -> None:
+    queue = batcher(share=share, settle=0.003)
+    for index in range(10):
+        now = 10.0 + index
+        fill(queue, job([*prompt(1), index], now=now), job([*prompt(1), index + 50], now=now + 0.001))
+        waited = queue.wait(now + 0.001, "idle")
+        assert (batch := queue.next_batch(now + 1, "idle")) is not None
+        settle(queue, batch)
+    assert waited == (pytest.approx(0.003) if share else 0.0)
+
+
 def opening(ids: list[list[int]]) -> float:
     """When the first batch is formed, if one of `ids` arrives every 2 ms from 5.0 on."""
     queue = batcher(settle=0.003, max_wait=0.012)

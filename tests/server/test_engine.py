@@ -46,13 +46,9 @@ class Recorder:
     failed: Counter[str] = field(default_factory=Counter)
     restarts: int = 0
     wasted: int = 0
-    queue: tuple[int, int] = (0, 0)
 
     def batch_done(self, report: BatchReport) -> None:
         self.batches.append(report)
-
-    def queue_changed(self, tokens: int, items: int) -> None:
-        self.queue = (tokens, items)
 
     def item_reused(self, source: Literal["cache", "duplicate"], tokens: int) -> None:
         self.reused[source] += 1
@@ -183,7 +179,7 @@ async def test_equal_items_in_flight_are_computed_once(engine: Engine, recorder:
     work = samples(2, seed=4)
     with stopped(engine):
         first = engine.submit([work[0], work[1], work[0]])
-        await until(lambda: recorder.queue[0] == 0)
+        await until(lambda: engine.queued_tokens == 0)
         second = engine.submit([work[0]], priority="batch")
     answers = await asyncio.gather(*first, *second)
     truth = expected(work)
@@ -197,12 +193,12 @@ async def test_what_is_cancelled_before_its_turn_is_not_computed(engine: Engine,
     first, gone = samples(1, seed=5), samples(3, seed=6)
     with stopped(engine):
         running = engine.submit(first)
-        await until(lambda: recorder.queue[0] == 0)
+        await until(lambda: engine.queued_tokens == 0)
         waiting = engine.submit(gone)
         for answer in waiting:
             answer.cancel()
         await asyncio.sleep(0)
-        assert recorder.queue == (0, 1)
+        assert (engine.queued_tokens, engine.open_items) == (0, 1)
     await asyncio.gather(*running)
     assert await scores(engine.submit(first))
     assert recorder.computed == 2 * len(first[0].ids)
@@ -213,7 +209,7 @@ async def test_what_is_cancelled_while_it_runs_is_counted_as_wasted(engine: Engi
     work = samples(1, seed=7)
     with stopped(engine):
         (answer,) = engine.submit(work)
-        await until(lambda: recorder.queue[0] == 0)
+        await until(lambda: engine.queued_tokens == 0)
         answer.cancel()
     await until(lambda: len(recorder.batches) == 1)
     assert recorder.wasted == len(work[0].ids)
@@ -222,7 +218,7 @@ async def test_what_is_cancelled_while_it_runs_is_counted_as_wasted(engine: Engi
 async def test_a_deadline_is_kept_whether_the_item_waits_or_runs(engine: Engine, recorder: Recorder) -> None:
     with stopped(engine):
         running = engine.submit(samples(1, seed=8), deadline=time.monotonic() + 0.2)
-        await until(lambda: recorder.queue[0] == 0)
+        await until(lambda: engine.queued_tokens == 0)
         waiting = engine.submit(samples(1, seed=9), deadline=time.monotonic() + 0.1)
         late = engine.submit(samples(1, seed=10), deadline=time.monotonic() - 1)
         patient = engine.submit(samples(1, seed=11), deadline=time.monotonic() + 100)
@@ -331,7 +327,7 @@ async def test_a_full_queue_refuses_with_a_time_to_come_back(tiny_model_dir: Pat
         for nothing in (Work(np.zeros(0, np.int32), 0), Work(np.zeros(2, np.int64), 0), Work(np.zeros(2, np.int32), 3)):  # type: ignore[arg-type]
             with pytest.raises(ValueError, match="int32"):
                 engine.submit([nothing])
-        assert recorder.queue == (0, 0) == (engine.queued_tokens, 0)
+        assert (engine.queued_tokens, engine.open_items) == (0, 0)
 
 
 async def test_a_cached_score_is_the_computed(tiny_model_dir: Path, host: WorkerHost, faults: dict[str, int]) -> None:
@@ -401,7 +397,7 @@ async def test_draining_finishes_what_was_taken_and_takes_nothing_new(tiny_bert_
         await drained
         assert all(answer.done() and not answer.exception() for answer in taken)
         assert [answer.result().shared_tokens for answer in taken] == [0] * 30
-        assert recorder.queue == (0, 0)
+        assert (engine.queued_tokens, engine.open_items) == (0, 0)
 
 
 @pytest.mark.parametrize("end", ["drain", "close"])

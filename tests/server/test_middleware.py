@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import gc
 import json
 import logging
 import socket
@@ -147,6 +148,8 @@ def test_a_request_id_is_echoed_or_made(port):
     for hostile in ("x" * 65, "a b", "a\x0bb", "\u00e9"):
         _, headers, _ = ask(port, head("/echo", f"x-request-id: {hostile}"))
         assert hostile not in headers.get("x-request-id", "") and len(headers.get("x-request-id", "x" * 24)) == 24
+    made = [ask(port, head("/echo"))[1]["x-request-id"] for _ in range(3)]
+    assert len(set(made)) == 3
 
 
 def test_bodies_are_bounded_by_what_is_announced_and_by_what_comes(port):
@@ -239,6 +242,74 @@ def test_a_client_that_goes_away_cancels_its_work(open_server):
         connection.close()
     until(lambda: probe.events.count("cancelled") == 8)
     until(lambda: b'route="/wait",status="499"' in metrics.exposition())
+
+
+def test_a_client_that_goes_away_cancels_its_work_with_another_request_behind_it(open_server):
+    port, probe, _ = open_server
+    probe.events.clear()
+    with connect(port) as connection:
+        connection.sendall(head("/wait", "content-length: 2") + b"{}" + head("/echo", "content-length: 2") + b"{}")
+        until(lambda: "started" in probe.events)
+    until(lambda: "cancelled" in probe.events)
+
+
+def test_an_answer_comes_whole_and_the_next_request_may_be_there_already(port):
+    request = head("/echo", "content-length: 2") + b"{}"
+    with connect(port) as connection:
+        for _ in range(3):
+            connection.sendall(request)
+            top, _, body = connection.recv(65536).partition(b"\r\n\r\n")
+            assert json.loads(body)["bytes"] == 2  # one write: the head did not come by itself
+            assert {line.split(b":")[0] for line in top.split(b"\r\n")[1:]} == {
+                b"date", b"server", b"content-length", b"content-type", b"x-request-id"
+            }  # fmt: skip
+        connection.sendall(request * 2 + head("/refuse", "content-length: 0") + request)
+        received = b""
+        while received.count(b"HTTP/1.1 ") < 4 or not received.endswith(b"}"):
+            received += connection.recv(65536)
+        assert [part[:3] for part in received.split(b"HTTP/1.1 ")[1:]] == [b"200", b"200", b"503", b"200"]
+
+
+def test_head_requests_and_clients_that_close_are_answered_as_ever(port):
+    with connect(port) as connection:
+        connection.sendall(head("/livez", method="HEAD"))
+        received = connection.recv(65536)
+        assert received.startswith(b"HTTP/1.1 200") and received.endswith(b"\r\n\r\n")
+        connection.sendall(head("/echo", "connection: close", "content-length: 2") + b"{}")
+        status, headers, body = answer(connection)
+        assert (status, headers["connection"], json.loads(body)["bytes"]) == (200, "close", 2)
+        assert connection.recv(1) == b""
+    with connect(port) as connection:
+        connection.sendall(head("/echo", "content-length: 2").replace(b"HTTP/1.1", b"HTTP/1.0") + b"{}")
+        assert answer(connection)[1]["connection"] == "close" and connection.recv(1) == b""
+
+
+def test_what_a_request_held_is_given_back_without_the_garbage_collector(port):
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(connections())
+        for _ in range(3):
+            with connect(port) as kept:
+                kept.sendall(head("/echo", "content-length: 40000") + b"x" * 40_000)
+                assert answer(kept)[0] == 200
+                until(lambda: not any(one.scope and "body" in one.scope["state"] for one in connections()))
+        until(lambda: len(connections()) <= before)
+    finally:
+        gc.enable()
+
+
+def connections():
+    """Those that are still in memory."""
+    return [one for one in gc.get_objects() if isinstance(one, protocol.Connection)]
+
+
+def test_a_body_that_waits_to_be_asked_for_is_asked_for(port):
+    with connect(port) as connection:
+        connection.sendall(head("/echo", "expect: 100-continue", "content-length: 2"))
+        assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(b"{}")
+        assert answer(connection)[0] == 200
 
 
 def test_errors_of_every_origin_have_one_shape_and_no_words_of_the_client(port, caplog):
