@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import time
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from ._base import BaseClient
+from ._coalesce import Collector, Outcomes
+from ._items import Piece, pieces
 from ._plan import Gather, Heard, Plan, Send, Sleep, Step
 from ._retry import Failure
+from ._settings import Settings
 from ._wire import Reply
+from .errors import InvalidInput
 from .types import Comparison, Item, Prompt, Ranking, ScoreResult, Scores, ServerInfo
 
 if TYPE_CHECKING:
@@ -27,9 +35,33 @@ class AsyncClient(BaseClient):
 
     _store = WeakKeyDictionary
     _lines: WeakKeyDictionary[asyncio.AbstractEventLoop, Line]
+    _collectors: WeakKeyDictionary[asyncio.AbstractEventLoop, Collector]
 
     async def score(self, prompt: Prompt, response: str) -> ScoreResult:
-        return await self._run(self._core.score(prompt, response))
+        """Score one response. Calls that are made at the same time share requests (`coalesce`), nothing else."""
+        return (await self._score_single({"prompt": prompt, "response": response}))[0]
+
+    async def score_iter(
+        self, items: Iterable[Item] | AsyncIterable[Item], ahead: int = 1024
+    ) -> AsyncGenerator[ScoreResult, None]:
+        """The results of single responses in the order of `items`, as they come, at most `ahead` of them waiting.
+
+        `index` counts the items. For results as soon as they are there, whatever their order, `asyncio.as_completed`
+        over `score` does it.
+        """
+        window: deque[asyncio.Task[Scores]] = deque()
+        count = itertools.count()
+        try:
+            async for item in items if isinstance(items, AsyncIterable) else _as_async(items):
+                if len(window) >= ahead:
+                    yield replace((await window.popleft())[0], index=next(count))
+                window.append(asyncio.ensure_future(self._score_single(item)))
+            while window:
+                yield replace((await window.popleft())[0], index=next(count))
+        finally:
+            for task in window:
+                task.cancel()
+            await asyncio.gather(*window, return_exceptions=True)
 
     async def score_responses(self, prompt: Prompt, responses: Sequence[str]) -> Scores:
         return await self._run(self._core.score_responses(prompt, responses))
@@ -54,6 +86,7 @@ class AsyncClient(BaseClient):
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop. The client may be used again."""
+        self._collectors.pop(asyncio.get_running_loop(), None)
         if line := self._lines.pop(asyncio.get_running_loop(), None):
             await line[0].aclose()
 
@@ -63,14 +96,34 @@ class AsyncClient(BaseClient):
     async def __aexit__(self, *exc: object) -> None:
         await self.aclose()
 
+    def __setstate__(self, settings: Settings) -> None:
+        super().__setstate__(settings)
+        self._collectors = WeakKeyDictionary()
+
+    async def _score_single(self, item: Item) -> Scores:
+        (piece,) = pieces([item])
+        if not piece.flat:
+            raise InvalidInput("the item has several responses: score_items takes it")
+        if self.settings.coalesce == 1:
+            return await self._run(self._core.score_items([item]))
+        loop, timeout = asyncio.get_running_loop(), self.settings.timeout
+        if (collector := self._collectors.get(loop)) is None:
+            collector = self._collectors[loop] = Collector(self._carry, self.settings.coalesce)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        return self._core.settled(await collector.score(piece, deadline))
+
+    async def _carry(self, collected: list[Piece], deadline: float | None) -> Outcomes:
+        return await self._run(self._core.score_apart(collected, deadline))
+
     async def _run(self, plan: Plan[T]) -> T:
         heard = None
-        while True:
-            try:
-                step = plan.send(cast(Heard, heard))
-            except StopIteration as stop:
-                return cast(T, stop.value)
-            heard = Heard(value=await self._perform(step), now=time.monotonic())
+        with contextlib.closing(plan):
+            while True:
+                try:
+                    step = plan.send(cast(Heard, heard))
+                except StopIteration as stop:
+                    return cast(T, stop.value)
+                heard = Heard(value=await self._perform(step), now=time.monotonic())
 
     async def _perform(self, step: Step) -> Any:
         match step:
@@ -95,7 +148,7 @@ class AsyncClient(BaseClient):
 
         try:
             async with asyncio.timeout(step.seconds):
-                response = await self._line()[0].request(**_http.call(self.settings, step.request, step.seconds))
+                response = await self._line()[0].request(**_http.call(self.settings, step.url, step.request, step.seconds))
                 return _http.reply_of(response, response.content)
         except TimeoutError:
             return Failure("timeout", "no complete answer in time")
@@ -125,3 +178,8 @@ class AsyncClient(BaseClient):
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _as_async(items: Iterable[Item]) -> AsyncGenerator[Item, None]:
+    for item in items:
+        yield item

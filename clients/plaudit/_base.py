@@ -8,7 +8,7 @@ process starts without connections.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, MutableMapping, Sequence
 from typing import Any, ClassVar, Self
 
 from ._core import Core
@@ -27,7 +27,7 @@ class BaseClient:
 
     def __init__(
         self,
-        url: str | None = None,
+        url: str | Sequence[str] | None = None,
         *,
         api_key: str | None = None,
         model: str | None = None,
@@ -41,8 +41,10 @@ class BaseClient:
         transform: Transform | None = None,
         priority: Priority | None = None,
         include: Iterable[str] = (),
+        pin: bool = False,
+        coalesce: int = 256,
     ) -> None:
-        """See `Settings` for the options. Without `url` and `api_key`, PLAUDIT_URL and PLAUDIT_API_KEY count."""
+        """See `Settings` for the options. `url` may be several, of servers of the same model. Without `url` and `api_key`, PLAUDIT_URL and PLAUDIT_API_KEY count."""
         url, api_key = resolve(url, api_key)
         self.__setstate__(
             Settings(
@@ -59,6 +61,8 @@ class BaseClient:
                 transform=transform,
                 priority=priority,
                 include=tuple(include),
+                pin=pin,
+                coalesce=coalesce,
             )
         )
 

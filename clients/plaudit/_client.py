@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -107,12 +108,13 @@ class _Conductor:
 
     def run(self, plan: Plan[T]) -> T:
         heard = None
-        while not self.over:
-            try:
-                step = plan.send(cast(Heard, heard))
-            except StopIteration as stop:
-                return cast(T, stop.value)
-            heard = Heard(value=self._perform(step), now=time.monotonic())
+        with contextlib.closing(plan):
+            while not self.over:
+                try:
+                    step = plan.send(cast(Heard, heard))
+                except StopIteration as stop:
+                    return cast(T, stop.value)
+                heard = Heard(value=self._perform(step), now=time.monotonic())
         raise InterruptedError("the call is over")
 
     def _perform(self, step: Step) -> Any:
@@ -129,7 +131,7 @@ class _Conductor:
 
         ends = None if step.seconds is None else time.monotonic() + step.seconds
         try:
-            with self._http.stream(**_http.call(self._settings, step.request, step.seconds)) as response:
+            with self._http.stream(**_http.call(self._settings, step.url, step.request, step.seconds)) as response:
                 body = []
                 for part in response.iter_bytes():
                     body.append(part)

@@ -39,11 +39,11 @@ def failure_of_error(error: Exception) -> Failure:
     return Failure(kind, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
 
 
-def call(settings: Settings, request: Request, seconds: float | None) -> dict[str, Any]:
-    """The arguments with which the HTTP library sends `request`, with so many seconds left."""
+def call(settings: Settings, url: str, request: Request, seconds: float | None) -> dict[str, Any]:
+    """The arguments with which the HTTP library sends `request` to the server at `url`, with so many seconds left."""
     return {
         "method": request.method,
-        "url": settings.base_url + request.path,
+        "url": url + request.path,
         "content": request.body(seconds),
         "headers": headers(settings),
         "timeout": timeouts(settings, seconds),
