@@ -19,7 +19,6 @@ from ._plan import Gather, Heard, Plan, Send, Sleep, Step
 from ._retry import Failure
 from ._settings import Settings
 from ._wire import Reply
-from .errors import InvalidInput
 from .types import Comparison, Item, Prompt, Ranking, ScoreResult, Scores, ServerInfo
 
 if TYPE_CHECKING:
@@ -39,7 +38,18 @@ class AsyncClient(BaseClient):
 
     async def score(self, prompt: Prompt, response: str) -> ScoreResult:
         """Score one response. Calls that are made at the same time share requests (`coalesce`), nothing else."""
-        return (await self._score_single({"prompt": prompt, "response": response}))[0]
+        return await self.score_item({"prompt": prompt, "response": response})
+
+    async def score_item(self, item: Item) -> ScoreResult:
+        """`score` for any native shape that has one response."""
+        (piece,) = pieces([item])
+        if self.settings.coalesce == 1 or not piece.flat:
+            return await self._run(self._core.score_item(item))
+        loop, timeout = asyncio.get_running_loop(), self.settings.timeout
+        if (collector := self._collectors.get(loop)) is None:
+            collector = self._collectors[loop] = Collector(self._carry, self.settings.coalesce)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        return self._core.settled(await collector.score(piece, deadline))[0]
 
     async def score_iter(
         self, items: Iterable[Item] | AsyncIterable[Item], ahead: int = 1024
@@ -49,15 +59,15 @@ class AsyncClient(BaseClient):
         `index` counts the items. For results as soon as they are there, whatever their order, `asyncio.as_completed`
         over `score` does it.
         """
-        window: deque[asyncio.Task[Scores]] = deque()
+        window: deque[asyncio.Task[ScoreResult]] = deque()
         count = itertools.count()
         try:
             async for item in items if isinstance(items, AsyncIterable) else _as_async(items):
                 if len(window) >= ahead:
-                    yield replace((await window.popleft())[0], index=next(count))
-                window.append(asyncio.ensure_future(self._score_single(item)))
+                    yield replace(await window.popleft(), index=next(count))
+                window.append(asyncio.ensure_future(self.score_item(item)))
             while window:
-                yield replace((await window.popleft())[0], index=next(count))
+                yield replace(await window.popleft(), index=next(count))
         finally:
             for task in window:
                 task.cancel()
@@ -100,18 +110,6 @@ class AsyncClient(BaseClient):
         super().__setstate__(settings)
         self._collectors = WeakKeyDictionary()
 
-    async def _score_single(self, item: Item) -> Scores:
-        (piece,) = pieces([item])
-        if not piece.flat:
-            raise InvalidInput("the item has several responses: score_items takes it")
-        if self.settings.coalesce == 1:
-            return await self._run(self._core.score_items([item]))
-        loop, timeout = asyncio.get_running_loop(), self.settings.timeout
-        if (collector := self._collectors.get(loop)) is None:
-            collector = self._collectors[loop] = Collector(self._carry, self.settings.coalesce)
-        deadline = None if timeout is None else time.monotonic() + timeout
-        return self._core.settled(await collector.score(piece, deadline))
-
     async def _carry(self, collected: list[Piece], deadline: float | None) -> Outcomes:
         return await self._run(self._core.score_apart(collected, deadline))
 
@@ -148,7 +146,8 @@ class AsyncClient(BaseClient):
 
         try:
             async with asyncio.timeout(step.seconds):
-                response = await self._line()[0].request(**_http.call(self.settings, step.url, step.request, step.seconds))
+                call = _http.call(self.settings, step.url, step.request, step.seconds)
+                response = await self._line()[0].request(**call)
                 return _http.reply_of(response, response.content)
         except TimeoutError:
             return Failure("timeout", "no complete answer in time")

@@ -44,7 +44,8 @@ class BaseClient:
         pin: bool = False,
         coalesce: int = 256,
     ) -> None:
-        """See `Settings` for the options. `url` may be several, of servers of the same model. Without `url` and `api_key`, PLAUDIT_URL and PLAUDIT_API_KEY count."""
+        """See `Settings` for the options; `url` may be several servers of the same model. Without `url` and
+        `api_key`, PLAUDIT_URL and PLAUDIT_API_KEY count."""
         url, api_key = resolve(url, api_key)
         self.__setstate__(
             Settings(

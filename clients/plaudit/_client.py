@@ -41,6 +41,10 @@ class Client(BaseClient):
         """Score one response; `float(result)` is the number."""
         return self._run(self._core.score(prompt, response))
 
+    def score_item(self, item: Item) -> ScoreResult:
+        """`score` for any native shape that has one response."""
+        return self._run(self._core.score_item(item))
+
     def score_responses(self, prompt: Prompt, responses: Sequence[str]) -> Scores:
         """Score several responses to one prompt, which is then computed once where the model allows it."""
         return self._run(self._core.score_responses(prompt, responses))

@@ -6,7 +6,7 @@ import copy
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from typing import Any, NoReturn, TypeVar
@@ -57,8 +57,12 @@ class Core:
         self._endpoints = Endpoints(settings.urls, settings.revision, settings.pin)
 
     def score(self, prompt: Prompt, response: str) -> Plan[ScoreResult]:
-        scores = yield from self.score_items([{"prompt": prompt, "response": response}])
-        return scores[0]
+        return (yield from self.score_item({"prompt": prompt, "response": response}))
+
+    def score_item(self, item: Item) -> Plan[ScoreResult]:
+        if isinstance(item, Mapping) and "responses" in item:
+            raise InvalidInput("the item has several responses: score_items takes it")
+        return (yield from self.score_items([item]))[0]
 
     def score_responses(self, prompt: Prompt, responses: Sequence[str]) -> Plan[Scores]:
         return (yield from self.score_items([{"prompt": prompt, "responses": list(responses)}]))
@@ -72,7 +76,7 @@ class Core:
     def score_apart(self, encoded: Sequence[Piece], deadline: float | None) -> Plan[list[Scores | PlauditError]]:
         """Single responses of several callers in as few requests as they fit into: what became of each. A request
         that is refused as a whole is repeated item by item, so that nobody fails for another's item."""
-        chunks = yield from self._chunks(encoded, deadline)
+        chunks = plan_chunks(encoded, self._limits or UNASKED)
         answers = (yield Gather(tuple(self._outcome(chunk, deadline) for chunk in chunks), deadline)).value
         outcomes: list[Scores | PlauditError] = []
         for chunk, answer in zip(chunks, answers, strict=True):

@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import statistics
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
 from ._async_client import AsyncClient
+from ._bulk import in_order
 from ._client import Client
 from .errors import ConfigurationError
 from .types import Identity, Item, ScoreResult, Scores, Timing, Usage
@@ -85,8 +85,8 @@ class Ensemble(_Members):
     def score_items(self, items: Iterable[Item]) -> Scores:
         """The combined scores of items of any native shape, all members asked at the same time."""
         listed = list(items)
-        with ThreadPoolExecutor(len(self.members)) as pool:
-            return combined(list(pool.map(lambda member: member.score_items(listed), self.members)), self.rule)
+        asked = in_order(self.members, lambda member: member.score_items(listed), len(self.members))
+        return combined([scores for _, scores in asked], self.rule)
 
 
 class AsyncEnsemble(_Members):
@@ -99,8 +99,11 @@ class AsyncEnsemble(_Members):
     async def score_items(self, items: Iterable[Item]) -> Scores:
         """The combined scores of items of any native shape, all members asked at the same time."""
         listed = list(items)
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(member.score_items(listed)) for member in self.members]
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(member.score_items(listed)) for member in self.members]
+        except ExceptionGroup as several:
+            raise several.exceptions[0] from None
         return combined([task.result() for task in tasks], self.rule)
 
 

@@ -111,8 +111,8 @@ def exchange(
                 return answer
         tried.add(base)
         moving = endpoints.elsewhere(tried, now)
-        asked = replace(failure, retry_after=None) if moving else failure
-        decision = decide(settings.retry, asked, attempt=attempt, now=now, deadline=deadline, draw=0.0 if moving else draw())
+        asked, lot = (replace(failure, retry_after=None), 0.0) if moving else (failure, draw())
+        decision = decide(settings.retry, asked, attempt=attempt, now=now, deadline=deadline, draw=lot)
         if failure.kind == "identity" and endpoints.all_object():
             decision = GiveUp("refused")
         if isinstance(decision, GiveUp):

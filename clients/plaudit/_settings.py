@@ -106,7 +106,8 @@ def resolve(url: str | Sequence[str] | None, api_key: str | None) -> tuple[str |
     url = url or environment_url()
     if not url:
         raise ConfigurationError(f"no server is named: pass url=, or set {URL_VARIABLE}")
-    return url if isinstance(url, str) else tuple(url), api_key if api_key is not None else os.environ.get(KEY_VARIABLE) or None
+    key = api_key if api_key is not None else os.environ.get(KEY_VARIABLE) or None
+    return url if isinstance(url, str) else tuple(url), key
 
 
 @functools.cache

@@ -48,17 +48,25 @@ def error_body(code: str, message: str, type: str = "invalid_request_error") -> 
     return {"error": {**error, "request_id": "req-e"}}
 
 
+def _parts(item: dict[str, Any]) -> tuple[Any, list[str]]:
+    """Prompt and responses of an item of any shape."""
+    if "messages" in item:
+        return item["messages"][:-1], [item["messages"][-1]["content"]]
+    return item.get("prompt", ""), item.get("responses") or [item.get("response", item.get("text", ""))]
+
+
 def results_of(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The wire's results. A response with the word POISON fails alone."""
     results: list[dict[str, Any]] = []
     for item_index, item in enumerate(items):
         several = "responses" in item
-        for position, response in enumerate(item["responses"] if several else [item.get("response", "")]):
+        prompt, responses = _parts(item)
+        for position, response in enumerate(responses):
             result: dict[str, Any] = {
                 "index": len(results),
                 "item_index": item_index,
                 "response_index": position if several else None,
-                "score": score_of(item.get("prompt", ""), response),
+                "score": score_of(prompt, response),
                 "tokens": 3 + len(response),
                 "truncated": None,
                 "cached": False,
@@ -195,6 +203,14 @@ class WireServer:
 
 @pytest.fixture
 def server() -> Iterator[WireServer]:
+    wire_server = WireServer()
+    yield wire_server
+    wire_server.close()
+
+
+@pytest.fixture
+def twin() -> Iterator[WireServer]:
+    """A second server of the same model."""
     wire_server = WireServer()
     yield wire_server
     wire_server.close()
