@@ -22,10 +22,11 @@ from ._wire import Reply
 from .types import Comparison, Item, Prompt, Ranking, ScoreResult, Scores, ServerInfo
 
 if TYPE_CHECKING:
+    from ._aiohttp import Transport
     from ._http import http
 
 T = TypeVar("T")
-Line = tuple["http.AsyncClient", asyncio.Semaphore]
+Line = tuple["http.AsyncClient | Transport", asyncio.Semaphore]
 """Connections, and the slots of `_plan.Gather`."""
 
 
@@ -137,7 +138,7 @@ class AsyncClient(BaseClient):
         if (line := self._lines.get(loop)) is None:
             from . import _http
 
-            opened = _http.http.AsyncClient(limits=_http.limits(self.settings))
+            opened = _http.open_async(self.settings)
             self._lines[loop] = line = opened, asyncio.Semaphore(self.settings.concurrency)
         return line
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 
 from ._core import Core
 from ._retry import RetryPolicy
-from ._settings import Overlong, Priority, Settings, Transform, resolve
+from ._settings import Overlong, Priority, Settings, Transform, Transport, resolve
 from .types import OnError
 
 DEFAULT_RETRIES = RetryPolicy()
@@ -43,6 +43,7 @@ class BaseClient:
         include: Iterable[str] = (),
         pin: bool = False,
         coalesce: int = 256,
+        transport: Transport = "httpx",
     ) -> None:
         """See `Settings` for the options; `url` may be several servers of the same model. Without `url` and
         `api_key`, PLAUDIT_URL and PLAUDIT_API_KEY count."""
@@ -64,6 +65,7 @@ class BaseClient:
                 include=tuple(include),
                 pin=pin,
                 coalesce=coalesce,
+                transport=transport,
             )
         )
 

@@ -182,7 +182,7 @@ class Core:
             identities = {part.identity for part in heard.value if part.identity is not None}
             if len(identities) <= 1:
                 return _joined(heard.value)
-        names = " and ".join(sorted(f"{i.model}@{i.revision} ({i.numerics})" for i in identities))
+        names = " and ".join(sorted(map(str, identities)))
         raise RevisionChanged(
             f"{self.settings.base_url} answered parts of one list as {names}; score it again, and if several servers "
             "share this URL, give them the same model and numerics",

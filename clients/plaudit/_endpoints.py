@@ -108,14 +108,14 @@ class Endpoints:
                 self._held = identity
                 return None
             elif self._pin:
-                reason = f"{_name(held)} answered first and is pinned"
+                reason = f"{held} answered first and is pinned"
             elif all(e.serves in (None, identity) for e in group.endpoints.values()):
                 self._held = identity
-                log.warning("%s now answers as %s, before as %s", url, _name(identity), _name(held))
+                log.warning("%s now answers as %s, before as %s", url, identity, held)
                 return None
             else:
-                reason = f"the others answer as {_name(held)}"
-            message = f"answers as {_name(identity)}, but {reason}"
+                reason = f"the others answer as {held}"
+            message = f"answers as {identity}, but {reason}"
             if news:
                 log.warning("%s %s; its answers are not used", url, message)
             return Failure("identity", message)
@@ -132,7 +132,3 @@ class Endpoints:
             fresh = _Group({url: _Endpoint(url) for url in self.urls})
             group = self._groups.setdefault(pid, fresh)
         return group
-
-
-def _name(identity: Identity | None) -> str:
-    return "nothing" if identity is None else f"{identity.model}@{identity.revision} ({identity.numerics})"

@@ -11,11 +11,9 @@ import asyncio
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from ._async_client import AsyncClient
 from ._bulk import in_order
-from ._client import Client
 from .errors import ConfigurationError
 from .types import Identity, Item, ScoreResult, Scores, Timing, Usage
 
@@ -65,22 +63,19 @@ def combined(members: Sequence[Scores], rule: Combination) -> Scores:
     )
 
 
-class _Members:
-    """What both ensembles are: `members` that are scored with, and the rule."""
+class _Ensemble:
+    """What both ensembles are: members that are asked, and the rule."""
 
-    def __init__(self, how: Combine, penalty: float, number: int) -> None:
+    def __init__(self, members: Sequence[Any], how: Combine = "mean", penalty: float = 0.5) -> None:
+        self.members = tuple(members)
         self.rule = Combination(how, penalty)
-        if not number:
+        if not self.members:
             raise ConfigurationError("an ensemble needs a member")
 
 
-class Ensemble(_Members):
+class Ensemble(_Ensemble):
     """Several `Client`s as one. `Ensemble([a, b, c], "mean-std")` or, for models that one server has,
-    `Ensemble([client.with_options(model=name) for name in client.models()])`."""
-
-    def __init__(self, members: Sequence[Client], how: Combine = "mean", penalty: float = 0.5) -> None:
-        super().__init__(how, penalty, len(members))
-        self.members = tuple(members)
+    `Ensemble([client.with_options(model=name) for name in client.models()])`. See `Combination` for the rules."""
 
     def score_items(self, items: Iterable[Item]) -> Scores:
         """The combined scores of items of any native shape, all members asked at the same time."""
@@ -89,12 +84,8 @@ class Ensemble(_Members):
         return combined([scores for _, scores in asked], self.rule)
 
 
-class AsyncEnsemble(_Members):
+class AsyncEnsemble(_Ensemble):
     """`Ensemble` over `AsyncClient`s."""
-
-    def __init__(self, members: Sequence[AsyncClient], how: Combine = "mean", penalty: float = 0.5) -> None:
-        super().__init__(how, penalty, len(members))
-        self.members = tuple(members)
 
     async def score_items(self, items: Iterable[Item]) -> Scores:
         """The combined scores of items of any native shape, all members asked at the same time."""

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import httpx2 as http
+
+    from ._aiohttp import Transport
 else:
     try:
         import httpx2 as http
@@ -18,8 +20,9 @@ else:
 from ._retry import Failure, FailureKind
 from ._settings import Settings, installed_version
 from ._wire import Reply, Request
+from .errors import ConfigurationError
 
-__all__ = ["RequestError", "call", "failure_of_error", "headers", "http", "limits", "reply_of", "timeouts"]
+__all__ = ["RequestError", "call", "failure_of_error", "http", "limits", "open_async", "reply_of"]
 
 RequestError = http.RequestError
 
@@ -62,6 +65,17 @@ def headers(settings: Settings) -> dict[str, str]:
     if settings.api_key:
         known["authorization"] = f"Bearer {settings.api_key}"
     return known
+
+
+def open_async(settings: Settings) -> http.AsyncClient | Transport:
+    """New connections for an event loop. Raises ConfigurationError if the transport is not installed."""
+    if settings.transport == "httpx":
+        return http.AsyncClient(limits=limits(settings))
+    try:
+        from ._aiohttp import Transport
+    except ModuleNotFoundError as error:
+        raise ConfigurationError("aiohttp is not installed: pip install 'plaudit[aiohttp]'") from error
+    return Transport()
 
 
 def limits(settings: Settings) -> http.Limits:

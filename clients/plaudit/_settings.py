@@ -20,6 +20,7 @@ KEY_VARIABLE = "PLAUDIT_API_KEY"
 Overlong = Literal["error", "truncate_prompt", "truncate_left"]
 Transform = Literal["none", "normalized", "probability"]
 Priority = Literal["interactive", "batch"]
+Transport = Literal["httpx", "aiohttp"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Settings:
     on_error     `raise`, or `none`: what could not be scored is None beside the others' scores
     revision     scores of any other revision raise RevisionChanged
     pin          the same for the revision and numerics that answer first, whatever they are
+    transport    what `AsyncClient` sends with; `aiohttp` is an extra, and faster with many requests on their way
     coalesce     single calls of `AsyncClient.score` that may share a request; 1 sends each alone
     None for `overlong`, `transform` and `priority` leaves the choice to the server.
     """
@@ -51,6 +53,7 @@ class Settings:
     include: tuple[str, ...] = ()
     pin: bool = False
     coalesce: int = 256
+    transport: Transport = "httpx"
 
     def __post_init__(self) -> None:
         for url in self.urls:
@@ -70,9 +73,10 @@ class Settings:
             ("overlong", Overlong),
             ("transform", Transform),
             ("priority", Priority),
+            ("transport", Transport),
         ):
             value = getattr(self, name)
-            if value not in get_args(choices) and not (value is None and name != "on_error"):
+            if value not in get_args(choices) and not (value is None and name not in ("on_error", "transport")):
                 raise ConfigurationError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
 
     @functools.cached_property

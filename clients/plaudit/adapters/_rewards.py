@@ -56,9 +56,7 @@ class Ledger:
                 raise Unavailable(f"{self.name}: {result.error.code}: {result.error.message}", code=result.error.code)
         if scores.failed and (error := scores.failed[0].error):
             some = f"{len(scores.failed)} of {len(scores)}"
-            log.warning(
-                "%s: %s responses have no score, the first: %s: %s", self.name, some, error.code, error.message
-            )
+            log.warning("%s: %s responses have no score, the first: %s: %s", self.name, some, error.code, error.message)
         if scores.identity is not None:
             if self.identity not in (None, scores.identity):
                 self.changes += 1

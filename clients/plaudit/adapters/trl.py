@@ -16,7 +16,6 @@ from typing import Any
 
 from .._async_client import AsyncClient
 from .._client import Client
-from .._ensemble import AsyncEnsemble, Ensemble
 from ..errors import ItemFailed
 from ..types import Item, ItemError, OnError, ScoreResult, Scores, user
 from ._rewards import TRAINER, Ledger, conversation, grouped, message
@@ -41,15 +40,40 @@ def item_of(prompt: Any, completion: Any) -> Item | None:
 
 
 class _Reward:
-    """What both reward functions are: a scorer, a name, and what is made of the scores."""
+    """What both reward functions are: a scorer, a name, and what is made of the scores.
 
-    __name__: str
+    url         the server, or several; default: PLAUDIT_URL
+    name        of its metrics; two reward functions of a trainer need two names
+    on_error    `none`: a response that cannot be scored (too long, say) is None, which TRL leaves out of the step;
+                `raise`: it ends the run. A server that is away is waited for until `timeout`, then raised, always
+    max_length  the trainer's longest prompt and completion together, in tokens: compared with the model's own at the
+                first call
+    scorer      a client or an ensemble of your own, instead of `url` and `options`
+    options     of the client: `timeout=None` for no limit, `overlong="truncate_prompt"`, `pin=False`, ...
+    """
 
-    def _prepare(self, name: str, on_error: OnError, max_length: int | None, item_of: ItemOf) -> None:
+    _client: type[Client] | type[AsyncClient]
+
+    def __init__(
+        self,
+        url: str | Sequence[str] | None = None,
+        *,
+        name: str = "plaudit",
+        on_error: OnError = "none",
+        max_length: int | None = None,
+        item_of: ItemOf = item_of,
+        scorer: Any = None,
+        **options: Any,
+    ) -> None:
         self.__name__ = name
         self.ledger = Ledger(name, max_length)
         self._on_error = on_error
         self._item_of = item_of
+        self.scorer: Any = scorer or self._client(url, **{**TRAINER, "on_error": on_error, **options})
+
+    def _uncompared(self) -> Sequence[Any]:
+        """The clients whose models have not been compared with the trainer's lengths."""
+        return () if self.ledger.compared else getattr(self.scorer, "members", (self.scorer,))
 
     def _items(self, prompts: Sequence[Any], completions: Sequence[Any]) -> tuple[list[Item], list[int]]:
         """What is to be scored, and the places of what cannot be: no response is there."""
@@ -75,62 +99,26 @@ class _Reward:
 
 
 class Reward(_Reward):
-    """A reward function that blocks.
+    """A reward function that blocks. Its `scorer` is a `Client` or an `Ensemble`."""
 
-    url         the server, or several; default: PLAUDIT_URL
-    name        of its metrics; two reward functions of a trainer need two names
-    on_error    `none`: a response that cannot be scored (too long, say) is None, which TRL leaves out of the step;
-                `raise`: it ends the run. A server that is away is waited for until `timeout`, then raised, always
-    max_length  the trainer's longest prompt and completion together, in tokens: compared with the model's own at the
-                first call
-    scorer      a `Client` or an `Ensemble` of your own, instead of `url` and `options`
-    options     of `Client`: `timeout=None` for no limit, `overlong="truncate_prompt"`, `pin=False`, ...
-    """
-
-    def __init__(
-        self,
-        url: str | Sequence[str] | None = None,
-        *,
-        name: str = "plaudit",
-        on_error: OnError = "none",
-        max_length: int | None = None,
-        item_of: ItemOf = item_of,
-        scorer: Client | Ensemble | None = None,
-        **options: Any,
-    ) -> None:
-        self._prepare(name, on_error, max_length, item_of)
-        self.scorer = scorer or Client(url, **{**TRAINER, "on_error": on_error, **options})
+    _client = Client
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
         items, holes = self._items(prompts, completions)
-        if not self.ledger.compared:
-            for member in self.scorer.members if isinstance(self.scorer, Ensemble) else (self.scorer,):
-                self.ledger.compare(member.info())
+        for member in self._uncompared():
+            self.ledger.compare(member.info())
         return self._settle(self.scorer.score_items(items), holes, columns)
 
 
 class AsyncReward(_Reward):
-    """`Reward` as an asynchronous function, with an `AsyncClient` or `AsyncEnsemble` as `scorer`."""
+    """A reward function to be awaited. Its `scorer` is an `AsyncClient` or an `AsyncEnsemble`."""
 
-    def __init__(
-        self,
-        url: str | Sequence[str] | None = None,
-        *,
-        name: str = "plaudit",
-        on_error: OnError = "none",
-        max_length: int | None = None,
-        item_of: ItemOf = item_of,
-        scorer: AsyncClient | AsyncEnsemble | None = None,
-        **options: Any,
-    ) -> None:
-        self._prepare(name, on_error, max_length, item_of)
-        self.scorer = scorer or AsyncClient(url, **{**TRAINER, "on_error": on_error, **options})
+    _client = AsyncClient
 
     async def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
         items, holes = self._items(prompts, completions)
-        if not self.ledger.compared:
-            for member in self.scorer.members if isinstance(self.scorer, AsyncEnsemble) else (self.scorer,):
-                self.ledger.compare(await member.info())
+        for member in self._uncompared():
+            self.ledger.compare(await member.info())
         return self._settle(await self.scorer.score_items(items), holes, columns)
 
     # Older trainers ask `inspect.iscoroutinefunction`, which looks at an object only if it is like a function.

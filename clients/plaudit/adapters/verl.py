@@ -17,6 +17,8 @@ from plaudit.adapters._rewards import TRAINER, conversation, logs
 from plaudit.errors import ConfigurationError
 from plaudit.types import Prompt
 
+Extra = Mapping[str, Any] | None
+
 
 @functools.cache
 def _client(url: str | None) -> Client:
@@ -29,36 +31,22 @@ def _async_client(url: str | None) -> AsyncClient:
 
 
 async def compute_score(
-    data_source: str,
-    solution_str: str,
-    ground_truth: Any = None,
-    extra_info: Mapping[str, Any] | None = None,
-    *,
-    url: str | None = None,
-    prompt_key: str = "prompt",
-    **_: Any,
+    data_source: str, solution_str: str, ground_truth: Any = None, extra_info: Extra = None, **options: Any
 ) -> dict[str, float]:
-    """`score`, `tokens` and `truncated` of one response. `url` (default: PLAUDIT_URL) and `prompt_key` come from
-    `reward.custom_reward_function.reward_kwargs`. Calls made at the same time share requests.
+    """`score`, `tokens` and `truncated` of one response. Of the options, `url` (default: PLAUDIT_URL) and `prompt_key`
+    count; they come from `reward.custom_reward_function.reward_kwargs`. Calls made at the same time share requests.
 
     Raises PlauditError if there is no score. Not for the reward managers `limited`, which makes a failure the reward
     0.0, and `remote`, which takes no asynchronous function: see `compute_score_sync`.
     """
-    return logs(await _async_client(url).score(_prompt(extra_info, prompt_key), solution_str))
+    return logs(await _async_client(options.get("url")).score(_prompt(extra_info, options), solution_str))
 
 
 def compute_score_sync(
-    data_source: str,
-    solution_str: str,
-    ground_truth: Any = None,
-    extra_info: Mapping[str, Any] | None = None,
-    *,
-    url: str | None = None,
-    prompt_key: str = "prompt",
-    **_: Any,
+    data_source: str, solution_str: str, ground_truth: Any = None, extra_info: Extra = None, **options: Any
 ) -> dict[str, float]:
     """`compute_score` for managers that take no asynchronous function."""
-    return logs(_client(url).score(_prompt(extra_info, prompt_key), solution_str))
+    return logs(_client(options.get("url")).score(_prompt(extra_info, options), solution_str))
 
 
 class RewardManagerMixin:
@@ -84,7 +72,8 @@ class RewardManagerMixin:
         return {"reward_score": result["score"], "reward_extra_info": result}
 
 
-def _prompt(extra_info: Mapping[str, Any] | None, key: str) -> Prompt:
+def _prompt(extra_info: Extra, options: Mapping[str, Any]) -> Prompt:
+    key = options.get("prompt_key", "prompt")
     if extra_info is None or key not in extra_info:
         raise ConfigurationError(
             f"extra_info has no {key!r}: verl passes no prompt, so the data set needs one there (a text or messages); "
