@@ -5,11 +5,13 @@ Optional (`pip install 'plaudit[aiohttp]'`). Single calls that travel together g
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
 
-from ._http import http
+from ._http import http, stale
 
 
 class Transport:
@@ -19,11 +21,16 @@ class Transport:
         connector = aiohttp.TCPConnector(limit=0)  # our own slots bound the requests in flight
         self._session = aiohttp.ClientSession(connector=connector, auto_decompress=False, trust_env=True)
 
-    async def request(self, *, content: bytes | None, timeout: http.Timeout, **call: Any) -> http.Response:
+    @asynccontextmanager
+    async def stream(
+        self, *, content: bytes | None, timeout: http.Timeout, **call: Any
+    ) -> AsyncGenerator[http.Response, None]:
         limits = aiohttp.ClientTimeout(sock_connect=timeout.connect)  # the rest is the caller's
         try:
             async with self._session.request(data=content, timeout=limits, allow_redirects=False, **call) as response:
-                return http.Response(response.status, headers=response.raw_headers, content=await response.read())
+                if stale(call, response.headers):
+                    response.close()
+                yield http.Response(response.status, headers=response.raw_headers, content=await response.read())
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise http.ConnectError(str(error)) from error
         except (aiohttp.ClientError, OSError) as error:

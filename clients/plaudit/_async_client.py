@@ -148,8 +148,10 @@ class AsyncClient(BaseClient):
         try:
             async with asyncio.timeout(step.seconds):
                 call = _http.call(self.settings, step.url, step.request, step.seconds)
-                response = await self._line()[0].request(**call)
-                return _http.reply_of(response, response.content)
+                async with self._line()[0].stream(**call) as response:
+                    if _http.stale(call, response.headers):
+                        return _http.STALE  # unread, which closes the connection
+                    return _http.reply_of(response, await response.aread())
         except TimeoutError:
             return Failure("timeout", "no complete answer in time")
         except _http.RequestError as error:

@@ -134,8 +134,11 @@ class _Conductor:
         from . import _http
 
         ends = None if step.seconds is None else time.monotonic() + step.seconds
+        call = _http.call(self._settings, step.url, step.request, step.seconds)
         try:
-            with self._http.stream(**_http.call(self._settings, step.url, step.request, step.seconds)) as response:
+            with self._http.stream(**call) as response:
+                if _http.stale(call, response.headers):
+                    return _http.STALE  # unread, which closes the connection
                 body = []
                 for part in response.iter_bytes():
                     body.append(part)

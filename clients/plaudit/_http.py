@@ -5,6 +5,10 @@ Loaded on first use, so that `import plaudit` costs nothing.
 
 from __future__ import annotations
 
+import itertools
+import os
+import secrets
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,9 +26,12 @@ from ._settings import Settings, installed_version
 from ._wire import Reply, Request
 from .errors import ConfigurationError
 
-__all__ = ["RequestError", "call", "failure_of_error", "http", "limits", "open_async", "reply_of"]
+__all__ = ["http"]
 
 RequestError = http.RequestError
+STALE = Failure("broken", "the answer to another request came")
+
+_PROCESS, _NUMBERS = secrets.token_hex(6), itertools.count()
 
 # First match wins: a connect timeout is a TimeoutException too, but the server never saw that request.
 _KINDS: tuple[tuple[type[Exception], FailureKind], ...] = (
@@ -48,9 +55,16 @@ def call(settings: Settings, url: str, request: Request, seconds: float | None) 
         "method": request.method,
         "url": url + request.path,
         "content": request.body(seconds),
-        "headers": headers(settings),
+        "headers": headers(settings) | {"x-request-id": f"{_PROCESS}-{os.getpid()}-{next(_NUMBERS)}"},
         "timeout": timeouts(settings, seconds),
     }
+
+
+def stale(call: Mapping[str, Any], response: Mapping[str, str]) -> bool:
+    """Whether headers answer another request of ours: something between has sent a response twice, and from then on
+    every answer on that connection would be the one before. Our servers echo the id; other ids say nothing."""
+    answered = response.get("x-request-id", "")
+    return answered.startswith(_PROCESS) and answered != call["headers"]["x-request-id"]
 
 
 def reply_of(response: http.Response, body: bytes) -> Reply:

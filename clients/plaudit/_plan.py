@@ -106,7 +106,8 @@ def exchange(
         endpoints.heard(base, failure, now)
         if failure is None:
             answer = _parsed(url, heard.value, parse)
-            failure = _objection(endpoints, base, answer, now) or again(answer)
+            identity = answer.identity if isinstance(answer, (Scores, Comparison)) else None
+            failure = (endpoints.objection(base, identity, now) if identity else None) or again(answer)
             if failure is None:
                 return answer
         tried.add(base)
@@ -123,15 +124,6 @@ def exchange(
             tried.clear()
             now = (yield Sleep(decision.seconds)).now
         attempt += 1
-
-
-def _objection(endpoints: Endpoints, base: str, answer: object, now: float) -> Failure | None:
-    """Why the scores of this answer do not count: another model gave them."""
-    identity = answer.identity if isinstance(answer, (Scores, Comparison)) else None
-    failure = endpoints.objection(base, identity) if identity is not None else None
-    if failure is not None:
-        endpoints.heard(base, failure, now)
-    return failure
 
 
 def _parsed(url: str, reply: Reply, parse: Callable[[Reply], T]) -> T:

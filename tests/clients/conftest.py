@@ -78,7 +78,9 @@ def results_of(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 class WireServer:
-    """`faults` are used up one by one by the requests to anything but `/info`; then every answer is good."""
+    """`faults` are used up one by one by the requests to anything but `/info`; then every answer is good.
+
+    `echo`: answers carry the id of their request, as plaudit's do; otherwise one of the server's own."""
 
     def __init__(self) -> None:
         self.faults: deque[Fault] = deque()
@@ -87,6 +89,7 @@ class WireServer:
         self.limits = {"max_items": 4096, "max_body_bytes": 64 * 1024 * 1024}
         self.in_flight = self.most_in_flight = self.connections = 0
         self.hold = 0.0
+        self.echo = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -151,7 +154,8 @@ class WireServer:
         if fault.change is not None:
             answer = fault.change(answer)
         body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-        headers = {"content-type": "application/json", "x-request-id": f"req-{len(self.seen)}", **fault.headers}
+        request_id = seen.headers["x-request-id"] if self.echo else f"req-{len(self.seen)}"
+        headers = {"content-type": "application/json", "x-request-id": request_id, **fault.headers}
         head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         writer.write(f"HTTP/1.1 {status} X\r\ncontent-length: {len(body)}\r\n{head}\r\n".encode())
         if fault.kind == "truncate":

@@ -15,11 +15,7 @@ from ..types import Identity, Item, Message, Prompt, ScoreResult, Scores, Server
 
 log = logging.getLogger("plaudit")
 
-TRAINER: Mapping[str, Any] = {
-    "pin": True,
-    "priority": "batch",
-    "retry": RetryPolicy(retries=None),
-}
+TRAINER: Mapping[str, Any] = {"pin": True, "priority": "batch", "retry": RetryPolicy(retries=None)}
 """How a trainer's client is set up unless told otherwise: one revision for the whole run, patient with a restart."""
 
 
@@ -73,12 +69,10 @@ class Ledger:
             "truncated": sum(result.truncated is not None for result in done) / max(1, len(scores)),
             "revision_changes": float(self.changes),
         }
-        for key, found in (
-            ("tokens", [r.tokens for r in done if r.tokens is not None]),
-            ("std", [r.extra["std"] for r in done if "std" in r.extra]),
-        ):
-            if found:
-                values[key] = statistics.fmean(found)
+        tokens = [result.tokens for result in done if result.tokens is not None]
+        disputed = [result.extra["std"] for result in done if "std" in result.extra]
+        values |= {"tokens": statistics.fmean(tokens)} if tokens else {}
+        values |= {"std": statistics.fmean(disputed)} if disputed else {}
         return {f"{self.name}/{key}": value for key, value in values.items()}
 
 
@@ -94,10 +88,9 @@ def grouped(items: list[Item]) -> list[Item]:
     together: list[Item] = []
     for prompt, group in groupby(items, _shared_prompt):
         members: list[Any] = list(group)
-        if prompt is None or len(members) == 1:
-            together += members
-        else:
-            together.append({"prompt": prompt, "responses": [member["response"] for member in members]})
+        if prompt is not None and len(members) > 1:
+            members = [{"prompt": prompt, "responses": [member["response"] for member in members]}]
+        together += members
     return together
 
 

@@ -20,9 +20,7 @@ def _client() -> Client:
     return Client(**{**TRAINER, "on_error": "none", "overlong": "truncate_left"})
 
 
-@functools.cache
-def _ledger() -> Ledger:
-    return Ledger("openrlhf")
+_LEDGER = Ledger("openrlhf")
 
 
 def reward_func(queries: Sequence[str], prompts: Sequence[Any], labels: Sequence[Any]) -> dict[str, Any]:
@@ -31,8 +29,8 @@ def reward_func(queries: Sequence[str], prompts: Sequence[Any], labels: Sequence
 
     Raises PlauditError if one has no score: the trainer logs that and leaves the sample out.
     """
-    results = demand(_ledger().settle(_client().score_items([{"text": query} for query in queries])))
+    results = demand(_LEDGER.settle(_client().score_items([{"text": query} for query in queries])))
     rows = [logs(result) for result in results]
     rewards = [row["score"] for row in rows]
-    extra = {key: [row[key] for row in rows] for key in ("tokens", "truncated")}
-    return {"rewards": rewards, "scores": rewards, "extra_logs": extra}
+    logged = {key: [row[key] for row in rows] for key in ("tokens", "truncated")}
+    return {"rewards": rewards, "scores": rewards, "extra_logs": logged}
