@@ -29,6 +29,7 @@ class LossyProxy:
         self._fates = fates
         self._deck: list[Fate] = []
         self._random = random.Random(seed)
+        self._open: set[asyncio.Task[None] | None] = set()  # a loop alone does not keep them alive
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -58,6 +59,7 @@ class LossyProxy:
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         behind = None
+        self._open.add(asyncio.current_task())
         try:
             behind = await asyncio.open_connection("127.0.0.1", self._target)
             while await self._exchange(reader, writer, *behind):
@@ -65,6 +67,7 @@ class LossyProxy:
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
+            self._open.discard(asyncio.current_task())
             writer.transport.abort()
             if behind is not None:
                 behind[1].transport.abort()

@@ -51,7 +51,7 @@ def pairs(count: int, seed: int) -> list[tuple[str, str]]:
 
 
 async def awaited(url: str, items: list[tuple[str, str]], calls: str, **options: Any) -> list[float | None]:
-    async with AsyncClient(url, retry=PATIENT, timeout=120.0, **options) as client:
+    async with AsyncClient(url, retry=PATIENT, timeout=None, **options) as client:
         if calls == "singles":
             return [r.score for r in await asyncio.gather(*(client.score(*item) for item in items))]
         if calls == "list":
@@ -63,7 +63,7 @@ async def awaited(url: str, items: list[tuple[str, str]], calls: str, **options:
 def score(url: str, items: list[tuple[str, str]], calls: str, **options: Any) -> list[float | None]:
     if calls != "threads":
         return asyncio.run(awaited(url, items, calls, **options))
-    with Client(url, retry=PATIENT, timeout=120.0) as client:
+    with Client(url, retry=PATIENT, timeout=None) as client:
         return client.score_items(items).scores
 
 
