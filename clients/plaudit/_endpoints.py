@@ -36,12 +36,6 @@ class _Endpoint:
         """Whether it may be asked: one that failed gets a single request to prove itself."""
         return now >= self.back and not (self.failures and self.requests)
 
-    def leave(self, now: float, asked: float | None = None) -> None:
-        """Leave it alone: as long as it asked for, or longer each time."""
-        first, longest = LEFT_ALONE
-        self.back = now + (asked or min(longest, first * 2.0 ** min(self.failures, 64)))
-        self.failures += 1
-
 
 @dataclass(slots=True)
 class _Group:
@@ -88,7 +82,10 @@ class Endpoints:
             if failure is None:
                 endpoint.failures, endpoint.back = 0, -float("inf")
             elif failure.kind != "status" or full(failure):
-                endpoint.leave(now, failure.retry_after)
+                first, longest = LEFT_ALONE
+                wait = min(longest, first * 2.0 ** min(endpoint.failures, 64))
+                endpoint.back = now + (failure.retry_after or wait)
+                endpoint.failures += 1
                 if failure.kind == "connect":
                     endpoint.serves = None  # it may come back as something else
 
@@ -97,8 +94,8 @@ class Endpoints:
         with (group := self._group()).lock:
             return any(e.open_at(now) for e in group.endpoints.values() if e.url not in tried)
 
-    def objection(self, url: str, identity: Identity, now: float) -> Failure | None:
-        """Why an answer of this identity does not count, None if it does. A server with an objection is left alone.
+    def objection(self, url: str, identity: Identity) -> Failure | None:
+        """Why an answer of this identity does not count, None if it does.
 
         Without a pin a new revision counts as soon as no server is known to serve the old one; that is logged.
         """
@@ -121,7 +118,6 @@ class Endpoints:
             message = f"answers as {identity}, but {reason}"
             if news:
                 log.warning("%s %s; its answers are not used", url, message)
-            endpoint.leave(now)
             return Failure("identity", message)
 
     def all_object(self) -> bool:

@@ -3,9 +3,9 @@
 A plan is a generator. It yields steps; whoever runs it (the shells in `_client.py`, or a test) carries them out
 and sends back what was heard. No sockets, no clock, no threads in here.
 
-Sleep(seconds)          wait; Sleep(0) asks for the time
+Sleep(seconds)               wait; Sleep(0) asks for the time
 Send(url, request, seconds)  one HTTP exchange within so many seconds; heard: a `Reply` or a `Failure`
-Gather(plans)           run these at the same time, each in one of the client's slots; heard: their results
+Gather(plans)                run these at the same time, each in one of the client's slots; heard: their results
 
 A slot is held from the first attempt to the last, pauses included: when a server is down, its callers queue in
 the client and do not all knock at once.
@@ -103,13 +103,14 @@ def exchange(
             endpoints.give(base, request.items)
         url, now = base + request.path, heard.now
         failure, answer = outcome_failure(heard.value), None
-        endpoints.heard(base, failure, now)
         if failure is None:
             answer = _parsed(url, heard.value, parse)
             identity = answer.identity if isinstance(answer, (Scores, Comparison)) else None
-            failure = (endpoints.objection(base, identity, now) if identity else None) or again(answer)
-            if failure is None:
-                return answer
+            failure = endpoints.objection(base, identity) if identity else None
+        endpoints.heard(base, failure, now)
+        if failure is None and answer is not None and (failure := again(answer)) is None:
+            return answer
+        assert failure is not None
         tried.add(base)
         moving = endpoints.elsewhere(tried, now)
         asked, lot = (replace(failure, retry_after=None), 0.0) if moving else (failure, draw())

@@ -62,6 +62,7 @@ def test_one_that_fails_is_left_alone_longer_each_time_and_proves_itself_with_on
     ("failure", "alone"),
     [
         (Failure("broken", "", None), True),
+        (Failure("identity", ""), True),
         (Failure("timeout", "", None), True),
         (Failure("status", "", status=502), True),
         (Failure("status", "", status=503), True),
@@ -91,46 +92,46 @@ def test_when_all_are_down_the_first_to_come_back_is_asked() -> None:
 
 def test_another_model_is_refused_until_no_server_has_the_old_one(caplog: pytest.LogCaptureFixture) -> None:
     endpoints = Endpoints((A, B))
-    assert endpoints.objection(A, OLD, 0.0) is None and endpoints.objection(B, OLD, 0.0) is None
-    objection = endpoints.objection(B, NEW, 0.0)
+    assert endpoints.objection(A, OLD) is None and endpoints.objection(B, OLD) is None
+    objection = endpoints.objection(B, NEW)
     assert objection is not None and "the others answer as m@r1" in objection.message and not endpoints.all_object()
     with caplog.at_level(logging.WARNING, "plaudit"):
-        assert endpoints.objection(A, NEW, 0.0) is None
+        assert endpoints.objection(A, NEW) is None
     assert "now answers as m@r2 (n), before as m@r1 (n)" in caplog.text
-    assert endpoints.objection(B, NEW, 0.0) is None and endpoints.objection(B, OLD, 0.0) is not None
+    assert endpoints.objection(B, NEW) is None and endpoints.objection(B, OLD) is not None
 
 
 def test_other_numerics_are_another_model() -> None:
     endpoints = Endpoints((A, B))
-    assert endpoints.objection(A, OLD, 0.0) is None
-    assert endpoints.objection(B, Identity("m", "r1", "bf16"), 0.0) is not None
+    assert endpoints.objection(A, OLD) is None
+    assert endpoints.objection(B, Identity("m", "r1", "bf16")) is not None
 
 
 def test_a_dead_server_does_not_hold_up_a_new_revision() -> None:
     endpoints = Endpoints((A, B))
-    assert endpoints.objection(A, OLD, 0.0) is None and endpoints.objection(B, OLD, 0.0) is None
+    assert endpoints.objection(A, OLD) is None and endpoints.objection(B, OLD) is None
     endpoints.heard(A, DOWN, 0.0)
-    assert endpoints.objection(B, NEW, 0.0) is None
+    assert endpoints.objection(B, NEW) is None
 
 
 def test_a_pin_never_gives_way() -> None:
     endpoints = Endpoints((A,), pin=True)
-    assert endpoints.objection(A, OLD, 0.0) is None
-    assert endpoints.objection(A, NEW, 0.0) is not None and endpoints.all_object()
+    assert endpoints.objection(A, OLD) is None
+    assert endpoints.objection(A, NEW) is not None and endpoints.all_object()
     named = Endpoints((A, B), revision="r1")
-    assert named.objection(B, NEW, 0.0) is not None and not named.all_object()
-    assert named.objection(A, OLD, 0.0) is None and not named.all_object()
-    assert named.objection(A, NEW, 0.0) is not None and named.all_object()
+    assert named.objection(B, NEW) is not None and not named.all_object()
+    assert named.objection(A, OLD) is None and not named.all_object()
+    assert named.objection(A, NEW) is not None and named.all_object()
 
 
 def test_a_child_process_starts_with_nobody_outstanding_and_the_same_pin() -> None:
     endpoints = Endpoints((A, B), pin=True)
     busy = take(endpoints, items=1000)
-    endpoints.objection(A, OLD, 0.0)
+    endpoints.objection(A, OLD)
     reading, writing = os.pipe()
     if (child := os.fork()) == 0:
         chosen = {take(endpoints), take(endpoints)}
-        os.write(writing, b"1" if chosen == {A, B} and endpoints.objection(B, NEW, 0.0) is not None else b"0")
+        os.write(writing, b"1" if chosen == {A, B} and endpoints.objection(B, NEW) is not None else b"0")
         os._exit(0)
     os.waitpid(child, 0)
     assert os.read(reading, 1) == b"1" and take(endpoints) != busy
@@ -196,6 +197,7 @@ def test_one_with_another_revision_is_refused_and_the_other_used(server: WireSer
         for n in range(6):
             assert client.score_responses("p", [str(n)]).revision == "rev1"
     assert len(twin.seen) == 1
+    assert server.paths() == ["/score"] * 6, "it is asked again, and seldom"
     server.identity["revision"] = "rev2"
     with Client([server.url, twin.url], revision="rev1") as client, pytest.raises(errors.RevisionChanged):
         client.score("p", "r")
