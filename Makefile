@@ -40,6 +40,7 @@ bench: .venv/.dev
 	$(BIN)/python benchmarks/roofline.py
 	$(BIN)/python benchmarks/regroupings.py
 	$(BIN)/python benchmarks/http_loads.py
+	$(BIN)/python benchmarks/client.py
 	$(BIN)/python benchmarks/prompt_sharing.py
 	$(BIN)/python benchmarks/parity.py
 	$(BIN)/python benchmarks/convincing_arguments.py

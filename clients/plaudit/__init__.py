@@ -11,6 +11,7 @@
 
 from ._async_client import AsyncClient
 from ._client import Client
+from ._ensemble import AsyncEnsemble, Combination, Ensemble
 from ._retry import RetryPolicy
 from ._settings import Settings
 from .errors import (
@@ -53,12 +54,15 @@ from .types import (
 
 __all__ = [
     "AsyncClient",
+    "AsyncEnsemble",
     "BadRequest",
     "Client",
+    "Combination",
     "Comparison",
     "ConfigurationError",
     "ConnectionFailed",
     "DeadlineExceeded",
+    "Ensemble",
     "Identity",
     "InvalidInput",
     "Item",

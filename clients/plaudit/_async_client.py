@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import time
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from ._base import BaseClient
+from ._coalesce import Collector, Outcomes
+from ._items import Piece, pieces
 from ._plan import Gather, Heard, Plan, Send, Sleep, Step
 from ._retry import Failure
+from ._settings import Settings
 from ._wire import Reply
 from .types import Comparison, Item, Prompt, Ranking, ScoreResult, Scores, ServerInfo
 
 if TYPE_CHECKING:
+    from ._aiohttp import Transport
     from ._http import http
 
 T = TypeVar("T")
-Line = tuple["http.AsyncClient", asyncio.Semaphore]
+Line = tuple["http.AsyncClient | Transport", asyncio.Semaphore]
 """Connections, and the slots of `_plan.Gather`."""
 
 
@@ -27,9 +35,44 @@ class AsyncClient(BaseClient):
 
     _store = WeakKeyDictionary
     _lines: WeakKeyDictionary[asyncio.AbstractEventLoop, Line]
+    _collectors: WeakKeyDictionary[asyncio.AbstractEventLoop, Collector]
 
     async def score(self, prompt: Prompt, response: str) -> ScoreResult:
-        return await self._run(self._core.score(prompt, response))
+        """Score one response. Calls that are made at the same time share requests (`coalesce`), nothing else."""
+        return await self.score_item({"prompt": prompt, "response": response})
+
+    async def score_item(self, item: Item) -> ScoreResult:
+        """`score` for any native shape that has one response."""
+        (piece,) = pieces([item])
+        if self.settings.coalesce == 1 or not piece.flat:
+            return await self._run(self._core.score_item(item))
+        loop, timeout = asyncio.get_running_loop(), self.settings.timeout
+        if (collector := self._collectors.get(loop)) is None:
+            collector = self._collectors[loop] = Collector(self._carry, self.settings.coalesce)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        return self._core.settled(await collector.score(piece, deadline))[0]
+
+    async def score_iter(
+        self, items: Iterable[Item] | AsyncIterable[Item], ahead: int = 1024
+    ) -> AsyncGenerator[ScoreResult, None]:
+        """The results of single responses in the order of `items`, as they come, at most `ahead` of them waiting.
+
+        `index` counts the items. For results as soon as they are there, whatever their order, `asyncio.as_completed`
+        over `score` does it.
+        """
+        window: deque[asyncio.Task[ScoreResult]] = deque()
+        count = itertools.count()
+        try:
+            async for item in items if isinstance(items, AsyncIterable) else _as_async(items):
+                if len(window) >= ahead:
+                    yield replace(await window.popleft(), index=next(count))
+                window.append(asyncio.ensure_future(self.score_item(item)))
+            while window:
+                yield replace(await window.popleft(), index=next(count))
+        finally:
+            for task in window:
+                task.cancel()
+            await asyncio.gather(*window, return_exceptions=True)
 
     async def score_responses(self, prompt: Prompt, responses: Sequence[str]) -> Scores:
         return await self._run(self._core.score_responses(prompt, responses))
@@ -54,6 +97,7 @@ class AsyncClient(BaseClient):
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop. The client may be used again."""
+        self._collectors.pop(asyncio.get_running_loop(), None)
         if line := self._lines.pop(asyncio.get_running_loop(), None):
             await line[0].aclose()
 
@@ -63,14 +107,22 @@ class AsyncClient(BaseClient):
     async def __aexit__(self, *exc: object) -> None:
         await self.aclose()
 
+    def __setstate__(self, settings: Settings) -> None:
+        super().__setstate__(settings)
+        self._collectors = WeakKeyDictionary()
+
+    async def _carry(self, collected: list[Piece], deadline: float | None) -> Outcomes:
+        return await self._run(self._core.score_apart(collected, deadline))
+
     async def _run(self, plan: Plan[T]) -> T:
         heard = None
-        while True:
-            try:
-                step = plan.send(cast(Heard, heard))
-            except StopIteration as stop:
-                return cast(T, stop.value)
-            heard = Heard(value=await self._perform(step), now=time.monotonic())
+        with contextlib.closing(plan):
+            while True:
+                try:
+                    step = plan.send(cast(Heard, heard))
+                except StopIteration as stop:
+                    return cast(T, stop.value)
+                heard = Heard(value=await self._perform(step), now=time.monotonic())
 
     async def _perform(self, step: Step) -> Any:
         match step:
@@ -86,7 +138,7 @@ class AsyncClient(BaseClient):
         if (line := self._lines.get(loop)) is None:
             from . import _http
 
-            opened = _http.http.AsyncClient(limits=_http.limits(self.settings))
+            opened = _http.open_async(self.settings)
             self._lines[loop] = line = opened, asyncio.Semaphore(self.settings.concurrency)
         return line
 
@@ -95,8 +147,11 @@ class AsyncClient(BaseClient):
 
         try:
             async with asyncio.timeout(step.seconds):
-                response = await self._line()[0].request(**_http.call(self.settings, step.request, step.seconds))
-                return _http.reply_of(response, response.content)
+                call = _http.call(self.settings, step.url, step.request, step.seconds)
+                async with self._line()[0].stream(**call) as response:
+                    if _http.stale(call, response.headers):
+                        return _http.STALE  # unread, which closes the connection
+                    return _http.reply_of(response, await response.aread())
         except TimeoutError:
             return Failure("timeout", "no complete answer in time")
         except _http.RequestError as error:
@@ -125,3 +180,8 @@ class AsyncClient(BaseClient):
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _as_async(items: Iterable[Item]) -> AsyncGenerator[Item, None]:
+    for item in items:
+        yield item

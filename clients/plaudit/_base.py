@@ -8,12 +8,12 @@ process starts without connections.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, MutableMapping, Sequence
 from typing import Any, ClassVar, Self
 
 from ._core import Core
 from ._retry import RetryPolicy
-from ._settings import Overlong, Priority, Settings, Transform, resolve
+from ._settings import Overlong, Priority, Settings, Transform, Transport, resolve
 from .types import OnError
 
 DEFAULT_RETRIES = RetryPolicy()
@@ -27,7 +27,7 @@ class BaseClient:
 
     def __init__(
         self,
-        url: str | None = None,
+        url: str | Sequence[str] | None = None,
         *,
         api_key: str | None = None,
         model: str | None = None,
@@ -41,8 +41,12 @@ class BaseClient:
         transform: Transform | None = None,
         priority: Priority | None = None,
         include: Iterable[str] = (),
+        pin: bool = False,
+        coalesce: int = 256,
+        transport: Transport = "httpx",
     ) -> None:
-        """See `Settings` for the options. Without `url` and `api_key`, PLAUDIT_URL and PLAUDIT_API_KEY count."""
+        """See `Settings` for the options; `url` may be several servers of the same model. Without `url` and
+        `api_key`, PLAUDIT_URL and PLAUDIT_API_KEY count."""
         url, api_key = resolve(url, api_key)
         self.__setstate__(
             Settings(
@@ -59,6 +63,9 @@ class BaseClient:
                 transform=transform,
                 priority=priority,
                 include=tuple(include),
+                pin=pin,
+                coalesce=coalesce,
+                transport=transport,
             )
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -39,6 +40,10 @@ class Client(BaseClient):
     def score(self, prompt: Prompt, response: str) -> ScoreResult:
         """Score one response; `float(result)` is the number."""
         return self._run(self._core.score(prompt, response))
+
+    def score_item(self, item: Item) -> ScoreResult:
+        """`score` for any native shape that has one response."""
+        return self._run(self._core.score_item(item))
 
     def score_responses(self, prompt: Prompt, responses: Sequence[str]) -> Scores:
         """Score several responses to one prompt, which is then computed once where the model allows it."""
@@ -107,12 +112,13 @@ class _Conductor:
 
     def run(self, plan: Plan[T]) -> T:
         heard = None
-        while not self.over:
-            try:
-                step = plan.send(cast(Heard, heard))
-            except StopIteration as stop:
-                return cast(T, stop.value)
-            heard = Heard(value=self._perform(step), now=time.monotonic())
+        with contextlib.closing(plan):
+            while not self.over:
+                try:
+                    step = plan.send(cast(Heard, heard))
+                except StopIteration as stop:
+                    return cast(T, stop.value)
+                heard = Heard(value=self._perform(step), now=time.monotonic())
         raise InterruptedError("the call is over")
 
     def _perform(self, step: Step) -> Any:
@@ -128,8 +134,11 @@ class _Conductor:
         from . import _http
 
         ends = None if step.seconds is None else time.monotonic() + step.seconds
+        call = _http.call(self._settings, step.url, step.request, step.seconds)
         try:
-            with self._http.stream(**_http.call(self._settings, step.request, step.seconds)) as response:
+            with self._http.stream(**call) as response:
+                if _http.stale(call, response.headers):
+                    return _http.STALE  # unread, which closes the connection
                 body = []
                 for part in response.iter_bytes():
                     body.append(part)

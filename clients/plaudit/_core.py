@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields, replace
 from functools import partial
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from . import _wire as wire
-from ._items import Chunk, Limits, check, pieces, plan_chunks
+from ._endpoints import Endpoints
+from ._items import Chunk, Limits, Piece, check, pieces, plan_chunks
 from ._plan import Gather, Plan, Send, Sleep, exchange, outcome_failure, raise_for
 from ._retry import GiveUp
 from ._settings import Settings
 from ._wire import Reply, Request
-from .errors import BadRequest, InvalidInput, ItemFailed, NotFound, RevisionChanged, TimedOut, Unavailable
+from .errors import BadRequest, InvalidInput, ItemFailed, NotFound, PlauditError, RevisionChanged, TimedOut, Unavailable
 from .types import (
     Comparison,
-    Identity,
     Item,
     ItemError,
     Prompt,
@@ -35,6 +37,9 @@ T = TypeVar("T")
 UNASKED = Limits(items=64, bytes=256 * 1024)
 """A list within these limits is sent without asking for the server's: every server takes that much."""
 
+PARTS = 8
+"""A long list is cut into so many parts for each of several servers: one that dies takes little with it."""
+
 READY_PAUSES = (0.1, 2.0)
 """First and longest pause between two questions for readiness, in seconds."""
 
@@ -49,10 +54,15 @@ class Core:
         self.settings = settings
         self._draw = draw
         self._limits: Limits | None = None
+        self._endpoints = Endpoints(settings.urls, settings.revision, settings.pin)
 
     def score(self, prompt: Prompt, response: str) -> Plan[ScoreResult]:
-        scores = yield from self.score_items([{"prompt": prompt, "response": response}])
-        return scores[0]
+        return (yield from self.score_item({"prompt": prompt, "response": response}))
+
+    def score_item(self, item: Item) -> Plan[ScoreResult]:
+        if isinstance(item, Mapping) and "responses" in item:
+            raise InvalidInput("the item has several responses: score_items takes it")
+        return (yield from self.score_items([item]))[0]
 
     def score_responses(self, prompt: Prompt, responses: Sequence[str]) -> Plan[Scores]:
         return (yield from self.score_items([{"prompt": prompt, "responses": list(responses)}]))
@@ -60,10 +70,27 @@ class Core:
     def score_items(self, items: Iterable[Item]) -> Plan[Scores]:
         encoded = pieces(items)
         deadline = yield from self._deadline()
-        chunks = plan_chunks(encoded, UNASKED)
-        if len(chunks) > 1:
-            chunks = plan_chunks(encoded, (yield from self._server_limits(deadline)))
-        scores = yield from self._score_chunks(chunks, deadline)
+        chunks = yield from self._chunks(encoded, deadline)
+        return self.settled((yield from self._score_chunks(chunks, deadline)))
+
+    def score_apart(self, encoded: Sequence[Piece], deadline: float | None) -> Plan[list[Scores | PlauditError]]:
+        """Single responses of several callers in as few requests as they fit into: what became of each. A request
+        that is refused as a whole is repeated item by item, so that nobody fails for another's item."""
+        chunks = plan_chunks(encoded, self._limits or UNASKED)
+        answers = (yield Gather(tuple(self._outcome(chunk, deadline) for chunk in chunks), deadline)).value
+        outcomes: list[Scores | PlauditError] = []
+        for chunk, answer in zip(chunks, answers, strict=True):
+            if isinstance(answer, BadRequest) and len(chunk.places) > 1:
+                alone = [plan_chunks([encoded[place.item_index]], UNASKED)[0] for place in chunk.places]
+                outcomes += (yield Gather(tuple(self._outcome(one, deadline) for one in alone), deadline)).value
+            elif isinstance(answer, Scores):
+                outcomes += (replace(answer, results=(replace(r, index=0, item_index=0),)) for r in answer)
+            else:
+                outcomes += (copy.copy(answer) for _ in chunk.places)
+        return outcomes
+
+    def settled(self, scores: Scores) -> Scores:
+        """The scores, unless some are missing and the client was told to raise."""
         if scores.failed and self.settings.on_error == "raise":
             self._raise_failed(scores)
         return scores
@@ -77,9 +104,7 @@ class Core:
         check({"prompt": prompt, "responses": [response_a, response_b]})
         pair = {"prompt": prompt, "response_a": response_a, "response_b": response_b}
         request = Request("POST", "/compare", wire.object_fields(pair | self._options(COMPARE_OPTIONS)))
-        comparison = yield from self._ask(request, wire.parse_comparison)
-        self._check_pin(comparison.identity)
-        return comparison
+        return (yield from self._ask(request, wire.parse_comparison))
 
     def info(self) -> Plan[ServerInfo]:
         return (yield from self._ask(Request("GET", "/info"), self._parse_info))
@@ -91,13 +116,13 @@ class Core:
         request, url = Request("GET", "/readyz"), self.settings.base_url
         started = (yield Sleep(0)).now
         pause, longest = READY_PAUSES
-        while True:
-            heard = yield Send(request, self.settings.connect_timeout)
+        for base in itertools.cycle(self.settings.urls):
+            heard = yield Send(base, request, self.settings.connect_timeout)
             failure, now = outcome_failure(heard.value), heard.now
             if failure is None:
                 return
             if failure.status in (401, 403, 404):
-                raise_for(failure, GiveUp("refused"), url + request.path, 1, now - started)
+                raise_for(failure, GiveUp("refused"), base + request.path, 1, now - started)
             left = math.inf if timeout is None else started + timeout - now
             if left <= 0:
                 raise TimedOut(
@@ -106,15 +131,16 @@ class Core:
                     url=url,
                     code=failure.code,
                 )
-            yield Sleep(min(pause, left))
-            pause = min(2 * pause, longest)
+            if base == self.settings.urls[-1]:
+                yield Sleep(min(pause, left))
+                pause = min(2 * pause, longest)
 
     def _ask(self, request: Request, parse: Callable[[Reply], T]) -> Plan[T]:
         deadline = yield from self._deadline()
         return (yield from self._ask_until(deadline, request, parse))
 
     def _ask_until(self, deadline: float | None, request: Request, parse: Callable[[Reply], T]) -> Plan[T]:
-        heard = yield Gather((exchange(self.settings, self._draw, request, deadline, parse),), deadline)
+        heard = yield Gather((self._exchange(request, deadline, parse),), deadline)
         answer: T = heard.value[0]
         return answer
 
@@ -122,6 +148,26 @@ class Core:
         if self.settings.timeout is None:
             return None
         return (yield Sleep(0)).now + self.settings.timeout
+
+    def _exchange(self, request: Request, deadline: float | None, *how: Any) -> Plan[Any]:
+        return exchange(self.settings, self._endpoints, self._draw, request, deadline, *how)
+
+    def _chunks(self, encoded: Sequence[Piece], deadline: float | None) -> Plan[list[Chunk]]:
+        """The items cut into requests; among several servers a long list is cut so that each gets a few parts."""
+        chunks = plan_chunks(encoded, UNASKED)
+        if len(chunks) == 1 or not chunks:
+            return chunks
+        limits, servers = (yield from self._server_limits(deadline)), len(self.settings.urls)
+        if servers > 1:
+            share = -(-sum(len(piece.parts) for piece in encoded) // (PARTS * servers))
+            limits = replace(limits, items=min(limits.items, max(UNASKED.items, share)))
+        return plan_chunks(encoded, limits)
+
+    def _outcome(self, chunk: Chunk, deadline: float | None) -> Plan[Scores | PlauditError]:
+        try:
+            return (yield from self._score_chunk(chunk, deadline))
+        except PlauditError as error:
+            return error
 
     def _server_limits(self, deadline: float | None) -> Plan[Limits]:
         if self._limits is None:
@@ -136,7 +182,7 @@ class Core:
             identities = {part.identity for part in heard.value if part.identity is not None}
             if len(identities) <= 1:
                 return _joined(heard.value)
-        names = " and ".join(sorted(f"{i.model}@{i.revision} ({i.numerics})" for i in identities))
+        names = " and ".join(sorted(map(str, identities)))
         raise RevisionChanged(
             f"{self.settings.base_url} answered parts of one list as {names}; score it again, and if several servers "
             "share this URL, give them the same model and numerics",
@@ -147,7 +193,7 @@ class Core:
         request = wire.score_request(chunk, wire.object_fields(self._options(SCORE_OPTIONS)))
         parse = partial(wire.parse_scores, places=chunk.places)
         try:
-            scores = yield from exchange(self.settings, self._draw, request, deadline, parse, wire.unfinished)
+            scores: Scores = yield from self._exchange(request, deadline, parse, wire.unfinished)
         except Unavailable as error:
             if self.settings.on_error == "raise":
                 raise
@@ -161,8 +207,6 @@ class Core:
             if self.settings.revision is None or error.code != "unknown_model":
                 raise
             raise RevisionChanged(f"the pinned revision is not served: {error}", url=error.url) from error
-        assert scores.identity is not None
-        self._check_pin(scores.identity)
         return scores
 
     def _options(self, names: Sequence[str]) -> dict[str, object]:
@@ -174,15 +218,6 @@ class Core:
 
     def _parse_info(self, reply: Reply) -> ServerInfo:
         return wire.parse_info(reply, self.settings.model)
-
-    def _check_pin(self, identity: Identity) -> None:
-        pinned = self.settings.revision
-        if pinned is not None and identity.revision != pinned:
-            raise RevisionChanged(
-                f"{self.settings.base_url} answers as {identity.model}@{identity.revision}, but revision {pinned} is "
-                "pinned; serve that revision, or pin the new one",
-                url=self.settings.base_url,
-            )
 
     def _raise_failed(self, scores: Scores) -> NoReturn:
         first = scores.failed[0]

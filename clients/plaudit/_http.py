@@ -5,10 +5,16 @@ Loaded on first use, so that `import plaudit` costs nothing.
 
 from __future__ import annotations
 
+import itertools
+import os
+import secrets
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import httpx2 as http
+
+    from ._aiohttp import Transport
 else:
     try:
         import httpx2 as http
@@ -18,10 +24,14 @@ else:
 from ._retry import Failure, FailureKind
 from ._settings import Settings, installed_version
 from ._wire import Reply, Request
+from .errors import ConfigurationError
 
-__all__ = ["RequestError", "call", "failure_of_error", "headers", "http", "limits", "reply_of", "timeouts"]
+__all__ = ["http"]
 
 RequestError = http.RequestError
+STALE = Failure("broken", "the answer to another request came")
+
+_PROCESS, _NUMBERS = secrets.token_hex(6), itertools.count()
 
 # First match wins: a connect timeout is a TimeoutException too, but the server never saw that request.
 _KINDS: tuple[tuple[type[Exception], FailureKind], ...] = (
@@ -39,15 +49,22 @@ def failure_of_error(error: Exception) -> Failure:
     return Failure(kind, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
 
 
-def call(settings: Settings, request: Request, seconds: float | None) -> dict[str, Any]:
-    """The arguments with which the HTTP library sends `request`, with so many seconds left."""
+def call(settings: Settings, url: str, request: Request, seconds: float | None) -> dict[str, Any]:
+    """The arguments with which the HTTP library sends `request` to the server at `url`, with so many seconds left."""
     return {
         "method": request.method,
-        "url": settings.base_url + request.path,
+        "url": url + request.path,
         "content": request.body(seconds),
-        "headers": headers(settings),
+        "headers": headers(settings) | {"x-request-id": f"{_PROCESS}-{os.getpid()}-{next(_NUMBERS)}"},
         "timeout": timeouts(settings, seconds),
     }
+
+
+def stale(call: Mapping[str, Any], response: Mapping[str, str]) -> bool:
+    """Whether headers answer another request of ours: something between has sent a response twice, and from then on
+    every answer on that connection would be the one before. Our servers echo the id; other ids say nothing."""
+    answered = response.get("x-request-id", "")
+    return answered.startswith(_PROCESS) and answered != call["headers"]["x-request-id"]
 
 
 def reply_of(response: http.Response, body: bytes) -> Reply:
@@ -62,6 +79,17 @@ def headers(settings: Settings) -> dict[str, str]:
     if settings.api_key:
         known["authorization"] = f"Bearer {settings.api_key}"
     return known
+
+
+def open_async(settings: Settings) -> http.AsyncClient | Transport:
+    """New connections for an event loop. Raises ConfigurationError if the transport is not installed."""
+    if settings.transport == "httpx":
+        return http.AsyncClient(limits=limits(settings))
+    try:
+        from ._aiohttp import Transport
+    except ModuleNotFoundError as error:
+        raise ConfigurationError("aiohttp is not installed: pip install 'plaudit[aiohttp]'") from error
+    return Transport()
 
 
 def limits(settings: Settings) -> http.Limits:

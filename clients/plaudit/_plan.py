@@ -3,9 +3,9 @@
 A plan is a generator. It yields steps; whoever runs it (the shells in `_client.py`, or a test) carries them out
 and sends back what was heard. No sockets, no clock, no threads in here.
 
-Sleep(seconds)          wait; Sleep(0) asks for the time
-Send(request, seconds)  one HTTP exchange within so many seconds; heard: a `Reply` or a `Failure`
-Gather(plans)           run these at the same time, each in one of the client's slots; heard: their results
+Sleep(seconds)               wait; Sleep(0) asks for the time
+Send(url, request, seconds)  one HTTP exchange within so many seconds; heard: a `Reply` or a `Failure`
+Gather(plans)                run these at the same time, each in one of the client's slots; heard: their results
 
 A slot is held from the first attempt to the last, pauses included: when a server is down, its callers queue in
 the client and do not all knock at once.
@@ -14,9 +14,10 @@ the client and do not all knock at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn, TypeVar
 
+from ._endpoints import Endpoints
 from ._retry import Failure, GiveUp, decide
 from ._settings import Settings
 from ._wire import Reply, Request, failure_of
@@ -28,11 +29,13 @@ from .errors import (
     Overloaded,
     Refused,
     ResponseInvalid,
+    RevisionChanged,
     ServerFailed,
     TimedOut,
     Unauthorized,
     Unavailable,
 )
+from .types import Comparison, Scores
 
 T = TypeVar("T")
 
@@ -44,6 +47,7 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True)
 class Send:
+    url: str
     request: Request
     seconds: float | None
 
@@ -70,40 +74,56 @@ Plan = Generator[Step, Heard, T]
 
 def exchange(
     settings: Settings,
+    endpoints: Endpoints,
     draw: Callable[[], float],
     request: Request,
     deadline: float | None,
     parse: Callable[[Reply], T],
     again: Callable[[T], Failure | None] = lambda answer: None,
 ) -> Plan[T]:
-    """Send until there is an answer, retries are used up, or the deadline has passed.
+    """Send until there is an answer, retries are used up, or the deadline has passed. Of several servers the next
+    is tried at once, and a pause made when all that are open have failed.
 
     `parse` checks a 200. `again` may call an answer a failure that is worth another attempt; if that is the last
-    one, the answer is returned as it is. Raises Refused, Unavailable, ResponseInvalid.
+    one, the answer is returned as it is. Raises Refused, Unavailable, ResponseInvalid, RevisionChanged.
     """
-    url = settings.base_url + request.path
     started = now = (yield Sleep(0)).now
     if deadline is not None and now >= deadline:
         raise TimedOut(
-            f"{url}: the whole timeout of {settings.timeout} s passed while waiting for one of the client's "
-            f"{settings.concurrency} slots; raise timeout or concurrency",
-            url=url,
+            f"{settings.base_url}: the whole timeout of {settings.timeout} s passed while waiting for one of the "
+            f"client's {settings.concurrency} slots; raise timeout or concurrency",
+            url=settings.base_url,
         )
-    attempt = 0
+    attempt, tried = 0, set[str]()
     while True:
-        heard = yield Send(request, None if deadline is None else max(0.001, deadline - now))
+        base = endpoints.take(now, tried, request.items)
+        try:
+            heard = yield Send(base, request, None if deadline is None else max(0.001, deadline - now))
+        finally:
+            endpoints.give(base, request.items)
+        url, now = base + request.path, heard.now
         failure, answer = outcome_failure(heard.value), None
         if failure is None:
             answer = _parsed(url, heard.value, parse)
-            failure = again(answer)
-            if failure is None:
-                return answer
-        decision = decide(settings.retry, failure, attempt=attempt, now=heard.now, deadline=deadline, draw=draw())
+            identity = answer.identity if isinstance(answer, (Scores, Comparison)) else None
+            failure = endpoints.objection(base, identity) if identity else None
+        endpoints.heard(base, failure, now)
+        if failure is None and answer is not None and (failure := again(answer)) is None:
+            return answer
+        assert failure is not None
+        tried.add(base)
+        moving = endpoints.elsewhere(tried, now)
+        asked, lot = (replace(failure, retry_after=None), 0.0) if moving else (failure, draw())
+        decision = decide(settings.retry, asked, attempt=attempt, now=now, deadline=deadline, draw=lot)
+        if failure.kind == "identity" and endpoints.all_object():
+            decision = GiveUp("refused")
         if isinstance(decision, GiveUp):
-            if answer is not None:
+            if answer is not None and failure.kind != "identity":
                 return answer
-            raise_for(failure, decision, url, attempt + 1, heard.now - started)
-        now = (yield Sleep(decision.seconds)).now
+            raise_for(failure, decision, url, attempt + 1, now - started)
+        if not moving:
+            tried.clear()
+            now = (yield Sleep(decision.seconds)).now
         attempt += 1
 
 
@@ -127,6 +147,8 @@ def raise_for(failure: Failure, decision: GiveUp, url: str, attempts: int, secon
     tried = "" if decision.why == "refused" else f" ({decision.why}; {attempts} attempts in {seconds:.1f} s)"
     status = f"{failure.status} {failure.code or ''}".strip() + ": " if failure.status is not None else ""
     text = f"{url}: {status}{failure.message}{trace}{tried}"
+    if failure.kind == "identity":
+        raise RevisionChanged(f"{text}; serve that one, or pin the new one", url=url)
     if failure.status is not None and failure.status < 500 and failure.status not in (408, 429):
         raise _refusal(failure, text, url)
     raise _unavailable(failure, decision, text, url)

@@ -11,7 +11,9 @@ from typing import Literal
 
 RETRYABLE_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 
-FailureKind = Literal["connect", "broken", "timeout", "status"]
+FULL_STATUS = frozenset({429, 502, 503})
+
+FailureKind = Literal["connect", "broken", "timeout", "status", "identity"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,7 @@ class Failure:
 
     connect  the server never saw the request       broken  the connection ended before the answer was complete
     timeout  nothing came in the time that was left  status  the server answered with an error
+    identity the answer is another model's
 
     `retryable` is the server's own word for it, None if it gave none. `retry_after` is in seconds.
     """
@@ -92,6 +95,11 @@ def may_help(failure: Failure) -> bool:
     if failure.status not in RETRYABLE_STATUS:
         return False
     return failure.retryable is not False
+
+
+def full(failure: Failure) -> bool:
+    """Whether the server turned the request away for want of room, or is not there behind its proxy."""
+    return failure.status in FULL_STATUS and failure.retryable is not False
 
 
 def pause(policy: RetryPolicy, attempt: int, retry_after: float | None, draw: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal, get_args
@@ -20,20 +21,25 @@ ENDPOINT_KEY_VARIABLE = "OPENAI_API_KEY"
 Overlong = Literal["error", "truncate_prompt", "truncate_left"]
 Transform = Literal["none", "normalized", "probability"]
 Priority = Literal["interactive", "batch"]
+Transport = Literal["httpx", "aiohttp"]
 
 
 @dataclass(frozen=True)
 class Settings:
     """What a client was told. Times in seconds; None for `timeout` means no deadline.
 
+    url          one server, or several of the same model: a sequence, or a text with commas between them
     timeout      one deadline for a whole call: all its requests, retries and pauses
     concurrency  requests in flight at once, those that wait for their next attempt included
     on_error     `raise`, or `none`: what could not be scored is None beside the others' scores
     revision     scores of any other revision raise RevisionChanged
+    pin          the same for the revision and numerics that answer first, whatever they are
+    transport    what `AsyncClient` sends with; `aiohttp` is an extra, and faster with many requests on their way
+    coalesce     single calls of `AsyncClient.score` that may share a request; 1 sends each alone
     None for `overlong`, `transform` and `priority` leaves the choice to the server.
     """
 
-    url: str
+    url: str | Sequence[str]
     api_key: str | None = field(default=None, repr=False)
     model: str | None = None
     revision: str | None = None
@@ -46,14 +52,21 @@ class Settings:
     transform: Transform | None = None
     priority: Priority | None = None
     include: tuple[str, ...] = ()
+    pin: bool = False
+    coalesce: int = 256
+    transport: Transport = "httpx"
 
     def __post_init__(self) -> None:
-        if not self.url.startswith(("http://", "https://")) or not _has_host(self.url):
-            raise ConfigurationError(f"the URL must be http:// or https:// and a host, got {self.url!r}")
+        for url in self.urls:
+            if not url.startswith(("http://", "https://")) or not _has_host(url):
+                raise ConfigurationError(f"the URL must be http:// or https:// and a host, got {url!r}")
+        if len(set(self.urls)) != len(self.urls) or not self.urls:
+            raise ConfigurationError(f"the servers must be different, and one at least; got {self.base_url!r}")
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
             raise ConfigurationError("the API key must be printable ASCII; was a line break copied with it?")
-        if self.concurrency < 1:
-            raise ConfigurationError(f"concurrency must be at least 1, got {self.concurrency}")
+        for name in ("concurrency", "coalesce"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.timeout is not None and not self.timeout > 0:
             raise ConfigurationError(f"timeout must be positive, or None for no limit; got {self.timeout}")
         for name, choices in (
@@ -61,14 +74,22 @@ class Settings:
             ("overlong", Overlong),
             ("transform", Transform),
             ("priority", Priority),
+            ("transport", Transport),
         ):
             value = getattr(self, name)
-            if value not in get_args(choices) and not (value is None and name != "on_error"):
+            if value not in get_args(choices) and not (value is None and name not in ("on_error", "transport")):
                 raise ConfigurationError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
+
+    @functools.cached_property
+    def urls(self) -> tuple[str, ...]:
+        """Every server's URL, without a slash at its end."""
+        given = self.url.split(",") if isinstance(self.url, str) else self.url
+        return tuple(url.strip().rstrip("/") for url in given)
 
     @property
     def base_url(self) -> str:
-        return self.url.rstrip("/")
+        """The servers as text, for messages."""
+        return ",".join(self.urls)
 
 
 def _has_host(url: str) -> bool:
@@ -90,12 +111,13 @@ def endpoint_key() -> str:
     return os.environ.get(ENDPOINT_KEY_VARIABLE, "")
 
 
-def resolve(url: str | None, api_key: str | None) -> tuple[str, str | None]:
-    """URL and API key, from the environment where they are not given. Raises ConfigurationError without a URL."""
+def resolve(url: str | Sequence[str] | None, api_key: str | None) -> tuple[str | Sequence[str], str | None]:
+    """URL(s) and API key, from the environment where they are not given. Raises ConfigurationError without a URL."""
     url = url or environment_url()
     if not url:
         raise ConfigurationError(f"no server is named: pass url=, or set {URL_VARIABLE}")
-    return url, api_key if api_key is not None else os.environ.get(KEY_VARIABLE) or None
+    key = api_key if api_key is not None else os.environ.get(KEY_VARIABLE) or None
+    return url if isinstance(url, str) else tuple(url), key
 
 
 @functools.cache

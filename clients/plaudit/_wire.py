@@ -32,11 +32,12 @@ _RESULT_FIELDS = frozenset(
 @dataclass(frozen=True, slots=True)
 class Request:
     """One HTTP request. `fields` is the inside of the JSON object, without the deadline: that is added when the
-    request is sent, because it is the time left by then."""
+    request is sent, because it is the time left by then. `items`: how much work it is, for choosing a server."""
 
     method: str
     path: str
     fields: bytes | None = None
+    items: int = 1
 
     def body(self, seconds_left: float | None) -> bytes | None:
         """The body, with the `deadline_ms` that is left. Without a deadline it is the longest there is: a server
@@ -64,7 +65,7 @@ def object_fields(values: Mapping[str, Any]) -> bytes:
 def score_request(chunk: Chunk, options: bytes) -> Request:
     """`POST /score` for the items of one chunk."""
     fields = b'"items":[' + chunk.items_json + b"]"
-    return Request("POST", "/score", fields + b"," + options if options else fields)
+    return Request("POST", "/score", fields + b"," + options if options else fields, len(chunk.places))
 
 
 def failure_of(reply: Reply) -> Failure | None:

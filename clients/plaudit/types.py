@@ -119,6 +119,9 @@ class Identity:
     revision: str
     numerics: str
 
+    def __str__(self) -> str:
+        return f"{self.model}@{self.revision} ({self.numerics})"
+
 
 @dataclass(frozen=True, slots=True)
 class Scores(Sequence[ScoreResult]):

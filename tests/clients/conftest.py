@@ -48,17 +48,25 @@ def error_body(code: str, message: str, type: str = "invalid_request_error") -> 
     return {"error": {**error, "request_id": "req-e"}}
 
 
+def _parts(item: dict[str, Any]) -> tuple[Any, list[str]]:
+    """Prompt and responses of an item of any shape."""
+    if "messages" in item:
+        return item["messages"][:-1], [item["messages"][-1]["content"]]
+    return item.get("prompt", ""), item.get("responses") or [item.get("response", item.get("text", ""))]
+
+
 def results_of(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The wire's results. A response with the word POISON fails alone."""
     results: list[dict[str, Any]] = []
     for item_index, item in enumerate(items):
         several = "responses" in item
-        for position, response in enumerate(item["responses"] if several else [item.get("response", "")]):
+        prompt, responses = _parts(item)
+        for position, response in enumerate(responses):
             result: dict[str, Any] = {
                 "index": len(results),
                 "item_index": item_index,
                 "response_index": position if several else None,
-                "score": score_of(item.get("prompt", ""), response),
+                "score": score_of(prompt, response),
                 "tokens": 3 + len(response),
                 "truncated": None,
                 "cached": False,
@@ -70,7 +78,9 @@ def results_of(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 class WireServer:
-    """`faults` are used up one by one by the requests to anything but `/info`; then every answer is good."""
+    """`faults` are used up one by one by the requests to anything but `/info`; then every answer is good.
+
+    `echo`: answers carry the id of their request, as plaudit's do; otherwise one of the server's own."""
 
     def __init__(self) -> None:
         self.faults: deque[Fault] = deque()
@@ -79,6 +89,7 @@ class WireServer:
         self.limits = {"max_items": 4096, "max_body_bytes": 64 * 1024 * 1024}
         self.in_flight = self.most_in_flight = self.connections = 0
         self.hold = 0.0
+        self.echo = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -143,7 +154,8 @@ class WireServer:
         if fault.change is not None:
             answer = fault.change(answer)
         body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-        headers = {"content-type": "application/json", "x-request-id": f"req-{len(self.seen)}", **fault.headers}
+        request_id = seen.headers["x-request-id"] if self.echo else f"req-{len(self.seen)}"
+        headers = {"content-type": "application/json", "x-request-id": request_id, **fault.headers}
         head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         writer.write(f"HTTP/1.1 {status} X\r\ncontent-length: {len(body)}\r\n{head}\r\n".encode())
         if fault.kind == "truncate":
@@ -195,6 +207,14 @@ class WireServer:
 
 @pytest.fixture
 def server() -> Iterator[WireServer]:
+    wire_server = WireServer()
+    yield wire_server
+    wire_server.close()
+
+
+@pytest.fixture
+def twin() -> Iterator[WireServer]:
+    """A second server of the same model."""
     wire_server = WireServer()
     yield wire_server
     wire_server.close()

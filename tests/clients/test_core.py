@@ -27,6 +27,7 @@ class World:
         self.spend = spend
         self.now = 100.0
         self.sent: list[tuple[str, dict[str, Any], float | None]] = []
+        self.asked: list[str] = []
         self.slept: list[float] = []
 
     def run(self, plan: Plan[Any]) -> Any:
@@ -43,7 +44,8 @@ class World:
                 self.now += seconds
                 self.slept += [seconds] if seconds else []
                 return None
-            case Send(request, seconds):
+            case Send(url, request, seconds):
+                self.asked.append(url)
                 body = json.loads(request.body(seconds) or b"{}")
                 self.sent.append((request.path, body, seconds))
                 self.now += self.spend
@@ -277,7 +279,7 @@ def test_servers_that_disagree_are_never_mixed() -> None:
 
 def test_a_pinned_revision_is_held() -> None:
     assert World().run(core(revision="r1").score("p", "r")).score == 1.0
-    with pytest.raises(errors.RevisionChanged, match="answers as m@r1, but revision r0 is pinned"):
+    with pytest.raises(errors.RevisionChanged, match=r"answers as m@r1 \(n\), but revision r0 is pinned"):
         World().run(core(revision="r0", on_error="none").score("p", "r"))
 
 

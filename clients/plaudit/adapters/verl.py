@@ -1,0 +1,82 @@
+"""verl: `reward.custom_reward_function.path=pkg://plaudit.adapters.verl`, or `RewardManagerMixin`.
+
+verl does not pass the prompt to a reward function: keep it in the column `extra_info` under `prompt` (a text or
+messages), or use the mixin, which takes it from `raw_prompt` as verl's own discriminative reward models do.
+"""
+
+# verl may load this file by its path, outside of its package: imports are absolute here.
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from plaudit._async_client import AsyncClient
+from plaudit._client import Client
+from plaudit.adapters._rewards import TRAINER, conversation, logs
+from plaudit.errors import ConfigurationError
+from plaudit.types import Prompt
+
+Extra = Mapping[str, Any] | None
+
+
+@functools.cache
+def _client(url: str | None) -> Client:
+    return Client(url, **TRAINER)
+
+
+@functools.cache
+def _async_client(url: str | None) -> AsyncClient:
+    return AsyncClient(url, **TRAINER)
+
+
+async def compute_score(
+    data_source: str, solution_str: str, ground_truth: Any = None, extra_info: Extra = None, **options: Any
+) -> dict[str, float]:
+    """`score`, `tokens` and `truncated` of one response. Of the options, `url` (default: PLAUDIT_URL) and `prompt_key`
+    count; they come from `reward.custom_reward_function.reward_kwargs`. Calls made at the same time share requests.
+
+    Raises PlauditError if there is no score. Not for the reward managers `limited`, which makes a failure the reward
+    0.0, and `remote`, which takes no asynchronous function: see `compute_score_sync`.
+    """
+    return logs(await _async_client(options.get("url")).score(_prompt(extra_info, options), solution_str))
+
+
+def compute_score_sync(
+    data_source: str, solution_str: str, ground_truth: Any = None, extra_info: Extra = None, **options: Any
+) -> dict[str, float]:
+    """`compute_score` for managers that take no asynchronous function."""
+    return logs(_client(options.get("url")).score(_prompt(extra_info, options), solution_str))
+
+
+class RewardManagerMixin:
+    """A discriminative reward model behind plaudit, as a reward manager: name it before verl's base class.
+
+        class RewardManager(RewardManagerMixin, RewardManagerBase): ...
+
+    The reward model's template is applied by the server, so the trainer needs no tokenizer of it.
+    """
+
+    loop: Any
+    tokenizer: Any
+
+    async def run_single(self, data: Any) -> dict[str, Any]:
+        """The reward of the last sequence of one sample, by its `raw_prompt` and its response's text."""
+        sample = data[-1:][0]
+        response = sample.batch["responses"]
+        length = int(sample.batch["attention_mask"][-response.shape[-1] :].sum())
+        decode = functools.partial(self.tokenizer.decode, response[:length], skip_special_tokens=True)
+        text = await self.loop.run_in_executor(None, decode)
+        prompt = conversation(sample.non_tensor_batch["raw_prompt"])
+        result = logs(await _async_client(None).score(prompt, text))
+        return {"reward_score": result["score"], "reward_extra_info": result}
+
+
+def _prompt(extra_info: Extra, options: Mapping[str, Any]) -> Prompt:
+    key = options.get("prompt_key", "prompt")
+    if extra_info is None or key not in extra_info:
+        raise ConfigurationError(
+            f"extra_info has no {key!r}: verl passes no prompt, so the data set needs one there (a text or messages); "
+            "reward_kwargs.prompt_key names another key"
+        )
+    return conversation(extra_info[key])
