@@ -33,11 +33,15 @@ class Response:
     ended: bool
 
 
-def uniforms(seed: int, stream: Stream, step: int, samples: Sequence[int], length: int) -> NDArray[np.float64]:
-    """Numbers in [0, 1), (samples, length), by a counter-based generator (Philox; Salmon et al., SC 2011)."""
+Key = tuple[int, int]
+"""A step (or a row) and a sample in it: where a sample's random numbers come from, besides seed and stream."""
+
+
+def uniforms(seed: int, stream: Stream, keys: Sequence[Key], length: int) -> NDArray[np.float64]:
+    """Numbers in [0, 1), (len(keys), length), by a counter-based generator (Philox; Salmon et al., SC 2011)."""
     rows = [
-        np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, _STREAMS[stream], sample])).random(length)
-        for sample in samples
+        np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, _STREAMS[stream], index])).random(length)
+        for step, index in keys
     ]
     return np.stack(rows) if rows else np.zeros((0, length))
 
