@@ -43,7 +43,7 @@ def build(samples: Sequence[Sample], config: RlConfig, kl_coef: float, statistic
     ended_S = torch.tensor([s.response.ended for s in samples])
     valid_S = torch.from_numpy(np.isfinite(rewards_S)) & (ended_S | (not config.reward.mask_truncated))
     mask_ST = tokens_ST & valid_S[:, None]
-    clean_S = torch.from_numpy(np.nan_to_num(rewards_S)).float()
+    clean_S = torch.from_numpy(np.nan_to_num(rewards_S)).to(old_ST)
     advantages_ST, returns_ST = _advantages(
         config, clean_S, valid_S, mask_ST, kl_coef * (old_ST - reference_ST), values_ST
     )

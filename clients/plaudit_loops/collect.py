@@ -85,7 +85,7 @@ class Collector:
 
     def score_reference(self, chosen: Sequence[int], stop: StopRequest) -> Scores:
         """Scores (E, S) of one response of the starting policy to each of the rows."""
-        return self._scored("reference", chosen, [(i, 0) for i in range(len(chosen))], stop)[1]
+        return self._scored("reference", chosen, [(i, 0) for i in range(len(chosen))], stop)[2]
 
     def _share(self, step: int, chosen: Sequence[int], stop: StopRequest) -> list[Sample]:
         group, mine = self._config.rollout.group_size or 1, self._world.share(chosen)
@@ -93,11 +93,11 @@ class Collector:
         if self._config.reward.normalize == "prompt":
             self._fill_baselines(mine, stop)
         keys = [(step, first + i) for i in range(len(mine) * group)]
-        responses, scores_ES = self._scored("rollout", mine, keys, stop)
+        responses, texts, scores_ES = self._scored("rollout", mine, keys, stop)
         failed = float(np.isnan(scores_ES).any(0).mean())
         if failed > self._config.reward.max_failed:
             raise Unavailable(f"{failed:.0%} of a step's responses have no score, more than reward.max_failed allows")
-        return self._evaluated([i for i in mine for _ in range(group)], responses, scores_ES)
+        return self._evaluated([i for i in mine for _ in range(group)], responses, texts, scores_ES)
 
     def _fill_baselines(self, rows: Sequence[int], stop: StopRequest) -> None:
         """Mean scores (E,) of the starting policy on each prompt, sampled when the prompt is met first."""
@@ -105,19 +105,21 @@ class Collector:
         new = [i for i in dict.fromkeys(rows) if i not in self._baselines]
         if new:
             keys = [(i, sample) for i in new for sample in range(count)]
-            _, scores_ES = self._scored("reference", new, keys, stop)
+            *_, scores_ES = self._scored("reference", new, keys, stop)
             means_NE = scores_ES.reshape(len(scores_ES), len(new), count).mean(2).T
             self._baselines |= dict(zip(new, means_NE, strict=True))
 
     def _scored(
         self, stream: Stream, rows: Sequence[int], keys: Sequence[Key], stop: StopRequest
-    ) -> tuple[list[Response], Scores]:
-        """Responses, len(keys) / len(rows) to a row, and their scores: a chunk is scored while the next is generated."""
-        responses, promises = list[Response](), []
+    ) -> tuple[list[Response], list[str], Scores]:
+        """Responses, len(keys) / len(rows) to a row, their texts and their scores: a chunk is scored while the next is
+        generated."""
+        responses, texts, promises = list[Response](), list[str](), []
         for groups, made in self._generated(stream, rows, keys, stop):
             promises.append(self._rewards.submit(groups))
             responses += made
-        return responses, np.concatenate([promise() for promise in promises], 1)
+            texts += [text for _, group in groups for text in group]
+        return responses, texts, np.concatenate([promise() for promise in promises], 1)
 
     def _generated(
         self, stream: Stream, rows: Sequence[int], keys: Sequence[Key], stop: StopRequest
@@ -140,7 +142,9 @@ class Collector:
             yield [(row.prompt, texts[i * group : (i + 1) * group]) for i, row in enumerate(part)], made
 
     @torch.no_grad()
-    def _evaluated(self, rows: Sequence[int], responses: Sequence[Response], scores_ES: Scores) -> list[Sample]:
+    def _evaluated(
+        self, rows: Sequence[int], responses: Sequence[Response], texts: Sequence[str], scores_ES: Scores
+    ) -> list[Sample]:
         """Log-probabilities anew, by the forward that the update uses: sampling's differ in their last bits."""
         pairs = [(self._rows[i].prompt_ids, response.ids) for i, response in zip(rows, responses, strict=True)]
         found: list[tuple[Tensor, ...]] = []
@@ -154,7 +158,6 @@ class Collector:
             found += [tuple(c[b, : len(ids)] for c in columns) for b, (_, ids) in enumerate(part)]
         none = np.zeros(len(scores_ES))
         return [
-            Sample(self._rows[i], response, self._policy.decode(response.ids), scores_ES[:, s],
-                   self._baselines.get(i, none), *found[s])
-            for s, (i, response) in enumerate(zip(rows, responses, strict=True))
+            Sample(self._rows[i], responses[s], texts[s], scores_ES[:, s], self._baselines.get(i, none), *found[s])
+            for s, i in enumerate(rows)
         ]  # fmt: skip
