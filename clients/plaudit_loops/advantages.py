@@ -23,13 +23,11 @@ def token_rewards(scores_S: Tensor, penalty_ST: Tensor, mask_ST: Tensor) -> Tens
     return rewards_ST
 
 
-def gae(
-    rewards_ST: Tensor, values_ST: Tensor, mask_ST: Tensor, *, gamma: float, lam: float
-) -> tuple[Tensor, Tensor]:
+def gae(rewards_ST: Tensor, values_ST: Tensor, mask_ST: Tensor, *, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimates and returns (Schulman et al. 1506.02438):
 
-        delta_t = r_t + gamma V_(t+1) - V_t        with V = 0 after the last token
-        A_t = delta_t + gamma lam A_(t+1)          returns = A + V
+    delta_t = r_t + gamma V_(t+1) - V_t        with V = 0 after the last token
+    A_t = delta_t + gamma lam A_(t+1)          returns = A + V
     """
     values_ST = torch.where(mask_ST, values_ST, 0.0)
     advantages_ST = torch.zeros_like(values_ST)

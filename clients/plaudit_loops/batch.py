@@ -106,9 +106,7 @@ def _advantages(
         rewards_ST = advantages.token_rewards(rewards_S, penalty_ST, mask_ST)
         if settings.whiten_rewards:
             rewards_ST = whiten(rewards_ST, mask_ST, shift_mean=False)
-        found_ST, returns_ST = advantages.gae(
-            rewards_ST, values_ST, mask_ST, gamma=settings.gamma, lam=settings.lam
-        )
+        found_ST, returns_ST = advantages.gae(rewards_ST, values_ST, mask_ST, gamma=settings.gamma, lam=settings.lam)
         return whiten(found_ST, mask_ST), returns_ST
     if settings.algo == "reinforce++":
         if settings.baseline:
@@ -131,4 +129,3 @@ def _sampling_error(samples: Sequence[Sample]) -> float:
 
 def _mean(x: shaping.Scores) -> float:
     return float(np.nanmean(x)) if np.isfinite(x).any() else float("nan")
-

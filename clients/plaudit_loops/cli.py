@@ -56,8 +56,8 @@ def rl(out: Out = None, config: File = None, resume: Resume = False, **given: An
 def dpo(out: Out = None, config: File = None, resume: Resume = False, **given: Any) -> None:
     """Fit a policy to preference pairs directly, without a reward model.
 
-    `plaudit dpo pairs.jsonl --policy runs/sft/policy --out runs/dpo`. Rows have `prompt`, `chosen` and `rejected`, texts
-    or messages. The policy is in `<out>/policy`.
+    `plaudit dpo pairs.jsonl --policy runs/sft/policy --out runs/dpo`. Rows have `prompt`, `chosen` and `rejected`,
+    texts or messages. The policy is in `<out>/policy`.
     """
     settled, place, console = _prepared("dpo", configured(DpoConfig, _file(config, out, resume), given), out, resume)
     if settled is not None:

@@ -58,7 +58,13 @@ class Collector:
     step, sample), and what the starting policy scores on a prompt is one of (seed, prompt)."""
 
     def __init__(
-        self, policy: Policy, values: ValueHead, rows: Sequence[Encoded], rewards: Rewards, config: RlConfig, world: World
+        self,
+        policy: Policy,
+        values: ValueHead,
+        rows: Sequence[Encoded],
+        rewards: Rewards,
+        config: RlConfig,
+        world: World,
     ) -> None:
         self._policy, self._values, self._rows = policy, values, rows
         self._rewards, self._config, self._world = rewards, config, world

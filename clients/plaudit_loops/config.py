@@ -33,7 +33,7 @@ class PolicyConfig:
         "auto", "of the forward pass; weights and optimiser are fp32. auto: bfloat16 on CUDA, float32 on CPU"
     )
     device: str = option("auto", "cpu, cuda, cuda:1...; auto: cuda if there is one")
-    lora_r: int = option(0, "rank of a LoRA adapter that is trained instead of the weights (needs peft); 0: none", low=0)
+    lora_r: int = option(0, "rank of a LoRA adapter, trained instead of the weights (needs peft); 0: none", low=0)
     lora_alpha: float = option(32.0, "scale of the adapter", low=0)
     gradient_checkpointing: bool = option(False, "compute activations twice instead of keeping them")
 
@@ -106,7 +106,9 @@ class DpoConfig:
 class RolloutConfig:
     """What is sampled."""
 
-    prompts: tuple[str, ...] = option(("starter",), "JSONL files with prompt or messages; `starter`: the built-in tasks")
+    prompts: tuple[str, ...] = option(
+        ("starter",), "JSONL files with prompt or messages; `starter`: the built-in tasks"
+    )
     starter_prompts: int = option(2000, "how many prompts the built-in tasks give", low=1)
     max_prompt_tokens: int = option(512, "prompts with more are left out, and counted", low=1)
     max_new_tokens: int = option(64, "tokens of a response; one that has not ended by then is truncated", low=1)
@@ -126,13 +128,13 @@ class RewardConfig:
     )
     uncertainty: float = option(0.0, "with several endpoints: mean - this x standard deviation", low=0)
     reward_model: str | None = option(None, "model to ask for, where a server has several")
-    pin: bool = option(True, "hold the revision that answers first; if it changes, the run stops. Without: it is logged")
+    pin: bool = option(True, "hold the revision that answers first: if it changes, the run stops; else it is logged")
     on_error: Literal["raise", "none"] = option(
         "raise", "a response that cannot be scored: stop with a checkpoint, or leave it out, counted", changes=True
     )
     max_failed: float = option(0.5, "share of a step's responses without a score that stops the run all the same",
                                low=0, high=1, changes=True)  # fmt: skip
-    timeout: float = option(600.0, "seconds, retries included, until a score is given up; 0: never", low=0, changes=True)
+    timeout: float = option(600.0, "seconds, with retries, until a score is given up; 0: never", low=0, changes=True)
     overlong: Literal["error", "truncate_prompt", "truncate_left"] = option(
         "error", "what the server does with more tokens than its model takes"
     )
@@ -152,7 +154,7 @@ class RewardConfig:
 
 @dataclass(frozen=True)
 class KlConfig:
-    """How far from the starting policy. KL is in nats per response: the sum over its tokens, the mean over responses."""
+    """How far from the starting policy. KL is in nats per response: summed over tokens, the mean over responses."""
 
     kl_coef: float | None = option(None, "its weight; default 0.05 in the reward, 0.04 in grpo's loss", low=0)
     kl_estimator: Literal["k1", "k2", "k3"] | None = option(None, "default k1 in the reward, k3 in the loss")
@@ -243,7 +245,7 @@ def _check_rl(config: RlConfig) -> None:
     if group == 1 and (config.algorithm.algo in ("grpo", "rloo") or config.algorithm.baseline):
         raise ConfigError("rollout.group_size must be at least 2: a response is compared with the others of its prompt")
     if config.algorithm.minibatches > responses:
-        raise ConfigError(f"algorithm.minibatches is {config.algorithm.minibatches}, but a step has {responses} responses")
+        raise ConfigError(f"a step has {responses} responses, fewer than algorithm.minibatches")
     if config.reward.length_ramp > config.rollout.max_new_tokens:
         raise ConfigError("reward.length_ramp is longer than rollout.max_new_tokens")
     if config.kl.kl_in == "reward" and config.kl.kl_estimator in ("k2", "k3"):

@@ -56,12 +56,11 @@ def build(kind: type[C], values: Mapping[str, Any], base: C | None = None) -> C:
 
 
 def _make(kind: type, values: Mapping[str, Any], prefix: str) -> Any:
-    sections = {path[len(prefix) :].partition(".")[0] for path in values if path.startswith(prefix)}
-    default = kind()
-    made = {
-        name: values[prefix + name] if prefix + name in values else _make(type(getattr(default, name)), values, f"{prefix}{name}.")
-        for name in sections
-    }
+    made, default = {}, kind()
+    for name in dict.fromkeys(path[len(prefix) :].partition(".")[0] for path in values if path.startswith(prefix)):
+        inside = f"{prefix}{name}."
+        is_value = prefix + name in values
+        made[name] = values[prefix + name] if is_value else _make(type(getattr(default, name)), values, inside)
     return kind(**made)
 
 

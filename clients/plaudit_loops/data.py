@@ -149,14 +149,18 @@ def _prompt(row: Mapping[str, Any]) -> Prompt:
 def _response(row: Mapping[str, Any], name: str) -> str:
     value = row.get(name)
     if isinstance(value, list):
-        value = _messages(value, name)[-1]["content"]
+        turns = _messages(value, name)
+        if len(turns) != 1:
+            raise DataError(f"{name!r} has {len(turns)} messages; a response is one, what comes before is the prompt")
+        value = turns[0]["content"]
     if not isinstance(value, str):
         raise DataError(f"has no {name!r} that is a text or messages; its fields are {sorted(row)}")
     return value
 
 
 def _messages(value: Any, name: str) -> list[Any]:
-    shaped = isinstance(value, list) and value and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in value)
-    if not shaped or not all(isinstance(m["role"], str) and isinstance(m["content"], str) for m in value):
+    turns = value if isinstance(value, list) and value else [None]
+    texts = [m.get(key) if isinstance(m, dict) else None for m in turns for key in ("role", "content")]
+    if not all(isinstance(text, str) for text in texts):
         raise DataError(f"{name!r} must be a text or a list of messages with role and content, both texts")
     return [{"role": m["role"], "content": m["content"]} for m in value]

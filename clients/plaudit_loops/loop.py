@@ -132,8 +132,12 @@ def run(stage: Stage, config: configs.Config, place: Place) -> None:
         last = loop.run(stop)
     if place.world.is_main:
         stage.policy.save(place.out / "policy")
-        report = {"policy": str(place.out / "policy"), "steps": loop.step, "stopped": stage.stopped or "all steps taken",
-                  "last": {k: v for k, v in last.items() if v == v}}  # fmt: skip
+        report = {
+            "policy": str(place.out / "policy"),
+            "steps": loop.step,
+            "stopped": stage.stopped or "all steps taken",
+            "last": {name: value for name, value in last.items() if value == value},
+        }
         _write(place.out / REPORT, json.dumps(report, indent=1) + "\n")
     place.console.print(f"policy: {place.out / 'policy'}", soft_wrap=True)
 

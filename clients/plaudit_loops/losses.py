@@ -22,8 +22,8 @@ def log_ratio(logprobs: Tensor, old: Tensor) -> Tensor:
 def clipped_policy_loss(
     log_ratio: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float, dual_clip: float | None = None
 ) -> Tensor:
-    """`max(-A rho, -A clip(rho, 1 - clip_low, 1 + clip_high))` per token, rho = e^log_ratio (Schulman et al. 1707.06347,
-    eq. 7). `dual_clip` c bounds it by -A c where A < 0 (Ye et al. 1912.09729): a huge ratio on a bad token."""
+    """`max(-A rho, -A clip(rho, 1 - clip_low, 1 + clip_high))` per token, rho = e^log_ratio (Schulman et al. 1707.06347
+    (7)). `dual_clip` c bounds it by -A c where A < 0 (Ye et al. 1912.09729): a huge ratio on a bad token."""
     ratio = log_ratio.exp()
     loss = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip_low, 1 + clip_high))
     if dual_clip is None:

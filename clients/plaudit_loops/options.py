@@ -26,7 +26,8 @@ def takes(kind: type[configs.Config], argument: str = "") -> Callable[[F], F]:
     positional argument."""
 
     def decorate(command: F) -> F:
-        own = [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        known = inspect.signature(command, eval_str=True).parameters.values()
+        own = [p.replace(kind=p.KEYWORD_ONLY) for p in known if p.kind is not p.VAR_KEYWORD]
         added = [_parameter(path, field, hint, argument) for path, field, hint in configs.leaves(kind)]
         every = sorted([*added, *own], key=lambda parameter: parameter.name != argument)
         command.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
@@ -52,7 +53,7 @@ def _parameter(path: str, field: Any, hint: Any, argument: str) -> inspect.Param
         flag = "--" + name.replace("_", "-")
         flags = [f"{flag}/--no-{flag[2:]}"] if kind is bool else [flag]
         info = typer.Option(*flags, help=text, show_default=False, metavar=_metavar(hint))
-    annotation = Annotated[Union[kind, None], info]  # noqa: UP007  (made at run time)
+    annotation: Any = Annotated.__class_getitem__((kind | None, info))  # type: ignore[attr-defined]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 

@@ -106,9 +106,8 @@ class Policy:
         logprobs_BR = logps_BRV.gather(-1, ids_BL[:, -width:, None]).squeeze(-1)
         entropy_BR = -(logps_BRV.exp() * logps_BRV).sum(-1)
         hidden_BRH = kept[0][:, -width - 1 : -1].float()
-        return Said(
-            torch.where(response_BR, logprobs_BR, 0.0), torch.where(response_BR, entropy_BR, 0.0), response_BR, hidden_BRH
-        )
+        logprobs_BR, entropy_BR = (torch.where(response_BR, x_BR, 0.0) for x_BR in (logprobs_BR, entropy_BR))
+        return Said(logprobs_BR, entropy_BR, response_BR, hidden_BRH)
 
     def save(self, directory: Path) -> None:
         """A directory that transformers loads, an adapter merged into it."""
@@ -190,17 +189,17 @@ def load_policy(directory: Path, *, device: str, autocast: bool, seed: int = 0) 
     return Policy(module.to(device).eval(), tokenizer, stops, pad_id, autocast)
 
 
-def _module(directory: Path, config: Any, seed: int) -> nn.Module:
+def _module(directory: Path, config: Any, seed: int) -> Any:
     transformers.utils.logging.disable_progress_bar()
     if any(directory.glob("*.safetensors")) or any(directory.glob("*.bin")):
         store.check_weights(directory)
         return transformers.AutoModelForCausalLM.from_pretrained(
             directory, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True
-        )  # type: ignore[no-any-return]
+        )
     LOG.info("%s has no weights: starting from scratch", directory)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-any-return]
+        return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
 def _stop_ids(module: Any, tokenizer: Any) -> frozenset[int]:

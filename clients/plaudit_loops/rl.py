@@ -40,8 +40,8 @@ class Totals:
 
 
 class Rl:
-    """The stage of `plaudit rl`. Beside weights and optimiser its state is the KL coefficient, the score statistics, the
-    pinned revisions and, with a KL budget, the last weights that were within it."""
+    """The stage of `plaudit rl`. Beside weights and optimiser its state is the KL coefficient, the score statistics,
+    the pinned revisions and, with a KL budget, the last weights that were within it."""
 
     def __init__(
         self, policy: Policy, values: ValueHead, trainable: Trainable, rows: Sequence[Encoded], rewards: Rewards,
@@ -93,8 +93,7 @@ class Rl:
         settings = self._config.reward
         if settings.normalize != "reference" or self._statistics is not None:
             return self._statistics
-        seed = self._config.run.seed
-        chosen = [i for s in range(settings.reference_samples) for i in members(len(self._rows), self._per_step, seed, s)]
+        chosen = members(len(self._rows), self._per_step * settings.reference_samples, self._config.run.seed, 0)
         scores_ES = self._collector.score_reference(chosen, stop)
         deviation_E = np.nanstd(scores_ES, 1)
         self._statistics = np.stack([np.nanmean(scores_ES, 1), np.where(deviation_E > 0, deviation_E, 1.0)])
@@ -160,7 +159,7 @@ class Rl:
         size = math.ceil(count / settings.minibatches)
         for epoch in range(settings.ppo_epochs or 1):
             order = np.random.default_rng([self._config.run.seed, 1 + step, epoch]).permutation(count)
-            yield from ([int(i) for i in part] for part in slices(order, size))
+            yield from (list(part) for part in slices(order.tolist(), size))
 
     def _loss(self, batch: Batch, part: Sequence[int], totals: Totals, warming: bool) -> tuple[Tensor, Tensor]:
         """The part's share of the minibatch's loss, and the sums for the metrics, the number of tokens last."""

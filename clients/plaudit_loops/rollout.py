@@ -1,4 +1,4 @@
-"""Sampling from a local policy: plain sampling at a temperature, with a KV cache, and the log-probability of each token.
+"""Sampling from a local policy: plain, at a temperature, with a KV cache and the log-probability of each token.
 
 No top-k, no top-p, no penalties, no shortest length: any of them samples from another distribution than the one whose
 log-probabilities are taken, and the KL comes out negative. Each sample has its own random numbers, a function of
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -126,7 +126,7 @@ class _Sampling:
         out = self._forward(tokens_N[:, None], self._mask_NL, self._position_N[:, None], self._cache)
         self._logits_NV = out.logits[:, -1]
 
-    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: object) -> object:
+    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Any:
         with torch.autocast(self._policy.device.type, torch.bfloat16, enabled=self._policy.autocast):
             return self._module(
                 input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,

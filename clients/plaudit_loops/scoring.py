@@ -80,7 +80,8 @@ class Served:
         return wait
 
     def counts(self) -> Mapping[str, float]:
-        counts = {"reward/failed": 0.0, "reward/revision_changes": 0.0, **{k: float(v) for k, v in self._counts.items()}}
+        counts = {"reward/failed": 0.0, "reward/revision_changes": 0.0}
+        counts |= {name: float(count) for name, count in self._counts.items()}
         self._counts.clear()
         return counts
 
@@ -120,4 +121,3 @@ class Served:
         LOG.warning("%s: rewards from here on are of another model", text)
         self._counts["reward/revision_changes"] += 1
         self._pins[place] = identity
-

@@ -14,15 +14,15 @@ Scores = NDArray[np.float64]
 def combine(scores_ES: Scores, uncertainty: float) -> Scores:
     """`mean - uncertainty * std` over the endpoints, (S,): what an ensemble agrees on (Coste et al. 2310.02743 take the
     variance; the standard deviation has the scores' unit). std with E - 1; one endpoint is itself."""
-    if len(scores_ES) == 1:
-        return scores_ES[0].copy()
-    combined: Scores = scores_ES.mean(0) - uncertainty * scores_ES.std(0, ddof=1)
+    deviation_S = scores_ES.std(0, ddof=1) if len(scores_ES) > 1 else 0.0
+    combined: Scores = scores_ES.mean(0) - uncertainty * deviation_S
     return combined
 
 
 def clip(scores_S: Scores, limit: float) -> Scores:
     """Scores within +-limit; a limit of 0 leaves them."""
-    return np.clip(scores_S, -limit, limit) if limit else scores_S
+    clipped: Scores = np.clip(scores_S, -limit, limit) if limit else scores_S
+    return clipped
 
 
 def without_end(scores_S: Scores, ended_S: NDArray[np.bool_], penalty: float) -> Scores:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,11 +104,12 @@ def _with_adapter(policy: Policy, config: PolicyConfig, seed: int) -> Policy:
         settings = peft.LoraConfig(
             r=config.lora_r, lora_alpha=config.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
         )
-        module: Any = peft.get_peft_model(policy.module, settings)
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # between peft and transformers
+            module: Any = peft.get_peft_model(policy.module, settings)
     return dataclasses.replace(policy, module=module.to(policy.device))
 
 
-def _ready(config: Any, verb: Verb, policy: Policy, world: World, extra: dict[str, torch.nn.Module]) -> Any:
+def _ready(config: Any, verb: Verb, policy: Policy, world: World, extra: Mapping[str, torch.nn.Module]) -> Any:
     """The configuration with its learning rate, and what is trained with it."""
     rate = config.optim.learning_rate
     if rate is None:

@@ -1,7 +1,7 @@
 """The processes of a run, through accelerate: which one this is, its device, and what they tell each other.
 
 Every process holds the whole policy and takes a share of the samples; gradients are *summed*, of a loss that is
-normalised over all processes, so that several compute what one would. Start them with `accelerate launch` or `torchrun`.
+normalised over all processes, so that several compute what one would. `accelerate launch` or `torchrun` starts them.
 """
 
 from __future__ import annotations

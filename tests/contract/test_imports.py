@@ -30,6 +30,7 @@ LIGHT = {
     "plaudit_model.infer": ["torch", "transformers"],
     "plaudit_model.starter": ["torch", "transformers"],
     "plaudit_model.cli": ["torch", "transformers"],
+    "plaudit_loops.cli": ["torch", "transformers", "numpy"],
     "plaudit_training.cli": ["torch", "transformers"],
     "plaudit_server.cli": ["torch", "transformers"],
     "plaudit_server.app": ["torch", "transformers"],
@@ -61,5 +62,12 @@ def test_the_wheel_holds_the_packages_and_nothing_else(tmp_path: Path) -> None:
     subprocess.run(command, check=True)
     names = zipfile.ZipFile(next(tmp_path.glob("plaudit-*.whl"))).namelist()
     tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
-    assert tops == {"plaudit", "plaudit_kernels", "plaudit_model", "plaudit_server", "plaudit_training"}
+    assert tops == {
+        "plaudit",
+        "plaudit_kernels",
+        "plaudit_loops",
+        "plaudit_model",
+        "plaudit_server",
+        "plaudit_training",
+    }
     assert all(f"{top}/py.typed" in names for top in tops)

@@ -96,5 +96,3 @@ def test_the_coefficient_follows_the_target(
              for line, b in zip(lines, lines[1:], strict=False)]  # fmt: skip
     assert all((kl > 0.05) == (change > 0) for kl, change in moves)
     assert {change > 0 for _, change in moves} == {True, False}
-
-
