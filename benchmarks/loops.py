@@ -1,4 +1,4 @@
-"""Policy optimisation against a served reward model, in minutes on a CPU: does the served score rise, and does the quality
+"""Policy optimisation against a served reward model, in minutes on a CPU: does the score rise, and does the quality
 that can be computed rise with it?
 
 A policy of a million parameters is fitted from scratch by `plaudit sft starter` to good and bad answers of the starter

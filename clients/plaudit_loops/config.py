@@ -35,7 +35,6 @@ class PolicyConfig:
     device: str = option("auto", "cpu, cuda, cuda:1...; auto: cuda if there is one")
     lora_r: int = option(0, "rank of a LoRA adapter, trained instead of the weights (needs peft); 0: none", low=0)
     lora_alpha: float = option(32.0, "scale of the adapter", low=0)
-    gradient_checkpointing: bool = option(False, "compute activations twice instead of keeping them")
 
 
 @dataclass(frozen=True)

@@ -87,11 +87,11 @@ def settle(config: C, out: Path, *, resume: bool) -> C:
         return config
     if not resume:
         raise RunExists(f"{out} already holds a run: go on with --resume, or name another --out")
-    stored, default = config_toml.read(path, type(config)), type(config)()
+    stored = config_toml.read(path, type(config))
     changes: dict[str, Any] = {}
     for name, field, _ in configs.leaves(type(config)):
         given, known = configs.get(config, name), configs.get(stored, name)
-        if given in (known, configs.get(default, name), None, "auto"):
+        if given in (known, None, "auto"):
             continue
         if not field.metadata["changes"]:
             raise ConfigError(f"{name} is {given!r}, but the run in {out} has {known!r}: name another --out")

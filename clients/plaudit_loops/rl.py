@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from .policy import Policy, ValueHead
 from .scoring import Rewards
 from .sft import batches as slices
 
+LOG = logging.getLogger("plaudit.loops")
+_NOISE = 0.5
 _UPDATE = ("loss/policy_avg", "loss/value_avg", "policy/approxkl_avg", "policy/clipfrac_avg", "val/ratio", "kl_loss")
 
 
@@ -67,9 +70,12 @@ class Rl:
             statistics = np.stack([np.zeros(len(samples[0].scores)), np.ones(len(samples[0].scores))])
         batch = batches.build(samples, self._config, self._kl_coef, statistics)
         metrics = {**batch.metrics, **self._rewards.counts(), "episodes": float((step + 1) * len(samples))}
-        if self._keeps_budget(batch.metrics["objective/kl"]):
+        kl = batch.metrics["objective/kl"]
+        if kl < -_NOISE:
+            LOG.warning("KL is %.2f: negative beyond chance; were the responses sampled from this policy?", kl)
+        if self._keeps_budget(kl):
             metrics |= self._update(step, batch)
-            self._adapt(batch.metrics["objective/kl"], len(samples))
+            self._adapt(kl, len(samples))
         return Done(metrics, self._shown(step, batch))
 
     def state(self) -> tuple[Mapping[str, Any], Mapping[str, Tensors]]:

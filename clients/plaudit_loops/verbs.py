@@ -88,9 +88,6 @@ def _policy(config: PolicyConfig, seed: int, world: World, out: Path) -> Policy:
     device = world.device
     autocast = config.dtype == "bfloat16" or (config.dtype == "auto" and device.startswith("cuda"))
     policy = load_policy(directory, device=device, autocast=autocast, seed=seed)
-    if config.gradient_checkpointing:
-        policy.module.gradient_checkpointing_enable()  # type: ignore[operator]
-        policy.module.train()  # checkpointing is off in evaluation; dropout is off in any case
     return _with_adapter(policy, config, seed) if config.lora_r else policy
 
 

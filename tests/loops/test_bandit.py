@@ -42,7 +42,7 @@ def chances(directory: Path, prompt: str = "a b") -> dict[str, float]:
 def test_every_algorithm_finds_the_arm_that_pays(
     algo: str, tiny_policy_dir: Path, prompts: Path, computed: Any, tmp_path: Path, quiet: Console
 ) -> None:
-    config = configuration(tiny_policy_dir, prompts, algo)
+    config = configuration(tiny_policy_dir, prompts, algo, **{"steps": 32, "optim.learning_rate": 6e-3})
     verbs.rl(config, tmp_path / "out", quiet, computed(lambda text: PAYS.get(text, 0.0)))
     assert chances(tmp_path / "out/policy")["c"] > 0.9
     lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
