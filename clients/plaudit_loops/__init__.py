@@ -1,1 +1,1 @@
-"""Loops that train and sample policies against a reward model, with torch and transformers."""
+"""Policy optimisation driven by a served reward model: `plaudit sft`, `plaudit rl`, `plaudit dpo`."""

@@ -31,6 +31,7 @@ LIGHT = {
     "plaudit_model.infer": ["torch", "transformers"],
     "plaudit_model.starter": ["torch", "transformers"],
     "plaudit_model.cli": ["torch", "transformers"],
+    "plaudit_loops.cli": ["torch", "transformers", "numpy"],
     "plaudit_training.cli": ["torch", "transformers"],
     "plaudit_server.cli": ["torch", "transformers"],
     "plaudit_server.app": ["torch", "transformers"],

@@ -1,0 +1,86 @@
+"""`plaudit sft`, `plaudit rl` and `plaudit dpo`. Light to import: everything heavy is inside."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+
+from . import config_toml
+from .config import DpoConfig, RlConfig, SftConfig
+from .errors import RunExists
+from .options import configured, takes
+
+C = TypeVar("C", SftConfig, DpoConfig, RlConfig)
+
+Out = Annotated[Path | None, typer.Option(help="where to write the run; default runs/<verb>-<time>")]
+File = Annotated[Path | None, typer.Option(help="a run.toml; options beside it come on top")]
+Resume = Annotated[bool, typer.Option("--resume", help="go on with the run in --out, if there is one")]
+
+
+@takes(SftConfig, argument="data")
+def sft(out: Out = None, config: File = None, resume: Resume = False, **given: Any) -> None:
+    """Fit a policy to prompts with responses.
+
+    `plaudit sft starter --out runs/sft` fits a small policy from scratch to good and bad answers of the built-in tasks;
+    `plaudit sft chats.jsonl --policy DIRECTORY` tunes any causal language model. Rows have `prompt` and `response` (or
+    `completion`), or `messages`; the loss is on the response alone. The policy is in `<out>/policy`.
+    """
+    settled, place, console = _prepared("sft", configured(SftConfig, _file(config, out, resume), given), out, resume)
+    if settled is not None:
+        from . import verbs
+
+        verbs.sft(settled, place, console)
+
+
+@takes(RlConfig)
+def rl(out: Out = None, config: File = None, resume: Resume = False, **given: Any) -> None:
+    """Optimise a policy against a served reward model: PPO, GRPO, RLOO or REINFORCE++.
+
+    `plaudit serve starter` in one terminal, then `plaudit rl --policy runs/sft/policy --url http://127.0.0.1:8000
+    --algo ppo --out runs/ppo`. Prompts are JSONL rows with `prompt` or `messages`. Several `--url` are an ensemble. A
+    killed run goes on with `--resume --out runs/ppo`, bit for bit. With several processes: `accelerate launch` or
+    `torchrun` before the command. The policy is in `<out>/policy`.
+    """
+    settled, place, console = _prepared("rl", configured(RlConfig, _file(config, out, resume), given), out, resume)
+    if settled is not None:
+        from . import verbs
+
+        verbs.rl(settled, place, console)
+
+
+@takes(DpoConfig, argument="data")
+def dpo(out: Out = None, config: File = None, resume: Resume = False, **given: Any) -> None:
+    """Fit a policy to preference pairs directly, without a reward model.
+
+    `plaudit dpo pairs.jsonl --policy runs/sft/policy --out runs/dpo`. Rows have `prompt`, `chosen` and `rejected`,
+    texts or messages. The policy is in `<out>/policy`.
+    """
+    settled, place, console = _prepared("dpo", configured(DpoConfig, _file(config, out, resume), given), out, resume)
+    if settled is not None:
+        from . import verbs
+
+        verbs.dpo(settled, place, console)
+
+
+def _file(config: Path | None, out: Path | None, resume: bool) -> Path | None:
+    """The run's own configuration, when it is resumed without another."""
+    stored = out / config_toml.FILE_NAME if out and resume and not config else None
+    return stored if stored is not None and stored.exists() else config
+
+
+def _prepared(verb: str, config: C, out: Path | None, resume: bool) -> tuple[C | None, Path, Console]:
+    """The configuration to run with, None if the run is finished, and where."""
+    from . import loop
+
+    if resume and out is None:
+        raise RunExists("--resume needs --out, the directory of the run to go on with")
+    out = out or Path("runs") / f"{verb}-{datetime.now():%Y%m%d-%H%M%S}"
+    console = Console(markup=False, emoji=False, highlight=False)
+    if resume and loop.finished(out):
+        console.print(f"the run in {out} is finished: {out / 'policy'}", soft_wrap=True)
+        return None, out, console
+    return loop.settle(config, out, resume=resume), out, console

@@ -1,0 +1,169 @@
+"""A step's responses with all that is known of them before anything is updated: sampled, scored, evaluated.
+
+Each process collects for its share of the prompts; then all of them hold all samples, so that baselines, whitening and
+minibatches are the same in every process as they would be in one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plaudit import Unavailable
+
+from .config import RlConfig
+from .data import Encoded
+from .errors import LoopError
+from .interrupt import StopRequest
+from .policy import Policy, Prompted, Reference, ValueHead
+from .rollout import Key, Response, Stream, sample, uniforms
+from .scoring import Group, Rewards
+from .sft import batches
+from .shaping import Scores
+from .world import World
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One response. Tensors are (its tokens,) on the CPU. `scores` (E,) has a number for each endpoint, NaN for none;
+    `baseline` (E,) is what the starting policy scores on the prompt, 0 if that is not asked for."""
+
+    row: Encoded
+    response: Response
+    text: str
+    scores: Scores
+    baseline: Scores
+    old: Tensor
+    reference: Tensor
+    values: Tensor
+    entropy: Tensor
+
+    @property
+    def pair(self) -> Prompted:
+        return self.row.prompt_ids, self.response.ids
+
+
+class PeerFailed(LoopError):
+    """Another process could not collect its share, or was told to stop."""
+
+    exit_code = 75
+
+
+class Collector:
+    """Samples and scores. Holds nothing that a checkpoint would have to keep: random numbers are functions of (seed,
+    step, sample), and what the starting policy scores on a prompt is one of (seed, prompt)."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        values: ValueHead,
+        rows: Sequence[Encoded],
+        rewards: Rewards,
+        config: RlConfig,
+        world: World,
+    ) -> None:
+        self._policy, self._values, self._rows = policy, values, rows
+        self._rewards, self._config, self._world = rewards, config, world
+        self._reference = Reference(policy)
+        self._baselines: dict[int, Scores] = {}
+
+    def collect(self, step: int, chosen: Sequence[int], stop: StopRequest) -> list[Sample]:
+        """`group_size` samples for each of the chosen rows, in their order; the same list in every process.
+
+        Raises in all processes if one of them fails: Interrupted, PlauditError, LoopError.
+        """
+        failure: Exception | None = None
+        mine: list[Sample] = []
+        try:
+            mine = self._share(step, chosen, stop)
+        except Exception as error:
+            failure = error
+        told = self._world.gather([f"{type(failure).__name__}: {failure}" if failure else ""])
+        if failure:
+            raise failure
+        if any(told):
+            raise PeerFailed(f"another process stopped: {next(filter(None, told))}")
+        return self._world.gather(mine)
+
+    def score_reference(self, chosen: Sequence[int], stop: StopRequest) -> Scores:
+        """Scores (E, S) of one response of the starting policy to each of the rows."""
+        return self._scored("reference", chosen, [(i, 0) for i in range(len(chosen))], stop)[2]
+
+    def _share(self, step: int, chosen: Sequence[int], stop: StopRequest) -> list[Sample]:
+        group, mine = self._config.rollout.group_size or 1, self._world.share(chosen)
+        first = self._world.rank * len(self._world.share(chosen)) * group
+        if self._config.reward.normalize == "prompt":
+            self._fill_baselines(mine, stop)
+        keys = [(step, first + i) for i in range(len(mine) * group)]
+        responses, texts, scores_ES = self._scored("rollout", mine, keys, stop)
+        failed = float(np.isnan(scores_ES).any(0).mean())
+        if failed > self._config.reward.max_failed:
+            raise Unavailable(f"{failed:.0%} of a step's responses have no score, more than reward.max_failed allows")
+        return self._evaluated([i for i in mine for _ in range(group)], responses, texts, scores_ES)
+
+    def _fill_baselines(self, rows: Sequence[int], stop: StopRequest) -> None:
+        """Mean scores (E,) of the starting policy on each prompt, sampled when the prompt is met first."""
+        count = self._config.reward.reference_samples
+        new = [i for i in dict.fromkeys(rows) if i not in self._baselines]
+        if new:
+            keys = [(i, sample) for i in new for sample in range(count)]
+            *_, scores_ES = self._scored("reference", new, keys, stop)
+            means_NE = scores_ES.reshape(len(scores_ES), len(new), count).mean(2).T
+            self._baselines |= dict(zip(new, means_NE, strict=True))
+
+    def _scored(
+        self, stream: Stream, rows: Sequence[int], keys: Sequence[Key], stop: StopRequest
+    ) -> tuple[list[Response], list[str], Scores]:
+        """Responses, len(keys) / len(rows) to a row, their texts and their scores: a chunk is scored while the next is
+        generated."""
+        responses, texts, promises = list[Response](), list[str](), []
+        for groups, made in self._generated(stream, rows, keys, stop):
+            promises.append(self._rewards.submit(groups))
+            responses += made
+            texts += [text for _, group in groups for text in group]
+        return responses, texts, np.concatenate([promise() for promise in promises], 1)
+
+    def _generated(
+        self, stream: Stream, rows: Sequence[int], keys: Sequence[Key], stop: StopRequest
+    ) -> Iterator[tuple[list[Group], list[Response]]]:
+        settings, group = self._config.rollout, len(keys) // len(rows)
+        size = max(1, settings.rollout_batch // group)
+        for start in range(0, len(rows), size):
+            stop.check()
+            part = [self._rows[i] for i in rows[start : start + size]]
+            noise_ST = uniforms(
+                self._config.run.seed, stream, keys[start * group : (start + size) * group], settings.max_new_tokens
+            )
+            prompts = [row.prompt_ids for row in part]
+            if stream == "reference":
+                with self._reference.module() as module:
+                    made = sample(self._policy, prompts, noise_ST, temperature=settings.temperature, module=module)
+            else:
+                made = sample(self._policy, prompts, noise_ST, temperature=settings.temperature)
+            texts = [self._policy.decode(response.ids) for response in made]
+            yield [(row.prompt, texts[i * group : (i + 1) * group]) for i, row in enumerate(part)], made
+
+    @torch.no_grad()
+    def _evaluated(
+        self, rows: Sequence[int], responses: Sequence[Response], texts: Sequence[str], scores_ES: Scores
+    ) -> list[Sample]:
+        """Log-probabilities anew, by the forward that the update uses: sampling's differ in their last bits."""
+        pairs = [(self._rows[i].prompt_ids, response.ids) for i, response in zip(rows, responses, strict=True)]
+        found: list[tuple[Tensor, ...]] = []
+        temperature = self._config.rollout.temperature
+        for part in batches(pairs, self._config.optim.micro_batch):
+            now = self._policy.say(part, temperature)
+            with self._reference.module() as module:
+                before = self._policy.say(part, temperature, module)
+            all_BR = now.logprobs_BR, before.logprobs_BR, self._values(now.hidden_BRH), now.entropy_BR
+            columns = [tensor.cpu() for tensor in all_BR]
+            found += [tuple(c[b, : len(ids)] for c in columns) for b, (_, ids) in enumerate(part)]
+        none = np.zeros(len(scores_ES))
+        return [
+            Sample(self._rows[i], responses[s], texts[s], scores_ES[:, s], self._baselines.get(i, none), *found[s])
+            for s, i in enumerate(rows)
+        ]  # fmt: skip

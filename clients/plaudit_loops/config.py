@@ -1,0 +1,279 @@
+"""The configurations of the three verbs: frozen dataclasses. A field's sentence is its help on the command line, and
+every field is an option there (`cli_options`), so its name is unique within a configuration.
+
+Names are TRL's where TRL has one. None means "resolved when the run starts"; the `run.toml` that a run leaves holds
+the resolved value.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_type_hints
+
+from .errors import ConfigError
+
+Algorithm = Literal["ppo", "grpo", "rloo", "reinforce++"]
+
+
+def option(default: Any, help: str, *, low: float = -math.inf, high: float = math.inf, changes: bool = False) -> Any:
+    """A field with its default, the sentence that explains it, the range of its numbers, and whether it may change
+    when a run is resumed (what decides about results may not)."""
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "changes": changes})
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """What is trained, and where."""
+
+    policy: str = option("", "directory of the policy to start from, a causal language model")
+    dtype: Literal["auto", "float32", "bfloat16"] = option(
+        "auto", "of the forward pass; weights and optimiser are fp32. auto: bfloat16 on CUDA, float32 on CPU"
+    )
+    device: str = option("auto", "cpu, cuda, cuda:1...; auto: cuda if there is one")
+    lora_r: int = option(0, "rank of a LoRA adapter, trained instead of the weights (needs peft); 0: none", low=0)
+    lora_alpha: float = option(32.0, "scale of the adapter", low=0)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW, its schedule, and the size of a forward pass."""
+
+    learning_rate: float | None = option(
+        None, "peak learning rate; default by the policy's size and the verb", low=0, high=1
+    )
+    warmup_ratio: float = option(0.03, "share of the steps over which the learning rate rises", low=0, high=1)
+    min_lr_ratio: float = option(0.0, "where its linear decay ends, as a share of the peak", low=0, high=1)
+    adam_beta1: float = option(0.9, "AdamW", low=0, high=1)
+    adam_beta2: float = option(0.95, "AdamW", low=0, high=1)
+    adam_epsilon: float = option(1e-5, "AdamW; larger than usual, as in PPO: gradients are small late", low=0, high=1)
+    weight_decay: float = option(0.0, "on matrices, never on norms and biases", low=0)
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0: they are not", low=0)
+    micro_batch: int = option(32, "sequences in one forward pass: memory and speed, not the result", low=1)
+    max_skipped: int = option(5, "updates skipped because a gradient is not finite; one more stops the run", low=0)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What is recorded, and what survives a kill."""
+
+    seed: int = option(0, "of the sampling, the order of the data and fresh weights", low=0, high=2**63 - 1)
+    report_to: tuple[str, ...] = option(
+        ("tensorboard",), "trackers besides metrics.jsonl, as accelerate names them: tensorboard, wandb, mlflow...",
+        changes=True,
+    )  # fmt: skip
+    checkpoint_every: int = option(
+        0, "save every so many steps; 0: as often as keeps saving under 2% of the time", low=0, changes=True
+    )
+    keep: int = option(2, "checkpoints kept; at least 2: a damaged one needs a predecessor", low=2, changes=True)
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """Supervised fine-tuning."""
+
+    data: tuple[str, ...] = option(
+        (), "JSONL files with prompt and response (or completion), or messages; `starter`: the built-in tasks"
+    )
+    starter_records: int = option(6000, "how many rows the built-in tasks give", low=1)
+    epochs: int = option(1, "passes over the data", low=1)
+    batch_size: int = option(32, "rows in an optimiser step", low=1)
+    max_length: int = option(1024, "tokens of prompt and response; longer rows are left out, and counted", low=2)
+    model: PolicyConfig = PolicyConfig(policy="starter")
+    optim: OptimConfig = OptimConfig()
+    run: RunConfig = RunConfig()
+
+
+@dataclass(frozen=True)
+class DpoConfig:
+    """Direct preference optimisation."""
+
+    data: tuple[str, ...] = option((), "JSONL files with prompt, chosen and rejected")
+    epochs: int = option(1, "passes over the pairs", low=1)
+    batch_size: int = option(32, "pairs in an optimiser step", low=1)
+    max_length: int = option(1024, "tokens of prompt and response; longer pairs are left out, and counted", low=2)
+    beta: float = option(0.1, "how dear it is to leave the reference; larger stays closer", low=0)
+    label_smoothing: float = option(0.0, "probability that a label is wrong (conservative DPO)", low=0, high=0.5)
+    model: PolicyConfig = PolicyConfig()
+    optim: OptimConfig = OptimConfig()
+    run: RunConfig = RunConfig()
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """What is sampled."""
+
+    prompts: tuple[str, ...] = option(
+        ("starter",), "JSONL files with prompt or messages; `starter`: the built-in tasks"
+    )
+    starter_prompts: int = option(2000, "how many prompts the built-in tasks give", low=1)
+    max_prompt_tokens: int = option(512, "prompts with more are left out, and counted", low=1)
+    max_new_tokens: int = option(64, "tokens of a response; one that has not ended by then is truncated", low=1)
+    temperature: float = option(1.0, "of sampling and of every log-probability; nothing else shapes sampling", low=0.01)
+    prompts_per_step: int = option(32, "prompts in a step, over all processes", low=1)
+    group_size: int | None = option(None, "responses to a prompt; default 1 for ppo and reinforce++, 8 for grpo, 4 for "
+                                    "rloo", low=1)  # fmt: skip
+    rollout_batch: int = option(64, "responses generated at once; scored while the next are generated", low=1)
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """Where scores come from, and what becomes of them."""
+
+    url: tuple[str, ...] = option(
+        (), "of the served reward model, default $PLAUDIT_URL; several: an ensemble, combined in here", changes=True
+    )
+    uncertainty: float = option(0.0, "with several endpoints: mean - this x standard deviation", low=0)
+    reward_model: str | None = option(None, "model to ask for, where a server has several")
+    pin: bool = option(True, "hold the revision that answers first: if it changes, the run stops; else it is logged")
+    on_error: Literal["raise", "none"] = option(
+        "raise", "a response that cannot be scored: stop with a checkpoint, or leave it out, counted", changes=True
+    )
+    max_failed: float = option(0.5, "share of a step's responses without a score that stops the run all the same",
+                               low=0, high=1, changes=True)  # fmt: skip
+    timeout: float = option(600.0, "seconds, with retries, until a score is given up; 0: never", low=0, changes=True)
+    overlong: Literal["error", "truncate_prompt", "truncate_left"] = option(
+        "error", "what the server does with more tokens than its model takes"
+    )
+    normalize: Literal["none", "reference", "prompt"] = option(
+        "none", "subtract what the starting policy scores: `reference` over all prompts, and divide by its deviation; "
+        "`prompt` on the same prompt",
+    )  # fmt: skip
+    reference_samples: int = option(
+        4, "for `prompt`: responses of the starting policy to a prompt; for `reference`: steps of them", low=1
+    )
+    score_clip: float = option(0.0, "rewards are kept within +- this, after normalising; 0: they are not", low=0)
+    missing_eos_penalty: float = option(1.0, "taken off a truncated response", low=0)
+    mask_truncated: bool = option(False, "leave truncated responses out of the update instead (DAPO)")
+    length_ramp: int = option(0, "tokens before the limit from where on length costs (DAPO); 0: it does not", low=0)
+    length_penalty: float = option(1.0, "what it costs at the limit", low=0)
+
+
+@dataclass(frozen=True)
+class KlConfig:
+    """How far from the starting policy. KL is in nats per response: summed over tokens, the mean over responses."""
+
+    kl_coef: float | None = option(None, "its weight; default 0.05 in the reward, 0.04 in grpo's loss", low=0)
+    kl_estimator: Literal["k1", "k2", "k3"] | None = option(None, "default k1 in the reward, k3 in the loss")
+    kl_in: Literal["reward", "loss"] | None = option(None, "default reward; loss for grpo")
+    kl_target: float = option(0.0, "adapt the weight so that KL comes to this (Ziegler et al.); 0: fixed", low=0)
+    kl_horizon: int = option(10_000, "responses over which it adapts", low=1)
+    kl_budget: float = option(0.0, "the run stops when KL exceeds this, with the last policy within; 0: never", low=0)
+
+
+@dataclass(frozen=True)
+class AlgorithmConfig:
+    """From rewards to gradients."""
+
+    algo: Algorithm = option("ppo", "where advantages come from: a value function, or the other responses")
+    ppo_epochs: int | None = option(None, "passes over a step's responses; default 4 for ppo, else 1", low=1)
+    minibatches: int = option(4, "optimiser steps in a pass", low=1)
+    gamma: float = option(1.0, "discount", low=0, high=1)
+    lam: float = option(0.95, "of generalised advantage estimation", low=0, high=1)
+    clip_low: float = option(0.2, "the ratio's clip below 1", low=0, high=1)
+    clip_high: float = option(0.2, "and above", low=0)
+    dual_clip: float = option(0.0, "bound of the loss on bad tokens, as a ratio (3 is usual); 0: none", low=0)
+    value_clip: float = option(0.2, "values move at most this far in a step", low=0)
+    vf_coef: float = option(0.1, "weight of the value loss", low=0)
+    value_learning_rate: float = option(1e-3, "of the value head, which begins at 0", low=0, high=1)
+    value_warmup_steps: int = option(5, "first steps, in which the value head alone learns", low=0)
+    entropy_coef: float = option(0.0, "weight of an entropy bonus", low=0)
+    whiten_rewards: bool = option(False, "scale rewards to variance 1 before advantages (ppo)")
+    scale_rewards: bool = option(True, "grpo: divide by the group's deviation; without: Dr. GRPO")
+    baseline: bool = option(False, "reinforce++: subtract the group's mean before whitening")
+    loss_aggregation: Literal["token", "sequence", "constant"] | None = option(
+        None, "mean over tokens, of sequences' means, or Dr. GRPO's constant; default sequence for grpo, else token"
+    )
+
+
+@dataclass(frozen=True)
+class RlConfig:
+    """Reinforcement learning from a served reward model."""
+
+    steps: int = option(200, "steps: rollout, scores, update", low=1)
+    sample_every: int = option(10, "write some responses to samples.jsonl every so many steps", low=1, changes=True)
+    samples: int = option(4, "how many", low=0, changes=True)
+    model: PolicyConfig = PolicyConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig = RewardConfig()
+    kl: KlConfig = KlConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    optim: OptimConfig = OptimConfig()
+    run: RunConfig = RunConfig()
+
+
+Config = SftConfig | DpoConfig | RlConfig
+
+
+def leaves(kind: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
+    """Dotted path, field and type of every value of a configuration, in the order of declaration."""
+    hints = get_type_hints(kind)
+    for f in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[f.name]):
+            yield from leaves(hints[f.name], f"{prefix}{f.name}.")
+        else:
+            yield f"{prefix}{f.name}", f, hints[f.name]
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Every value under its dotted path."""
+    return {path: get(config, path) for path, *_ in leaves(type(config))}
+
+
+def get(config: Any, path: str) -> Any:
+    """The value at a dotted path."""
+    for name in path.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError for a number out of its range, or values that contradict each other."""
+    for path, f, _ in leaves(type(config)):
+        value, low, high = get(config, path), f.metadata["low"], f.metadata["high"]
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and not low <= value <= high:
+            raise ConfigError(f"{path} must lie in {low:g}..{high:g}, got {value}")
+    if isinstance(config, RlConfig):
+        _check_rl(config)
+
+
+def _check_rl(config: RlConfig) -> None:
+    group, responses = config.rollout.group_size, config.rollout.prompts_per_step * (config.rollout.group_size or 1)
+    if group == 1 and (config.algorithm.algo in ("grpo", "rloo") or config.algorithm.baseline):
+        raise ConfigError("rollout.group_size must be at least 2: a response is compared with the others of its prompt")
+    if config.algorithm.minibatches > responses:
+        raise ConfigError(f"a step has {responses} responses, fewer than algorithm.minibatches")
+    if config.reward.length_ramp > config.rollout.max_new_tokens:
+        raise ConfigError("reward.length_ramp is longer than rollout.max_new_tokens")
+    if config.kl.kl_in == "reward" and config.kl.kl_estimator in ("k2", "k3"):
+        raise ConfigError("kl.kl_estimator in the reward must be k1: the others have another gradient there")
+
+
+def resolved(config: RlConfig) -> RlConfig:
+    """The configuration with what depends on the algorithm filled in. Raises ConfigError."""
+    algo = config.algorithm.algo
+    place = config.kl.kl_in or ("loss" if algo == "grpo" else "reward")
+    choices: Mapping[str, Mapping[str, Any]] = {
+        "rollout": {"group_size": {"grpo": 8, "rloo": 4}.get(algo, 4 if config.algorithm.baseline else 1)},
+        "kl": {"kl_in": place, "kl_estimator": "k3" if place == "loss" else "k1",
+               "kl_coef": 0.04 if place == "loss" else 0.05},
+        "algorithm": {"ppo_epochs": 4 if algo == "ppo" else 1,
+                      "loss_aggregation": "sequence" if algo == "grpo" else "token"},
+    }  # fmt: skip
+    for section, values in choices.items():
+        part = getattr(config, section)
+        missing = {name: value for name, value in values.items() if getattr(part, name) is None}
+        config = dataclasses.replace(config, **{section: dataclasses.replace(part, **missing)})
+    check(config)
+    return config
+
+
+def learning_rate(verb: Literal["sft", "rl", "dpo"], parameters: int) -> float:
+    """A peak learning rate for a policy of this size: small ones need large ones."""
+    sizes = {"sft": (1e-5, 5e-5, 2e-4, 1e-3), "rl": (1e-6, 5e-6, 3e-5, 1e-4), "dpo": (5e-7, 5e-6, 3e-5, 1e-4)}
+    billion, hundred, twenty, small = sizes[verb]
+    if parameters >= 10**9:
+        return billion
+    return hundred if parameters >= 10**8 else twenty if parameters >= 2 * 10**7 else small

@@ -1,0 +1,102 @@
+"""Configurations as TOML: a reader that refuses what it does not know, and a writer it agrees with."""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from . import config as configs
+from .errors import ConfigError
+
+C = TypeVar("C", bound=configs.Config)
+FILE_NAME = "run.toml"
+
+
+def read(path: Path, kind: type[C]) -> C:
+    """The configuration in a TOML file. Raises ConfigError, naming the file and the key."""
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    try:
+        return build(kind, dict(_flat(tables)))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def write(config: configs.Config) -> str:
+    """The configuration as TOML text; `read` gives the same configuration back. What is None is left out."""
+    tables: dict[str, list[str]] = {"": []}
+    for path, value in configs.flatten(config).items():
+        section, _, name = path.rpartition(".")
+        if value is not None:
+            tables.setdefault(section, []).append(f"{name} = {_text(value)}")
+    parts = ["\n".join([f"[{section}]", *lines] if section else lines) for section, lines in tables.items() if lines]
+    return "\n\n".join(parts) + "\n"
+
+
+def build(kind: type[C], values: Mapping[str, Any], base: C | None = None) -> C:
+    """A configuration from values at dotted paths; what is absent is that of `base`, or the default. Raises
+    ConfigError for an unknown path, a value of the wrong type or out of range."""
+    known = {path: hint for path, _, hint in configs.leaves(kind)}
+    if unknown := sorted(set(values) - set(known)):
+        raise ConfigError(f"unknown key {unknown[0]}; known keys: {', '.join(known)}")
+    start = configs.flatten(base if base is not None else kind())
+    config = _make(kind, start | {path: _convert(known[path], value, path) for path, value in values.items()}, "")
+    assert isinstance(config, kind)
+    configs.check(config)
+    return config
+
+
+def _make(kind: type, values: Mapping[str, Any], prefix: str) -> Any:
+    made, default = {}, kind()
+    for name in dict.fromkeys(path[len(prefix) :].partition(".")[0] for path in values if path.startswith(prefix)):
+        inside = f"{prefix}{name}."
+        is_value = prefix + name in values
+        made[name] = values[prefix + name] if is_value else _make(type(getattr(default, name)), values, inside)
+    return kind(**made)
+
+
+def _flat(tables: Mapping[str, Any], prefix: str = "") -> Any:
+    for key, value in tables.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_text, value)) + "]"
+    if isinstance(value, str):  # JSON's escapes are TOML's, but for DEL, which JSON leaves as it is
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _convert(kind: Any, value: Any, path: str) -> Any:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return None if value is None else _convert(arguments[0], value, path)
+    if origin is Literal:
+        return _expect(value in arguments, value, path, f"one of {', '.join(arguments)}")
+    if origin is tuple:
+        _expect(isinstance(value, (list, tuple)), value, path, "a list")
+        return tuple(_convert(arguments[0], item, path) for item in value)
+    if kind is float:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return float(_expect(is_number and math.isfinite(value), value, path, "a finite number"))
+    plain = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+    return _expect(plain, value, path, {int: "an integer", str: "a string", bool: "true or false"}[kind])
+
+
+def _expect(condition: bool, value: Any, path: str, what: str) -> Any:
+    if not condition:
+        raise ConfigError(f"{path}: expected {what}, got {value!r}")
+    return value

@@ -1,0 +1,255 @@
+"""The loop that all three verbs share, and the directory it leaves.
+
+    <out>/run.toml  metrics.jsonl  samples.jsonl  checkpoints/  tensorboard/  policy/  report.json
+
+A `Stage` takes steps and knows its state; the loop saves it, puts it back, reports, and stops when asked. A step either
+is done whole or has changed nothing, so what a checkpoint holds is always the state between two steps, and since all
+randomness is a function of (seed, step, sample), a killed and resumed run computes the same bits.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from rich.console import Console
+
+from plaudit import PlauditError
+from plaudit_model.errors import CheckpointError
+from plaudit_model.memory import keep_freed_memory
+
+from . import checkpoint, config_toml
+from . import config as configs
+from .checkpoint import Saver, Snapshot, Tensors
+from .errors import ConfigError, Diverged, Interrupted, LoopError, NotWritten, RunExists
+from .interrupt import StopRequest
+from .optim import Trainable, lr_scale
+from .policy import Policy
+from .report import Display, JsonLines, Trackers, check_trackers
+from .world import World
+
+LOG = logging.getLogger("plaudit.loops")
+C = TypeVar("C", configs.SftConfig, configs.DpoConfig, configs.RlConfig)
+REPORT = "report.json"
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a step has to say: numbers by name, and rows for samples.jsonl."""
+
+    values: Mapping[str, float]
+    samples: tuple[Mapping[str, Any], ...] = ()
+
+
+class Stage(Protocol):
+    """What is trained, one step at a time. `identity` is what must be the same for a checkpoint to be its own."""
+
+    policy: Policy
+    trainable: Trainable
+    total: int
+    identity: Mapping[str, Any]
+    stopped: str
+    """Why no further step is to be taken, if so."""
+
+    def take(self, step: int, stop: StopRequest) -> Done:
+        """Take step 0..total-1, whole or not at all. Raises Interrupted, PlauditError or LoopError before anything
+        has changed."""
+
+    def state(self) -> tuple[Mapping[str, Any], Mapping[str, Tensors]]:
+        """What else a checkpoint must hold: a JSON object, and tensors by file."""
+
+    def put_back(self, state: Mapping[str, Any], tensors: Mapping[str, Tensors]) -> None:
+        """Make it as it was."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run is, and how it is shown."""
+
+    out: Path
+    console: Console
+    world: World
+
+
+def settle(config: C, out: Path, *, resume: bool) -> C:
+    """The configuration to go on with: that of the run in `out`, if there is one to resume, with what may change from
+    `config`. Raises RunExists if there is a run and no `resume`, ConfigError if something else is asked for."""
+    path = out / config_toml.FILE_NAME
+    if not path.exists():
+        return config
+    if not resume:
+        raise RunExists(f"{out} already holds a run: go on with --resume, or name another --out")
+    stored = config_toml.read(path, type(config))
+    changes: dict[str, Any] = {}
+    for name, field, _ in configs.leaves(type(config)):
+        given, known = configs.get(config, name), configs.get(stored, name)
+        if given in (known, None, "auto"):
+            continue
+        if not field.metadata["changes"]:
+            raise ConfigError(f"{name} is {given!r}, but the run in {out} has {known!r}: name another --out")
+        changes[name] = given
+    return config_toml.build(type(config), changes, stored)
+
+
+@contextmanager
+def opened(out: Path, console: Console, device: str) -> Iterator[Place]:
+    """The directory of a run, locked: two processes that write one run would each prune the other's checkpoints."""
+    keep_freed_memory()
+    world = World(device)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with (out / ".lock").open("w") if world.is_main else nullcontext() as file:
+            if file is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield Place(out, console if world.is_main else Console(quiet=True), world)
+    except BlockingIOError as error:
+        raise RunExists(f"another process is training into {out}") from error
+    except OSError as error:
+        raise NotWritten(f"{error}; what is in {out} is whole, go on with --resume") from error
+
+
+def finished(out: Path) -> bool:
+    """Whether the run in `out` has come to its end."""
+    return (out / REPORT).exists()
+
+
+def run(stage: Stage, config: configs.Config, place: Place) -> None:
+    """From the newest checkpoint, if there is one, to the end: the policy is then in `<out>/policy`."""
+    check_trackers(config.run.report_to)
+    if place.world.is_main:
+        _write(place.out / config_toml.FILE_NAME, config_toml.write(config))
+    loop = _Loop(stage, config, place)
+    loop.resume()
+    with StopRequest() as stop:
+        last = loop.run(stop)
+    if place.world.is_main:
+        stage.policy.save(place.out / "policy")
+        report = {
+            "policy": str(place.out / "policy"),
+            "steps": loop.step,
+            "stopped": stage.stopped or "all steps taken",
+            "last": {name: value for name, value in last.items() if value == value},
+        }
+        _write(place.out / REPORT, json.dumps(report, indent=1) + "\n")
+    place.console.print(f"policy: {place.out / 'policy'}", soft_wrap=True)
+
+
+class _Loop:
+    """One run. Owns the step, the files and the checkpoints."""
+
+    def __init__(self, stage: Stage, config: configs.Config, place: Place) -> None:
+        self._stage, self._config, self._place = stage, config, place
+        self._root = place.out / "checkpoints"
+        self._saver = Saver(self._root, every=config.run.checkpoint_every, keep=config.run.keep)
+        self._positions = [0, 0]
+        self._last: Mapping[str, float] = {}
+        self.step = 0
+
+    def resume(self) -> None:
+        """Take up the newest checkpoint that is whole. Raises CheckpointError if it is of another run."""
+        snapshot = checkpoint.newest(self._root)
+        if snapshot is None:
+            return
+        state, trainable = snapshot.state, self._stage.trainable
+        for name, mine in self._stage.identity.items():
+            if state["identity"].get(name) != mine:
+                raise CheckpointError(f"step {snapshot.step} was computed with another {name}; use another --out")
+        if state["threads"] != torch.get_num_threads():
+            LOG.warning("the run began with %d threads: the last bits may differ with now", state["threads"])
+        trainable.load_weights(snapshot.tensors["weights"])
+        trainable.load_moments(snapshot.tensors["optimizer"])
+        trainable.skipped = state["skipped"]
+        self._stage.put_back(state["stage"], snapshot.tensors)
+        self.step, self._positions, self._last = snapshot.step, state["positions"], state["last"]
+        self._stage.stopped = state["stopped"]
+        self._saver.saved_at = snapshot.step
+        self._place.console.print(f"resumed at step {self.step} of {self._stage.total}")
+
+    def run(self, stop: StopRequest) -> Mapping[str, float]:
+        """Take the steps that are left; the numbers of the last."""
+        main = self._place.world.is_main
+        out = self._place.out if main else Path(os.devnull)
+        names = ("metrics.jsonl", "samples.jsonl")
+        files = [JsonLines(out / name, at) for name, at in zip(names, self._positions, strict=True)] if main else []
+        trackers = Trackers(self._config.run.report_to if main else (), out, configs.flatten(self._config), self.step)
+        try:
+            with Display(self._place.console, self._stage.total, self.step) as display:
+                while self.step < self._stage.total and not self._stage.stopped:
+                    if self._place.world.any(self._saver.due(self.step)):
+                        self._save(files)
+                    self._take(stop, files, trackers, display)
+            if self._saver.saved_at != self.step:
+                self._save(files)
+        finally:
+            trackers.close()
+            for file in files:
+                file.close()
+        return self._last
+
+    def _take(self, stop: StopRequest, files: list[JsonLines], trackers: Trackers, display: Display) -> None:
+        settings = self._config.optim
+        scale = lr_scale(self.step, self._stage.total, settings.warmup_ratio, settings.min_lr_ratio)
+        rate = self._stage.trainable.set_rate(scale)
+        try:
+            done = self._stage.take(self.step, stop)
+        except Diverged:
+            raise  # within a step: the last checkpoint is the state to go back to
+        except (LoopError, PlauditError) as error:
+            raise self._give_way(error, files) from error
+        self.step += 1
+        self._last = {**done.values, "learning_rate": rate, "skipped": float(self._stage.trainable.skipped)}
+        if files:
+            files[0].write({"step": self.step, **self._last})
+            for sample in done.samples:
+                files[1].write({"step": self.step, **sample})
+        trackers.log(self.step, {name: value for name, value in self._last.items() if value == value})
+        display.step(self.step, self._last)
+
+    def _save(self, files: list[JsonLines]) -> None:
+        if not self._place.world.is_main:
+            self._saver.saved_at = self.step
+            return
+        trainable, (state, tensors) = self._stage.trainable, self._stage.state()
+        self._positions = [file.position() for file in files]
+        described = {
+            "identity": dict(self._stage.identity), "threads": torch.get_num_threads(), "skipped": trainable.skipped,
+            "positions": self._positions, "stopped": self._stage.stopped, "stage": state,
+            "last": {name: value for name, value in self._last.items() if value == value},
+        }  # fmt: skip
+        both = {"weights": trainable.weights(), "optimizer": trainable.moments(), **tensors}
+        self._saver.save(Snapshot(self.step, both, described))
+
+    def _give_way(self, error: Exception, files: list[JsonLines]) -> Exception:
+        """Save the state between the steps, and the same error with where the run stands."""
+        if self.step and self._saver.saved_at != self.step:
+            self._save(files)
+        saved = self._saver.saved_at
+        last = "" if saved == self.step else f" (the last saved step is {saved})" if saved >= 0 else " (none is saved)"
+        kind = Interrupted if isinstance(error, Interrupted) else _Stopped
+        told = kind(f"{error} after step {self.step} of {self._stage.total}{last}; go on with --resume")
+        told.exit_code = getattr(error, "exit_code", 70)
+        return told
+
+
+class _Stopped(LoopError):
+    """A step could not be taken; `exit_code` is that of its cause."""
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all, and only if it says something else."""
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return
+    beside = path.with_name(f".{path.name}.writing")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.rename(path)

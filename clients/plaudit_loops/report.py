@@ -1,0 +1,135 @@
+"""What a run says: JSONL for machines, a progress line for people, trackers through accelerate."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .errors import ConfigError
+
+LOG = logging.getLogger("plaudit.loops")
+
+_PLAIN_LINES = 20
+_SHOWN = ("loss", "objective/scores", "objective/kl", "objective/entropy", "val/length", "accuracy")
+
+
+class JsonLines:
+    """A file of one object a line, without times, so that a resumed run leaves the bytes of one that ran through."""
+
+    def __init__(self, path: Path, resume_at: int) -> None:
+        self._path = path
+        if resume_at and (not path.exists() or path.stat().st_size < resume_at):
+            LOG.warning("%s is shorter than the checkpoint says; lines from before it are lost", path)
+        path.touch()
+        self._length = min(resume_at, path.stat().st_size)
+        os.truncate(path, self._length)
+        self._file = path.open("ab", buffering=0)
+
+    def write(self, event: Mapping[str, Any]) -> None:
+        """Append one line, or nothing. A disk that cannot take it is a warning, not the end of the run. JSON has no
+        NaN: such numbers are null."""
+        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in event.items()}
+        line = json.dumps(plain, allow_nan=False).encode() + b"\n"
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._length += len(line)
+        except OSError as error:
+            LOG.warning("%s lacks a line, it could not be written: %s", self._path, error.strerror)
+            with suppress(OSError):
+                os.truncate(self._path, self._length)
+
+    def position(self) -> int:
+        """Bytes so far, safely on disk: what a checkpoint notes for `resume_at`."""
+        with suppress(OSError):  # the checkpoint that follows meets the same disk, and says so
+            os.fsync(self._file.fileno())
+        return self._length
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Trackers:
+    """TensorBoard, Weights & Biases, MLflow and what else accelerate knows. None of them can stop a run: one that fails
+    is named in a warning and left out from then on."""
+
+    def __init__(self, names: Sequence[str], out: Path, config: Mapping[str, Any], step: int) -> None:
+        self._members: list[Any] = []
+        for name in names:
+            try:
+                options: dict[str, Any] = {"purge_step": step + 1} if name == "tensorboard" else {}
+                if LOGGER_TYPE_TO_CLASS[name].requires_logging_directory:
+                    options["logging_dir"] = str(out)
+                tracker = LOGGER_TYPE_TO_CLASS[name](name if "logging_dir" in options else out.name, **options)
+                tracker.start()
+                if name != "tensorboard":  # which would make a run of its own for them
+                    tracker.store_init_configuration({k: str(v) for k, v in config.items()})
+                self._members.append(tracker)
+            except Exception as error:  # a tracker must not cost a training run
+                LOG.warning("%s could not be started and is left out: %s", name, error)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        for member in list(self._members):
+            try:
+                member.log(dict(values), step=step)
+            except Exception as error:
+                LOG.warning("%s failed and is left out from here: %s", member.name, error)
+                self._members.remove(member)
+
+    def close(self) -> None:
+        for member in self._members:
+            try:
+                member.finish()
+            except Exception as error:
+                LOG.warning("%s did not close: %s", member.name, error)
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise ConfigError for a tracker that does not exist or, but for the default one, is not installed."""
+    there = {tracker.value for tracker in get_available_trackers()}
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise ConfigError(f"report_to: unknown tracker {name!r}; known: {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}")
+        if name not in there and name != "tensorboard":
+            raise ConfigError(f"report_to names {name}, which is not installed: pip install {name}")
+
+
+class Display:
+    """A progress bar with the numbers that matter; plain lines where there is no terminal."""
+
+    def __init__(self, console: Console, total: int, done: int) -> None:
+        self._console, self._total, self._done = console, total, done
+        self._started = time.monotonic()
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(), console=console, disable=not console.is_terminal,
+        )  # fmt: skip
+        self._task = self._progress.add_task("training", total=total, completed=done, numbers="")
+
+    def __enter__(self) -> Display:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, _: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def step(self, step: int, values: Mapping[str, float]) -> None:
+        """Show the numbers of a step that is done."""
+        numbers = "  ".join(f"{n.rpartition('/')[2]} {values[n]:.3f}" for n in _SHOWN if n in values)
+        self._progress.update(self._task, completed=step, numbers=numbers)
+        if not self._console.is_terminal and (step % max(1, self._total // _PLAIN_LINES) == 0 or step == self._total):
+            left = (time.monotonic() - self._started) / max(step - self._done, 1) * (self._total - step)
+            self._console.print(f"step {step}/{self._total}  {numbers}  {left:,.0f} s left")

@@ -1,0 +1,209 @@
+"""Reinforcement learning from a served reward model: rollout, scores, advantages, update."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import batch as batches
+from . import losses
+from .batch import Batch
+from .checkpoint import Tensors
+from .collect import Collector
+from .config import RlConfig
+from .data import Encoded, fingerprint, members
+from .errors import ConfigError
+from .interrupt import StopRequest
+from .kl import kl_estimate, next_kl_coefficient
+from .loop import Done
+from .masked import masked_sum
+from .optim import Trainable
+from .policy import Policy, ValueHead
+from .scoring import Rewards
+from .sft import batches as slices
+
+LOG = logging.getLogger("plaudit.loops")
+_NOISE = 0.5
+_UPDATE = ("loss/policy_avg", "loss/value_avg", "policy/approxkl_avg", "policy/clipfrac_avg", "val/ratio", "kl_loss")
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What the losses of one minibatch are divided by, over all processes."""
+
+    tokens: float
+    sequences: float
+
+
+class Rl:
+    """The stage of `plaudit rl`. Beside weights and optimiser its state is the KL coefficient, the score statistics,
+    the pinned revisions and, with a KL budget, the last weights that were within it."""
+
+    def __init__(
+        self, policy: Policy, values: ValueHead, trainable: Trainable, rows: Sequence[Encoded], rewards: Rewards,
+        config: RlConfig,
+    ) -> None:  # fmt: skip
+        world, self._per_step = trainable.world, config.rollout.prompts_per_step
+        if self._per_step % world.size:
+            raise ConfigError(f"rollout.prompts_per_step is {self._per_step}: not divisible by {world.size} processes")
+        self.policy, self.trainable, self.total, self.stopped = policy, trainable, config.steps, ""
+        self.identity: Mapping[str, Any] = {"data": fingerprint(rows), "processes": world.size}
+        self._values, self._rows, self._rewards, self._config = values, rows, rewards, config
+        self._collector = Collector(policy, values, rows, rewards, config, world)
+        assert config.kl.kl_coef is not None, "resolve the configuration first"
+        self._kl_coef = config.kl.kl_coef
+        self._statistics: np.ndarray[Any, np.dtype[np.float64]] | None = None
+        self._within: dict[str, Tensor] = {}
+
+    def take(self, step: int, stop: StopRequest) -> Done:
+        statistics = self._normalisation(stop)
+        chosen = members(len(self._rows), self._per_step, self._config.run.seed, step)
+        samples = self._collector.collect(step, chosen, stop)
+        if statistics is None:
+            statistics = np.stack([np.zeros(len(samples[0].scores)), np.ones(len(samples[0].scores))])
+        batch = batches.build(samples, self._config, self._kl_coef, statistics)
+        metrics = {**batch.metrics, **self._rewards.counts(), "episodes": float((step + 1) * len(samples))}
+        kl = batch.metrics["objective/kl"]
+        if kl < -_NOISE:
+            LOG.warning("KL is %.2f: negative beyond chance; were the responses sampled from this policy?", kl)
+        if self._keeps_budget(kl):
+            metrics |= self._update(step, batch)
+            self._adapt(kl, len(samples))
+        return Done(metrics, self._shown(step, batch))
+
+    def state(self) -> tuple[Mapping[str, Any], Mapping[str, Tensors]]:
+        state = {
+            "kl_coef": self._kl_coef,
+            "statistics": None if self._statistics is None else self._statistics.tolist(),
+            "rewards": dict(self._rewards.state()),
+        }
+        return state, {"within": self._within} if self._within else {}
+
+    def put_back(self, state: Mapping[str, Any], tensors: Mapping[str, Tensors]) -> None:
+        self._kl_coef = state["kl_coef"]
+        self._statistics = None if state["statistics"] is None else np.array(state["statistics"])
+        self._rewards.put_back(state["rewards"])
+        self._within = dict(tensors.get("within", {}))
+
+    # -- rewards and KL --------------------------------------------------------------------------------------
+
+    def _normalisation(self, stop: StopRequest) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+        """Mean and deviation (2, E) of the starting policy's scores over some prompts, measured once."""
+        settings = self._config.reward
+        if settings.normalize != "reference" or self._statistics is not None:
+            return self._statistics
+        chosen = members(len(self._rows), self._per_step * settings.reference_samples, self._config.run.seed, 0)
+        scores_ES = self._collector.score_reference(chosen, stop)
+        deviation_E = np.nanstd(scores_ES, 1)
+        self._statistics = np.stack([np.nanmean(scores_ES, 1), np.where(deviation_E > 0, deviation_E, 1.0)])
+        return self._statistics
+
+    def _keeps_budget(self, kl: float) -> bool:
+        """Whether the policy that was sampled from is within the KL budget. If not, the run ends with the last one that
+        was."""
+        budget = self._config.kl.kl_budget
+        if not budget:
+            return True
+        if kl <= budget:
+            self._within = self.trainable.weights()
+            return True
+        self.stopped = f"KL {kl:.3f} exceeds the budget of {budget:g}"
+        if self._within:
+            self.trainable.load_weights(self._within)
+        return False
+
+    def _adapt(self, kl: float, samples: int) -> None:
+        settings = self._config.kl
+        if settings.kl_target:
+            self._kl_coef = next_kl_coefficient(
+                self._kl_coef, kl, target=settings.kl_target, samples=samples, horizon=settings.kl_horizon
+            )
+
+    def _shown(self, step: int, batch: Batch) -> tuple[Mapping[str, Any], ...]:
+        if step % self._config.sample_every:
+            return ()
+        stride = self._config.rollout.group_size or 1
+        return tuple(
+            {"prompt": s.row.prompt, "response": s.text, "scores": [float(x) if x == x else None for x in s.scores],
+             "kl": float((s.old - s.reference).sum()), "tokens": len(s.response.ids), "ended": s.response.ended}
+            for s in batch.samples[::stride][: self._config.samples]
+        )  # fmt: skip
+
+    # -- the update ------------------------------------------------------------------------------------------
+
+    def _update(self, step: int, batch: Batch) -> dict[str, float]:
+        """Passes over the samples in minibatches, each an optimiser step. Not interruptible: a step is done whole."""
+        settings, sums, norms = self._config.algorithm, torch.zeros(len(_UPDATE) + 1, dtype=torch.float64), []
+        warming = settings.algo == "ppo" and step < settings.value_warmup_steps
+        for minibatch in self._minibatches(step, len(batch.samples)):
+            totals = Totals(float(batch.mask_ST[minibatch].sum()), float(batch.mask_ST[minibatch].any(1).sum()))
+            if not totals.tokens:
+                continue
+            mine = minibatch[self.trainable.world.rank :: self.trainable.world.size]
+            mine.sort(key=lambda s: sum(map(len, batch.samples[s].pair)))
+            for part in slices(mine, self._config.optim.micro_batch):
+                loss, found = self._loss(batch, part, totals, warming)
+                torch.autograd.backward(loss)
+                sums += found
+            norms.append(self.trainable.update(only="value" if warming else None))
+        sums = torch.stack(self.trainable.world.gather([sums])).sum(0)
+        means = (sums[:-1] / sums[-1].clamp(min=1)).tolist()
+        values = dict(zip(_UPDATE, means, strict=True))
+        if settings.algo != "ppo":
+            del values["loss/value_avg"]
+        return {**values, "grad_norm": max(norms, default=0.0)}
+
+    def _minibatches(self, step: int, count: int) -> Iterator[list[int]]:
+        settings = self._config.algorithm
+        size = math.ceil(count / settings.minibatches)
+        for epoch in range(settings.ppo_epochs or 1):
+            order = np.random.default_rng([self._config.run.seed, 1 + step, epoch]).permutation(count)
+            yield from (list(part) for part in slices(order.tolist(), size))
+
+    def _loss(self, batch: Batch, part: Sequence[int], totals: Totals, warming: bool) -> tuple[Tensor, Tensor]:
+        """The part's share of the minibatch's loss, and the sums for the metrics, the number of tokens last."""
+        settings, said = self._config.algorithm, self._said(batch, part, warming)
+        width = said.mask_BR.shape[1]
+        mask, old, reference, advantages, returns, values_before = (
+            x_ST[list(part), :width].to(self.policy.device)
+            for x_ST in (batch.mask_ST, batch.old_ST, batch.reference_ST, batch.advantages_ST, batch.returns_ST,
+                         batch.values_ST)
+        )  # fmt: skip
+        log_ratio = losses.log_ratio(said.logprobs_BR, old)
+        clips = {"clip_low": settings.clip_low, "clip_high": settings.clip_high}
+        policy = losses.clipped_policy_loss(log_ratio, advantages, **clips, dual_clip=settings.dual_clip or None)
+        kl = torch.zeros_like(policy)
+        if self._config.kl.kl_in == "loss":
+            assert self._config.kl.kl_estimator is not None
+            kl = kl_estimate(said.logprobs_BR, reference, self._config.kl.kl_estimator)
+        actor = policy + self._kl_coef * kl - settings.entropy_coef * said.entropy_BR
+        loss = torch.zeros((), device=mask.device)
+        value = torch.zeros_like(policy)
+        if not warming:
+            loss = self._aggregated(actor, mask, totals)
+        if settings.algo == "ppo":
+            hidden = said.hidden_BRH.detach() if warming else said.hidden_BRH
+            value = losses.clipped_value_loss(self._values(hidden), values_before, returns, clip=settings.value_clip)
+            weight = 1.0 if warming else settings.vf_coef
+            loss = loss + weight * masked_sum(value, mask) / totals.tokens
+        clipped = losses.clip_fraction(log_ratio, advantages, **clips)
+        shown = (policy, value, 0.5 * log_ratio**2, clipped, log_ratio.exp(), kl)
+        sums = [masked_sum(x.detach().double(), mask).cpu() for x in shown]
+        return loss, torch.stack([*sums, mask.sum().double().cpu()])
+
+    def _said(self, batch: Batch, part: Sequence[int], warming: bool) -> Any:
+        with torch.set_grad_enabled(not warming):
+            return self.policy.say([batch.samples[s].pair for s in part], self._config.rollout.temperature)
+
+    def _aggregated(self, loss: Tensor, mask: Tensor, totals: Totals) -> Tensor:
+        how = self._config.algorithm.loss_aggregation
+        assert how is not None, "resolve the configuration first"
+        total = totals.tokens if how == "token" else totals.sequences
+        return losses.aggregate(loss, mask, how, total=total, length=self._config.rollout.max_new_tokens)

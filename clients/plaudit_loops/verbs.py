@@ -1,0 +1,128 @@
+"""The three verbs, from their configuration to a policy on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+
+from . import config as configs
+from . import data, loop, starter
+from .config import DpoConfig, PolicyConfig, RlConfig, SftConfig
+from .dpo import Dpo
+from .errors import ConfigError
+from .optim import Trainable
+from .policy import Policy, ValueHead, load_policy
+from .rl import Rl
+from .scoring import Rewards, Served
+from .sft import Sft
+from .world import World
+
+LOG = logging.getLogger("plaudit.loops")
+Verb = Literal["sft", "rl", "dpo"]
+
+
+def sft(config: SftConfig, out: Path, console: Console) -> None:
+    """Supervised fine-tuning into `out`. Raises LoopError, ModelError."""
+    with loop.opened(out, console, config.model.device) as place:
+        policy = _policy(config.model, config.run.seed, place.world, out)
+        config, trainable = _ready(config, "sft", policy, place.world, {})
+        rows = _encoded(data.sft_rows(config.data, config.starter_records, config.run.seed), policy,
+                        config.max_length, place)  # fmt: skip
+        loop.run(Sft(policy, trainable, rows, config), config, place)
+
+
+def dpo(config: DpoConfig, out: Path, console: Console) -> None:
+    """Direct preference optimisation into `out`. Raises LoopError, ModelError."""
+    with loop.opened(out, console, config.model.device) as place:
+        policy = _policy(config.model, config.run.seed, place.world, out)
+        config, trainable = _ready(config, "dpo", policy, place.world, {})
+        rows = _encoded(data.pair_rows(config.data), policy, config.max_length, place)
+        loop.run(Dpo(policy, trainable, rows, config), config, place)
+
+
+def rl(config: RlConfig, out: Path, console: Console, rewards: Rewards | None = None) -> None:
+    """Reinforcement learning into `out`, against the served reward model of the configuration, or another source of
+    `rewards`. Raises LoopError, ModelError, PlauditError."""
+    config = configs.resolved(config)
+    with loop.opened(out, console, config.model.device) as place:
+        source = rewards or _served(config, console)
+        try:
+            policy = _policy(config.model, config.run.seed, place.world, out)
+            values = ValueHead(policy.hidden_size).to(policy.device)
+            extra = {"value": values} if config.algorithm.algo == "ppo" else {}
+            config, trainable = _ready(config, "rl", policy, place.world, extra)
+            settings = config.rollout
+            prompts = data.prompt_rows(settings.prompts, settings.starter_prompts, config.run.seed)
+            rows = _encoded(prompts, policy, settings.max_prompt_tokens, place)
+            loop.run(Rl(policy, values, trainable, rows, source, config), config, place)
+        finally:
+            source.close()
+
+
+def _served(config: RlConfig, console: Console) -> Served:
+    served = Served(config.reward.url, config.reward)
+    for line in served.connect():
+        console.print(f"scored by {line}", soft_wrap=True)
+    return served
+
+
+def _policy(config: PolicyConfig, seed: int, world: World, out: Path) -> Policy:
+    """The policy to begin with; that of `starter` is untrained, and made in `<out>/base`."""
+    if not config.policy:
+        raise ConfigError("--policy names no directory: fit one with `plaudit sft`, or name any causal language model")
+    directory = Path(config.policy)
+    if config.policy == starter.NAME:
+        directory = out / "base"
+        if world.is_main and not (directory / "config.json").exists():
+            shutil.rmtree(directory, ignore_errors=True)
+            starter.write_policy(directory, seed)
+        world.any(False)  # the others wait until it is there
+    device = world.device
+    autocast = config.dtype == "bfloat16" or (config.dtype == "auto" and device.startswith("cuda"))
+    policy = load_policy(directory, device=device, autocast=autocast, seed=seed)
+    return _with_adapter(policy, config, seed) if config.lora_r else policy
+
+
+def _with_adapter(policy: Policy, config: PolicyConfig, seed: int) -> Policy:
+    try:
+        import peft
+    except ModuleNotFoundError:
+        raise ConfigError("lora_r needs peft: pip install 'plaudit[lora]'") from None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        settings = peft.LoraConfig(
+            r=config.lora_r, lora_alpha=config.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # between peft and transformers
+            module: Any = peft.get_peft_model(policy.module, settings)
+    return dataclasses.replace(policy, module=module.to(policy.device))
+
+
+def _ready(config: Any, verb: Verb, policy: Policy, world: World, extra: Mapping[str, torch.nn.Module]) -> Any:
+    """The configuration with its learning rate, and what is trained with it."""
+    rate = config.optim.learning_rate
+    if rate is None:
+        rate = configs.learning_rate(verb, policy.parameters)
+        config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, learning_rate=rate))
+    rates = {"policy": rate}
+    if extra:
+        rates["value"] = config.algorithm.value_learning_rate
+    return config, Trainable({"policy": policy.module, **extra}, rates, config.optim, world)
+
+
+def _encoded(rows: list[data.Row], policy: Policy, max_length: int, place: loop.Place) -> list[data.Encoded]:
+    encoded, dropped = data.encode(rows, policy, max_length=max_length)
+    tokens = sum(len(row.prompt_ids) + sum(map(len, row.responses)) for row in encoded)
+    place.console.print(
+        f"{len(encoded):,} rows, {tokens:,} tokens; {dropped:,} longer than {max_length} left out\n"
+        f"policy of {policy.parameters:,} parameters on {policy.device}", soft_wrap=True,
+    )  # fmt: skip
+    return encoded

@@ -1,0 +1,69 @@
+"""Configurations: as TOML, as options, and what they refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from plaudit_loops import cli, config_toml
+from plaudit_loops.config import DpoConfig, RlConfig, SftConfig, flatten, leaves, resolved
+from plaudit_loops.errors import ConfigError
+
+
+@pytest.mark.parametrize("kind", [SftConfig, DpoConfig, RlConfig])
+def test_what_is_written_is_read_back(kind: Any, tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    odd = config_toml.build(
+        kind, {"model.policy": 'a "quoted"\\ path\x7f', "run.report_to": [], "optim.adam_beta1": 0.5}
+    )
+    path.write_text(config_toml.write(odd))
+    assert config_toml.read(path, kind) == odd != kind()
+
+
+@pytest.mark.parametrize("kind", [SftConfig, DpoConfig, RlConfig])
+def test_every_field_has_a_name_of_its_own_and_a_sentence(kind: Any) -> None:
+    names = [path.rpartition(".")[2] for path, *_ in leaves(kind)]
+    assert len(names) == len(set(names))
+    assert all(field.metadata["help"] for _, field, _ in leaves(kind))
+
+
+@pytest.mark.parametrize(("verb", "kind"), [(cli.sft, SftConfig), (cli.rl, RlConfig), (cli.dpo, DpoConfig)])
+def test_help_names_every_option(verb: Any, kind: Any) -> None:
+    app = typer.Typer(rich_markup_mode=None)
+    app.command()(verb)
+    said = CliRunner(env={"COLUMNS": "300"}).invoke(app, ["--help"])
+    assert said.exit_code == 0
+    for path, *_ in leaves(kind):
+        name = path.rpartition(".")[2]
+        assert "--" + name.replace("_", "-") in said.output or f"{name}..." in said.output, name
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rollout.prompt": ["x"]}, "unknown key rollout.prompt; known keys: steps"),
+        ({"steps": 0}, "steps must lie in 1..inf, got 0"),
+        ({"steps": True}, "steps: expected an integer, got True"),
+        ({"algorithm.algo": "sac"}, "algorithm.algo: expected one of ppo, grpo, rloo, reinforce"),
+        ({"kl.kl_coef": "much"}, "kl.kl_coef: expected a finite number"),
+        ({"run.report_to": "tensorboard"}, "run.report_to: expected a list"),
+        ({"kl.kl_in": "reward", "kl.kl_estimator": "k3"}, "kl.kl_estimator in the reward must be k1"),
+        ({"algorithm.algo": "rloo", "rollout.group_size": 1}, "rollout.group_size must be at least 2"),
+        ({"algorithm.minibatches": 64}, "fewer than algorithm.minibatches"),
+    ],
+)
+def test_what_is_wrong_is_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        resolved(config_toml.build(RlConfig, values))
+
+
+def test_what_depends_on_the_algorithm_is_filled_in_and_what_is_given_stays() -> None:
+    grpo = flatten(resolved(config_toml.build(RlConfig, {"algorithm.algo": "grpo", "kl.kl_coef": 0.0})))
+    assert grpo["rollout.group_size"] == 8 and grpo["kl.kl_in"] == "loss" and grpo["kl.kl_estimator"] == "k3"
+    assert grpo["kl.kl_coef"] == 0.0 and grpo["algorithm.loss_aggregation"] == "sequence"
+    ppo = flatten(resolved(RlConfig()))
+    assert ppo["rollout.group_size"] == 1 and ppo["algorithm.ppo_epochs"] == 4 and ppo["kl.kl_coef"] == 0.05

@@ -1,0 +1,256 @@
+"""A run as a whole: killed, resumed, told to stop, finished; what it refuses."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from plaudit import RevisionChanged, Unavailable
+from plaudit_loops import config_toml, loop, verbs
+from plaudit_loops.config import DpoConfig, RlConfig, SftConfig
+from plaudit_loops.errors import ConfigError, DataError, Interrupted, LoopError, RunExists
+from plaudit_model.errors import CheckpointError
+
+
+def rl_config(policy: Path, prompts: Path, algo: str = "ppo", **changes: Any) -> RlConfig:
+    values = {
+        "model.policy": str(policy), "rollout.prompts": [str(prompts)], "algorithm.algo": algo, "steps": 6,
+        "rollout.max_new_tokens": 5, "rollout.prompts_per_step": 4, "rollout.group_size": 3, "kl.kl_coef": 0.1,
+        "optim.learning_rate": 3e-3, "algorithm.minibatches": 2, "run.report_to": [], "run.checkpoint_every": 2,
+        "algorithm.value_warmup_steps": 1, "kl.kl_target": 0.2, "kl.kl_horizon": 50, "kl.kl_budget": 50.0,
+        "reward.normalize": "reference", "sample_every": 2,
+    } | changes  # fmt: skip
+    return config_toml.build(RlConfig, values)
+
+
+def pays(text: str) -> float:
+    return float(text.count("c")) - 0.1 * len(text)
+
+
+def fingerprint(out: Path) -> dict[str, str]:
+    """Metrics, samples, weights, optimiser and state by hash."""
+    newest = max((out / "checkpoints").glob("step-*"))
+    files = [out / "metrics.jsonl", out / "policy/model.safetensors", *newest.iterdir()]
+    files += [out / "samples.jsonl"] if (out / "samples.jsonl").exists() else []
+    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+class Killed(BaseException):
+    """Strikes where no handler expects it, as a SIGKILL does."""
+
+
+def killing(computed: Any, at: int, strike: Callable[[], None]) -> Any:
+    """Rewards that strike in call number `at`."""
+
+    class Killing(computed):  # type: ignore[misc]
+        def submit(self, groups: Any) -> Any:
+            if self.calls == at:
+                strike()
+            return super().submit(groups)
+
+    return Killing(pays)
+
+
+def kill() -> None:
+    raise Killed
+
+
+@pytest.mark.parametrize("algo", ["ppo", "grpo"])
+@pytest.mark.parametrize("at", [4, 6])
+def test_a_killed_run_goes_on_bit_for_bit(
+    algo: str, at: int, tiny_policy_dir: Path, prompts: Path, computed: Any, tmp_path: Path, quiet: Console
+) -> None:
+    config = rl_config(tiny_policy_dir, prompts, algo)
+    verbs.rl(config, tmp_path / "whole", quiet, computed(pays))
+    with pytest.raises(Killed):
+        verbs.rl(config, tmp_path / "out", quiet, killing(computed, at, kill))
+    assert (tmp_path / "out/metrics.jsonl").stat().st_size > 0 and not (tmp_path / "out/policy").exists()
+    verbs.rl(loop.settle(config, tmp_path / "out", resume=True), tmp_path / "out", quiet, computed(pays))
+    assert fingerprint(tmp_path / "out") == fingerprint(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_exits_with_75(
+    number: signal.Signals, tiny_policy_dir: Path, prompts: Path, computed: Any, tmp_path: Path, quiet: Console
+) -> None:
+    config = rl_config(tiny_policy_dir, prompts, **{"run.checkpoint_every": 0})
+    verbs.rl(config, tmp_path / "whole", quiet, computed(pays))
+    struck = killing(computed, 5, lambda: os.kill(os.getpid(), number))
+    with pytest.raises(Interrupted, match="after step .* of 6; go on with --resume") as raised:
+        verbs.rl(config, tmp_path / "out", quiet, struck)
+    assert raised.value.exit_code == 75
+    verbs.rl(config, tmp_path / "out", quiet, computed(pays))
+    assert fingerprint(tmp_path / "out") == fingerprint(tmp_path / "whole")
+
+
+def test_a_server_that_is_gone_costs_no_step(
+    tiny_policy_dir: Path, prompts: Path, computed: Any, tmp_path: Path, quiet: Console
+) -> None:
+    def gone() -> None:
+        raise Unavailable("nobody answers")
+
+    config = rl_config(tiny_policy_dir, prompts, **{"run.checkpoint_every": 0})
+    verbs.rl(config, tmp_path / "whole", quiet, computed(pays))
+    with pytest.raises(LoopError, match="nobody answers after step") as raised:
+        verbs.rl(config, tmp_path / "out", quiet, killing(computed, 5, gone))
+    assert raised.value.exit_code == Unavailable.exit_code == 69
+    verbs.rl(config, tmp_path / "out", quiet, computed(pays))
+    assert fingerprint(tmp_path / "out") == fingerprint(tmp_path / "whole")
+
+
+def test_what_cannot_be_scored_is_left_out_and_counted(
+    tiny_policy_dir: Path, prompts: Path, computed: Any, tmp_path: Path, quiet: Console
+) -> None:
+    config = rl_config(tiny_policy_dir, prompts, "rloo", **{"reward.normalize": "none", "reward.max_failed": 1.0})
+    verbs.rl(config, tmp_path / "out", quiet, computed(lambda text: None if text.startswith("a") else pays(text)))
+    lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    assert sum(line["reward/failed"] for line in lines) > 0
+    for line in lines:
+        assert line["val/used"] == pytest.approx(1 - line["reward/failed"] / 12)
+        assert line["objective/scores"] is not None and abs(line["grad_norm"]) < 1e3
+
+
+def test_a_step_without_any_score_changes_nothing(
+    tiny_policy_dir: Path, prompts: Path, computed: Any, tmp_path: Path, quiet: Console
+) -> None:
+    changes = {"reward.normalize": "none", "reward.max_failed": 1.0, "steps": 2}
+    config = rl_config(tiny_policy_dir, prompts, "grpo", **changes)
+    verbs.rl(config, tmp_path / "out", quiet, computed(lambda text: None))
+    lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    assert [line["objective/scores"] for line in lines] == [None, None]
+    assert lines[1]["objective/kl"] == pytest.approx(0, abs=1e-6)
+
+
+def test_too_many_without_a_score_stop_the_run(
+    tiny_policy_dir: Path, prompts: Path, computed: Any, tmp_path: Path, quiet: Console
+) -> None:
+    config = rl_config(tiny_policy_dir, prompts, **{"reward.normalize": "none"})
+    with pytest.raises(LoopError, match="100% of a step's responses have no score"):
+        verbs.rl(config, tmp_path / "out", quiet, computed(lambda text: None))
+
+
+def test_a_changed_model_stops_the_run(
+    tiny_policy_dir: Path, prompts: Path, computed: Any, tmp_path: Path, quiet: Console
+) -> None:
+    def changed() -> None:
+        raise RevisionChanged("another model answers")
+
+    with pytest.raises(LoopError, match="another model answers") as raised:
+        verbs.rl(rl_config(tiny_policy_dir, prompts), tmp_path / "out", quiet, killing(computed, 5, changed))
+    assert raised.value.exit_code == 78
+
+
+def test_per_prompt_baselines_survive_a_kill_without_being_stored(
+    tiny_policy_dir: Path, prompts: Path, computed: Any, tmp_path: Path, quiet: Console
+) -> None:
+    config = rl_config(tiny_policy_dir, prompts, **{"reward.normalize": "prompt", "steps": 4})
+    verbs.rl(config, tmp_path / "whole", quiet, computed(pays))
+    with pytest.raises(Killed):
+        verbs.rl(config, tmp_path / "out", quiet, killing(computed, 4, kill))
+    verbs.rl(config, tmp_path / "out", quiet, computed(pays))
+    for name in ("metrics.jsonl", "policy/model.safetensors"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_the_first_ratio_of_a_step_is_one(
+    tiny_policy_dir: Path, prompts: Path, computed: Any, tmp_path: Path, quiet: Console
+) -> None:
+    config = rl_config(tiny_policy_dir, prompts, **{"algorithm.ppo_epochs": 1, "algorithm.minibatches": 1})
+    verbs.rl(config, tmp_path / "out", quiet, computed(pays))
+    for line in map(json.loads, (tmp_path / "out/metrics.jsonl").read_text().splitlines()):
+        assert line["val/ratio"] == pytest.approx(1, abs=1e-5)
+        assert line["policy/approxkl_avg"] == pytest.approx(0, abs=1e-9) and line["policy/clipfrac_avg"] == 0
+        assert line["val/sampling_error"] < 1e-4
+
+
+def test_an_adapter_trains_against_the_policy_without_it(
+    tiny_policy_dir: Path, prompts: Path, computed: Any, tmp_path: Path, quiet: Console
+) -> None:
+    pytest.importorskip("peft")
+    config = rl_config(tiny_policy_dir, prompts, "rloo", **{"model.lora_r": 4, "optim.learning_rate": 3e-2})
+    verbs.rl(config, tmp_path / "out", quiet, computed(pays))
+    lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["objective/kl"] == pytest.approx(0, abs=1e-6) and lines[-1]["objective/kl"] > 1e-3
+    assert not list((tmp_path / "out/policy").glob("adapter*")), "merged"
+
+
+def test_sft_learns_the_responses_alone(tiny_policy_dir: Path, tmp_path: Path, quiet: Console) -> None:
+    from plaudit_loops.policy import load_policy
+    from plaudit_loops.rollout import sample, uniforms
+
+    rows = tmp_path / "rows.jsonl"
+    known = {"a": "b c", "d": "e", "g h": "a a a"}
+    rows.write_text("".join(json.dumps({"prompt": p, "response": r}) + "\n" for p, r in known.items()))
+    values = {"data": [str(rows)], "model.policy": str(tiny_policy_dir), "epochs": 80, "batch_size": 3,
+              "optim.learning_rate": 1e-2, "run.report_to": []}  # fmt: skip
+    verbs.sft(config_toml.build(SftConfig, values), tmp_path / "out", quiet)
+    policy = load_policy(tmp_path / "out/policy", device="cpu", autocast=False)
+    prompts = [policy.encode_prompt(p) for p in known]
+    made = sample(policy, prompts, uniforms(0, "evaluation", [(0, i) for i in range(3)], 8), temperature=0.1)
+    assert [policy.decode(r.ids) for r in made] == list(known.values()) and all(r.ended for r in made)
+
+
+def test_dpo_prefers_what_was_chosen_and_resumes(tiny_policy_dir: Path, tmp_path: Path, quiet: Console) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": p, "chosen": "c c", "rejected": "d"} for p in "abfgh"]
+    rows.append({"prompt": [{"role": "user", "content": "e"}], "chosen": [{"role": "assistant", "content": "c c"}],
+                 "rejected": "d"})  # type: ignore[dict-item]  # fmt: skip
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = {"data": [str(pairs)], "model.policy": str(tiny_policy_dir), "epochs": 20, "batch_size": 6,
+              "optim.learning_rate": 3e-3, "run.report_to": [], "run.checkpoint_every": 5}  # fmt: skip
+    config = config_toml.build(DpoConfig, values)
+    verbs.dpo(config, tmp_path / "out", quiet)
+    lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["loss"] == pytest.approx(0.693147, abs=1e-5), "log 2 where the policy is its reference"
+    assert lines[-1]["accuracy"] == 1 and lines[-1]["rewards/margin"] > 0.1
+    again = config_toml.build(DpoConfig, values)
+    verbs.dpo(again, tmp_path / "again", quiet)
+    newest = max((tmp_path / "again/checkpoints").glob("step-*"))
+    (newest / "weights.safetensors").write_bytes(b"broken")
+    verbs.dpo(again, tmp_path / "again", quiet)
+    assert fingerprint(tmp_path / "again") == fingerprint(tmp_path / "out")
+
+
+def test_what_a_run_refuses(
+    tiny_policy_dir: Path, prompts: Path, computed: Any, tmp_path: Path, quiet: Console
+) -> None:
+    config = rl_config(tiny_policy_dir, prompts, **{"steps": 2})
+    out = tmp_path / "out"
+    verbs.rl(config, out, quiet, computed(pays))
+    stored = config_toml.read(out / "run.toml", RlConfig)
+    assert stored.algorithm.ppo_epochs == 4 and stored.optim.learning_rate == 3e-3, "what was resolved is written"
+    with pytest.raises(RunExists, match="already holds a run"):
+        loop.settle(config, out, resume=False)
+    with pytest.raises(ConfigError, match="steps is 9, but the run"):
+        loop.settle(config_toml.build(RlConfig, {"steps": 9}, config), out, resume=True)
+    moved = config_toml.build(RlConfig, {"reward.url": ["http://elsewhere"]}, config)
+    assert loop.settle(moved, out, resume=True).reward.url == ("http://elsewhere",)
+    prompts.write_text('{"prompt": "a"}\n')
+    with pytest.raises(CheckpointError, match="another data"):
+        verbs.rl(config, out, quiet, computed(pays))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"promt": "a"}', "line 1: has no 'prompt'; its fields are"),
+        ("nonsense", "line 1: not JSON"),
+        ("[1]", "line 1: a row is a JSON object"),
+        ('{"messages": [{"role": "user"}]}', "'messages' must be a text or a list of messages"),
+        ("", "there are no rows"),
+    ],
+)
+def test_bad_rows_are_named(
+    text: str, message: str, tiny_policy_dir: Path, prompts: Path, computed: Any, tmp_path: Path, quiet: Console
+) -> None:
+    prompts.write_text(text)
+    with pytest.raises(DataError, match=message.replace("[", r"\[")):
+        verbs.rl(rl_config(tiny_policy_dir, prompts), tmp_path / "out", quiet, computed(pays))

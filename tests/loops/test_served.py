@@ -1,0 +1,147 @@
+"""Against real served reward models: a short PPO, an ensemble, a model that changes, items that cannot be scored."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from plaudit import Client, RevisionChanged
+from plaudit_loops import config_toml, starter, verbs
+from plaudit_loops.config import RewardConfig, RlConfig, SftConfig
+from plaudit_loops.scoring import Served
+
+
+@pytest.fixture(scope="module")
+def served(serve: Callable[..., Any], reward_model_dir: Callable[[str], Path]) -> Any:
+    return serve(reward_model_dir("qwen3"))
+
+
+@pytest.fixture(scope="module")
+def other(serve: Callable[..., Any], reward_model_dir: Callable[[str], Path]) -> Any:
+    return serve(reward_model_dir("llama"))
+
+
+@pytest.fixture
+def source() -> Iterator[Callable[..., Served]]:
+    made: list[Served] = []
+
+    def connect(*urls: str, **options: Any) -> Served:
+        made.append(Served(urls, RewardConfig(**options)))
+        made[-1].connect()
+        return made[-1]
+
+    yield connect
+    for one in made:
+        one.close()
+
+
+def test_scores_are_those_of_the_server(served: Any, other: Any, source: Callable[..., Served]) -> None:
+    groups = [("what is it?", ["a language", ""]), ([{"role": "user", "content": "learn"}], ["daily"])]
+    promises = [source(served.url, other.url).submit(groups), source(other.url).submit(groups)]
+    both, one = promises[0](), promises[1]()
+    assert both.shape == (2, 3)
+    with Client(served.url) as client:
+        items = [{"prompt": prompt, "responses": texts} for prompt, texts in groups]
+        assert both[0].tolist() == client.score_items(items).scores
+    assert (both[1] == one[0]).all()
+
+
+def test_a_changed_revision_raises_or_is_counted(served: Any, other: Any, source: Callable[..., Served]) -> None:
+    first = source(served.url)
+    for options in ({}, {"pin": False}):
+        moved = source(other.url, **options)
+        if not options:
+            with pytest.raises(RevisionChanged, match="not as .* any more"):
+                moved.put_back(first.state())
+            continue
+        moved.put_back(first.state())
+        assert moved.counts()["reward/revision_changes"] == 1
+        assert moved.submit([("a", ["b"])])().shape == (1, 1)
+    with pytest.raises(RevisionChanged, match="began with 1 endpoints"):
+        source(served.url, other.url).put_back(first.state())
+
+
+def test_an_item_that_cannot_be_scored_is_no_number(served: Any, source: Callable[..., Served]) -> None:
+    groups = [("a", ["fine", "practise " * 700])]
+    with pytest.raises(Exception, match="too_long"):
+        source(served.url).submit(groups)()
+    lenient = source(served.url, on_error="none")
+    scores = lenient.submit(groups)()
+    assert scores[0, 0] == scores[0, 0] and scores[0, 1] != scores[0, 1]
+    assert lenient.counts()["reward/failed"] == 1 and lenient.counts()["reward/failed"] == 0
+
+
+def command(*arguments: str | Path) -> list[str]:
+    verb = (
+        "from plaudit_loops import cli; import typer; app = typer.Typer(); app.command()(getattr(cli, sys.argv.pop(1)))"
+    )
+    return [sys.executable, "-P", "-c", f"import sys; {verb}; app()", *map(str, arguments)]
+
+
+def run(*arguments: str | Path) -> str:
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_from_nothing_to_a_policy_by_command(served: Any, tmp_path: Path) -> None:
+    """The verbs as they are typed: sft from scratch, a few steps of PPO, the same run again from its run.toml."""
+    small = ["--report-to", "tensorboard", "--checkpoint-every", "2"]
+    run("sft", "starter", "--starter-records", "64", "--out", tmp_path / "sft", *small)
+    options = ["--url", served.url, "--starter-prompts", "24", "--steps", "4", "--prompts-per-step", "8", *small]
+    options += ["--max-new-tokens", "12", "--minibatches", "2", "--value-warmup-steps", "1", "--sample-every", "2"]
+    said = run("rl", "--policy", tmp_path / "sft/policy", *options, "--out", tmp_path / "rl")
+    assert f"scored by {served.url}" in said and f"policy: {tmp_path / 'rl/policy'}" in said
+    lines = [json.loads(line) for line in (tmp_path / "rl/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert all(line["reward/failed"] == 0 and line["objective/scores"] is not None for line in lines)
+    samples = [json.loads(line) for line in (tmp_path / "rl/samples.jsonl").read_text().splitlines()]
+    with Client(served.url) as client:
+        for sample in samples:
+            assert client.score(sample["prompt"], sample["response"]).score == sample["scores"][0]
+    assert list((tmp_path / "rl/tensorboard").glob("*tfevents*"))
+    run("rl", "--config", tmp_path / "rl/run.toml", "--out", tmp_path / "again")
+    assert (tmp_path / "again/metrics.jsonl").read_bytes() == (tmp_path / "rl/metrics.jsonl").read_bytes()
+    assert "is finished" in run("rl", "--resume", "--out", tmp_path / "rl")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("algo", ["ppo", "grpo"])
+def test_two_processes_compute_what_one_does(served: Any, tmp_path: Path, quiet: Console, algo: str) -> None:
+    base = tmp_path / "base"
+    starter.write_policy(base, 0)
+    small = config_toml.build(
+        SftConfig, {"data": ["starter"], "starter_records": 64, "model.policy": str(base), "run.report_to": []}
+    )
+    verbs.sft(small, tmp_path / "sft", quiet)
+    options = [
+        "--policy", tmp_path / "sft/policy", "--url", served.url, "--algo", algo, "--steps", "4", "--device", "cpu",
+        "--prompts-per-step", "4", "--group-size", "4", "--max-new-tokens", "8", "--starter-prompts", "24",
+        "--value-warmup-steps", "1", "--learning-rate", "1e-4", "--minibatches", "2",
+    ]  # fmt: skip
+    run("rl", *options, "--out", tmp_path / "one")
+    port = str(20_000 + os.getpid() % 20_000)
+    both = []
+    for rank in ("0", "1"):
+        world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_PORT": port,
+                 "MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}  # fmt: skip
+        started = command("rl", *options, "--out", tmp_path / "two")
+        both.append(subprocess.Popen(started, env={**os.environ, **world}, stderr=subprocess.PIPE, text=True))
+    for process in both:
+        _, errors = process.communicate(timeout=600)
+        assert process.returncode == 0, errors
+    one, two = ([json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+                for name in ("one", "two"))  # fmt: skip
+    for a, b in zip(one, two, strict=True):
+        for name, value in a.items():
+            assert b[name] == pytest.approx(value, rel=1e-3, abs=1e-5), (a["step"], name)
+    stored = config_toml.read(tmp_path / "two/run.toml", RlConfig)
+    assert stored.steps == 4
