@@ -158,15 +158,9 @@ _SIZES = {
     "max_position_embeddings": 640,
 }  # fmt: skip
 FOREIGN_SHAPES: dict[str, dict[str, object]] = {  # heads that are not computed here
-    "modernbert": {
-        **_SIZES,
-        "classifier_pooling": "mean",
-        "cls_token_id": 3,
-        "sep_token_id": 4,
-        "bos_token_id": 3,
-        "eos_token_id": 4,
-    },
-}
+    "modernbert": {**_SIZES, "classifier_pooling": "mean", "cls_token_id": 3, "sep_token_id": 4, "bos_token_id": 3,
+                   "eos_token_id": 4},
+}  # fmt: skip
 
 _COMMON = {
     "vocab_size": 700, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -195,7 +189,7 @@ SHAPES: dict[str, dict[str, object]] = {
                     "qk_nope_head_dim": 16, "v_head_dim": 16, "head_dim": 8, "n_group": 1, "topk_group": 1,
                     "first_k_dense_replace": 1, "n_routed_experts": 6, "num_experts_per_tok": 2,
                     "moe_intermediate_size": 48},
-    "mixtral": {**_TWO, "num_local_experts": 6, "router_jitter_noise": 0.1},
+    "mixtral": {**_TWO, "intermediate_size": 48, "num_local_experts": 32, "router_jitter_noise": 0.1},
     "qwen2_moe": {**_TWO, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48,
                   "shared_expert_intermediate_size": 48},
     "gpt_oss": {**_TWO, "head_dim": 16, "sliding_window": 24, "num_local_experts": 4, "num_experts_per_tok": 2},

@@ -83,8 +83,9 @@ class ModuleTrunk:
         config: Any = module.config
         self._base = base
         self._own = config._attn_implementation, config._experts_implementation
-        self._takes = inspect.signature(base.forward).parameters
-        self._types = "token_type_ids" in self._takes and int(getattr(config, "type_vocab_size", 0) or 0) > 1
+        self._takes = set(inspect.signature(base.forward).parameters)
+        if int(getattr(config, "type_vocab_size", 0) or 0) < 2:
+            self._takes.discard("token_type_ids")  # GPT-2 would look them up among its words
         self._first_position = _first_position(base)
         self._set(NAME, NAME)
         self.shares_prompt = causal
@@ -106,19 +107,17 @@ class ModuleTrunk:
 
     def __call__(self, batch: PackedBatch) -> Tensor:
         layout = Layout.of(batch, next(self.module.parameters()).device, causal=self.causal, exact=self.exact)
-        ids = layout.input_ids[None]
         arguments: dict[str, Any] = {
-            "input_ids": ids,
-            "attention_mask": torch.ones_like(ids),  # without one, transformers looks for sequences in the positions
+            "input_ids": layout.input_ids[None],
             "position_ids": layout.position_ids[None] + self._first_position,
+            "token_type_ids": layout.type_ids[None],
+            # Without one, transformers looks for sequences in the position ids.
+            "attention_mask": torch.ones_like(layout.input_ids)[None],
+            "use_cache": False,
         }
-        if self._types:
-            arguments["token_type_ids"] = layout.type_ids[None]
-        if "use_cache" in self._takes:
-            arguments["use_cache"] = False
         token = _layout.set(layout)
         try:
-            hidden_TD = last_hidden_state(self.module, **arguments)[0]
+            hidden_TD = last_hidden_state(self.module, **{n: arguments[n] for n in arguments if n in self._takes})[0]
         finally:
             _layout.reset(token)
         return apply_head(self.module, hidden_TD.index_select(0, layout.pool_rows[: layout.distinct]))
@@ -165,35 +164,24 @@ def window_of(mask_function: Callable[..., Tensor], size: int | None, *, causal:
     query, key = places[:, None], places[None, :]
     ahead = query - key
     everything = ahead >= 0 if causal else torch.ones_like(ahead, dtype=torch.bool)
-    candidates: list[tuple[int | None, Tensor]] = [(None, everything)]
-    if size is not None:  # a bidirectional layer sees `size` on either side
-        near = ahead < size if causal else ahead.abs() <= size
-        candidates.append((size if causal else 2 * size, everything & near))
     given = mask_function(0, 0, query, key).expand_as(everything)
-    for window, seen in candidates:
-        if torch.equal(given, seen):
-            return window
+    if torch.equal(given, everything):
+        return None
+    if size is not None and torch.equal(given, everything & (ahead < size if causal else ahead.abs() <= size)):
+        return size if causal else 2 * size  # a bidirectional layer sees `size` on either side
     raise Unpackable(f"a mask that is not {'causal' if causal else 'bidirectional'}, with or without a sliding window")
 
 
 def _attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Any,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    softcap: float | None = None,
-    **rest: Any,
-) -> tuple[Tensor, None]:
-    """Attention as transformers calls it: query (1, H, T, D), key and value (1, K, T, D) -> (1, T, H, D)."""
-    if _layout.get() is None and not isinstance(attention_mask, PackedMask):
-        plain: tuple[Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, softcap=softcap, **rest
-        )
-        return plain
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, dropout: float = 0.0,
+    scaling: float | None = None, softcap: float | None = None, **rest: Any,
+) -> Any:  # fmt: skip
+    """Attention as transformers calls it: query (1, H, T, D), key and value (1, K, T, D) -> (1, T, H, D) and None.
+    Outside of a packed forward it is SDPA's."""
     if not isinstance(attention_mask, PackedMask):
+        if _layout.get() is None:
+            rest |= {"dropout": dropout, "scaling": scaling, "softcap": softcap}
+            return sdpa_attention_forward(module, query, key, value, attention_mask, **rest)
         raise Unpackable("its attention has masks that transformers' mask interface does not describe")
     if strange := sorted(name for name in rest.keys() - _HARMLESS if not (rest[name] is None or rest[name] is False)):
         raise Unpackable(f"its attention takes {', '.join(strange)}")

@@ -74,13 +74,14 @@ def plain_scores(module: nn.Module, contract: RewardContract) -> NDArray[np.floa
 
 
 def proof_items(module: nn.Module, contract: RewardContract, seed: int = 0) -> list[Encoded]:
-    """Random items: several responses to one prompt, some without a prompt, from one token to several blocks. None
-    holds the padding id, at which RoBERTa's positions do not count on; a tokenizer never gives it for text."""
+    """Random items, with another seed other responses of the same lengths: several to one prompt, some without a
+    prompt, from one token to several blocks. None holds the padding id, at which RoBERTa's positions do not count on;
+    a tokenizer never gives it for text."""
     config: Any = module.config
-    generator = np.random.default_rng(seed)
+    generator, prompt_generator = (np.random.default_rng(part) for part in (seed, 99))
     longest = contract.max_length
     words = np.delete(np.arange(config.vocab_size, dtype=np.int32), [config.pad_token_id or 0])
-    prompt = generator.choice(words, 37)
+    prompt = prompt_generator.choice(words, 37)
 
     def item(prompt: NDArray[np.int32], tokens: int) -> Encoded:
         own = generator.choice(words, tokens)
@@ -94,12 +95,8 @@ def proof_items(module: nn.Module, contract: RewardContract, seed: int = 0) -> l
 def _prove_apart(model: RewardModel, items: Sequence[Encoded], scores: NDArray[np.float32]) -> None:
     """Every other item anew, of the same length: the rest must keep their bits, for no shape changed. Where bits may
     move with the shapes of a batch, this finds what leaks from one sequence into the next, however little."""
-    others = proof_items(model.module, model.contract, seed=1)
-    mixed = [
-        Encoded(np.concatenate([item.ids[: item.prompt_tokens], other.ids[item.prompt_tokens :]]), item.prompt_tokens)
-        if i % 2 == 0 else item
-        for i, (item, other) in enumerate(zip(items, others, strict=True))
-    ]  # fmt: skip
+    mixed = proof_items(model.module, model.contract, seed=1)
+    mixed[1::2] = items[1::2]
     if not np.array_equal(model.score_encoded(mixed)[1::2], scores[1::2]):
         raise ContractError("scores change with the words of their neighbours")
 

@@ -54,9 +54,6 @@ def lacks_layers(config: Any) -> str:
 def padded_instead(trunk: ModuleTrunk, error: Exception) -> PaddedTrunk:
     """The padded trunk of the same module, which gets its own attention back. `error` is what the proof raised."""
     trunk.unplug()
-    reason = str(error).partition("\n")[0].partition(";")[0]
-    if isinstance(error, ContractError):
-        reason = f"when packed, {reason}"
-    elif not isinstance(error, Unpackable):
-        reason = f"it cannot run packed ({type(error).__name__}: {reason})"
+    reason = str(error if isinstance(error, (ContractError, Unpackable)) else repr(error))
+    reason = ("" if isinstance(error, Unpackable) else "when packed, ") + reason.partition(";")[0]
     return PaddedTrunk(trunk.module, causal=trunk.causal, exact=trunk.exact, reason=reason)
