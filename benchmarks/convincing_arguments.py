@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ from plaudit_training.sources import ReadOptions, load
 PLAUDIT = str(Path(sys.executable).with_name("plaudit"))
 DATA = Path(os.environ.get("PLAUDIT_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
+READING = ["--format", "ukpconvarg1"]
+TRAIN_OPTIONS = ["--batch-pairs", "32", "--dtype", "bfloat16", "--eval-share", "0"]
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -38,7 +42,7 @@ def main() -> None:
     parser.add_argument(
         "train_options",
         nargs="*",
-        default=["--batch-pairs", "32", "--dtype", "bfloat16", "--eval-share", "0"],
+        default=TRAIN_OPTIONS,
         help="further options of `plaudit train`, after --; the rest are its defaults",
     )
     parser.add_argument("--skip-baseline", action="store_true")
@@ -54,16 +58,21 @@ def trained(folder: Path, seed: int, options: list[str]) -> float:
     """Train on the strict pairs of `train`, evaluate on the strict pairs of `dev`."""
     with tempfile.TemporaryDirectory() as out:
         start = time.monotonic()
-        reading = ["--format", "ukpconvarg1"]
-        strict = ["--strict-ids", str(folder / "train.strict_ids.txt.gz")]
-        train = [PLAUDIT, "train", str(folder / "train.jsonl.gz"), *reading, *strict, "--base", str(minilm())]
-        subprocess.run([*train, "--out", f"{out}/run", "--seed", str(seed), *options], check=True)
+        model = fit(folder, Path(out) / "run", seed, options)
         seconds = time.monotonic() - start
-        dev = [str(folder / "dev.jsonl.gz"), *reading, "--strict-ids", str(folder / "dev.strict_ids.txt.gz")]
-        evaluate = [PLAUDIT, "eval", f"{out}/run/model", *dev, "--cluster", "response", "--json"]
+        dev = [str(folder / "dev.jsonl.gz"), *READING, "--strict-ids", str(folder / "dev.strict_ids.txt.gz")]
+        evaluate = [PLAUDIT, "eval", str(model), *dev, "--cluster", "response", "--json"]
         result = json.loads(subprocess.run(evaluate, check=True, capture_output=True, text=True).stdout)
     record(f"MiniLM seed {seed}: {' '.join(options)}", result["accuracy"], result["ece"]["value"], seconds)
     return float(result["accuracy"]["value"])
+
+
+def fit(folder: Path, out: Path, seed: int, options: Sequence[str]) -> Path:
+    """MiniLM fitted on the strict pairs of `train`."""
+    strict = ["--strict-ids", str(folder / "train.strict_ids.txt.gz")]
+    train = [PLAUDIT, "train", str(folder / "train.jsonl.gz"), *READING, *strict, "--base", str(minilm())]
+    subprocess.run([*train, "--out", str(out), "--seed", str(seed), *options], check=True)
+    return out / "model"
 
 
 def baseline(folder: Path) -> None:

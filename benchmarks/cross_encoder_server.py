@@ -25,4 +25,4 @@ def build(directory: Path, dtype: str) -> peer.Score:
 
 
 if __name__ == "__main__":
-    peer.run(build, __doc__)
+    peer.run({"torch": build}, __doc__)

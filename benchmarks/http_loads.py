@@ -7,7 +7,8 @@ each ratio is paired; p20, p50 and p80 of the rounds are recorded. `computing` i
 worker computed; the rest was lost to HTTP, tokenising and batching. The score cache is off.
 
 Peers that have an environment of their own are named by their python: --infinity DIR/bin/python (infinity-emb 0.0.78),
---sentence-transformers DIR/bin/python. Without them they are left out.
+--sentence-transformers DIR/bin/python. Without them they are left out. --ours-onnx adds our server over exports to
+ONNX Runtime, in fp32 and int8; --onnx-padded adds the padded server over the same graphs as a peer.
 
     PLAUDIT_SHARED_DATA=... python benchmarks/http_loads.py --rounds 8
 """
@@ -35,6 +36,7 @@ from shapes import write_decoder_25m
 
 from plaudit_model.encode import Encoder
 from plaudit_model.errors import ItemError
+from plaudit_model.onnx_export import ExportOptions, export_onnx
 from plaudit_training.sources import ReadOptions, load
 
 DATA = Path(os.environ.get("PLAUDIT_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
@@ -62,6 +64,10 @@ class Load:
 LOADS = (Load("group", 1, RESPONSES, 6), Load("pairs", 8, 2, 48), Load("storm", 64, 1, 192))
 
 
+LARGEST_DIFFERENCE = {"int8": 0.5, "bfloat16": 1e-1, "float32": 1e-4}
+"""Of two servers' scores of one item, by the coarser dtype; int8 of random weights is far from fp32."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=8)
@@ -71,6 +77,8 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
     parser.add_argument("--peers", nargs="+", help="only these, by the beginning of their names")
     parser.add_argument("--mode", choices=["exact", "fast"], default="exact")
+    parser.add_argument("--ours-onnx", action="store_true")
+    parser.add_argument("--onnx-padded", action="store_true")
     parser.add_argument("--infinity", type=Path)
     parser.add_argument("--sentence-transformers", type=Path)
     arguments = parser.parse_args()
@@ -78,19 +86,43 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.models:
             model = makers[name](Path(folder) / name)
+            graphs = exports(model) if arguments.ours_onnx or arguments.onnx_padded else {}
             for dtype in arguments.dtypes:
-                compare(name, model, dtype, arguments)
+                compare(name, Ours(model, "torch", dtype), graphs, arguments)
+            for dtype in graphs if arguments.ours_onnx else ():
+                compare(name, Ours(graphs[dtype], "onnx", dtype), graphs, arguments)
 
 
-def compare(name: str, model: Path, dtype: str, arguments: argparse.Namespace) -> None:
+def exports(model: Path) -> dict[str, Path]:
+    """The model as graphs of ONNX Runtime. Its weights are random, so how far int8 drifts means nothing here."""
+    made = {dtype: model.with_name(f"{model.name}-{dtype}") for dtype in ("float32", "int8")}
+    export_onnx(model, made["float32"], ExportOptions("float32"), [])
+    export_onnx(made["float32"], made["int8"], ExportOptions("int8", allow_drift=True), [])
+    return made
+
+
+@dataclass(frozen=True)
+class Ours:
+    """What our server serves."""
+
+    model: Path
+    backend: str
+    dtype: str
+
+    @property
+    def name(self) -> str:
+        return self.dtype if self.backend == "torch" else f"onnx {self.dtype}"
+
+
+def compare(name: str, ours: Ours, graphs: dict[str, Path], arguments: argparse.Namespace) -> None:
     """Our server against each peer, load by load. One peer runs at a time; ours runs all the while."""
     port = free_port()
-    options = ["--dtype", dtype, "--mode", arguments.mode, "--threads", str(arguments.threads), "--cache-mb", "0"]
-    with serving(plaudit_command(model, port, *options), port) as ours:
-        for peer in peers(name, model, dtype, arguments):
+    options = ["--dtype", ours.dtype, "--mode", arguments.mode, "--threads", str(arguments.threads), "--cache-mb", "0"]
+    with serving(plaudit_command(ours.model, port, *options), port) as url:
+        for peer in peers(name, ours, graphs, arguments):
             with serving(peer.command, peer.port, ready=peer.ready) as theirs:
                 for chosen in (x for x in LOADS if x.name in arguments.loads):
-                    one_load(chosen, name, model, dtype, ours, theirs, peer, arguments)
+                    one_load(chosen, name, ours, url, theirs, peer, arguments)
 
 
 @dataclass(frozen=True)
@@ -109,14 +141,18 @@ class Peer:
         return {"prompt": item.prompt, "responses": list(item.responses)}
 
 
-def peers(name: str, model: Path, dtype: str, arguments: argparse.Namespace) -> Iterator[Peer]:
+def peers(name: str, ours: Ours, graphs: dict[str, Path], arguments: argparse.Namespace) -> Iterator[Peer]:
     """The servers that this model is compared with."""
-    here = Path(__file__).parent
+    here, model = Path(__file__).parent, ours.model
     wanted = arguments.peers or [""]
-    for theirs in ("float32", "bfloat16") if dtype == "bfloat16" else ("float32",):
+    for theirs in ("float32", "bfloat16") if ours.dtype == "bfloat16" else ("float32",):
         port = free_port()
         command = [sys.executable, str(here / "padded_server.py"), str(model), "--dtype", theirs]
         yield from _if(wanted, Peer(f"padded transformers {theirs}", [*command, *_common(port, arguments)], port))
+    for theirs in graphs if arguments.onnx_padded else ():
+        port = free_port()
+        command = [sys.executable, str(here / "padded_server.py"), str(graphs[theirs]), "--backend", "onnx"]
+        yield from _if(wanted, Peer(f"padded onnxruntime {theirs}", [*command, *_common(port, arguments)], port))
     if name != "minilm":
         return
     if arguments.sentence_transformers:
@@ -141,17 +177,17 @@ def _if(wanted: Sequence[str], peer: Peer) -> Iterator[Peer]:
 
 
 def one_load(
-    chosen: Load, name: str, model: Path, dtype: str, ours: str, theirs: str, peer: Peer, arguments: argparse.Namespace
+    chosen: Load, name: str, mine: Ours, ours: str, theirs: str, peer: Peer, arguments: argparse.Namespace
 ) -> None:
     """Alternate the servers over the rounds; the first round warms both up."""
-    stream = requests_of(chosen, Encoder.open(model))
-    require_agreement(ours, theirs, peer, next(stream), dtype)
+    stream = requests_of(chosen, Encoder.open(mine.model))
+    require_agreement(ours, theirs, peer, next(stream), mine.dtype)
     ratios, our_rate, their_rate, busy = [], [], [], []
     for number in range(arguments.rounds + 1):
         batch = list(itertools.islice(stream, chosen.requests))
-        mine = [{"prompt": item.prompt, "responses": list(item.responses)} for item in batch]
+        bodies = [{"prompt": item.prompt, "responses": list(item.responses)} for item in batch]
         computed = compute_seconds(ours)
-        our_seconds = asyncio.run(send(ours + "/score", mine, chosen.in_flight))
+        our_seconds = asyncio.run(send(ours + "/score", bodies, chosen.in_flight))
         computed = compute_seconds(ours) - computed
         their_seconds = asyncio.run(send(theirs + peer.route, [peer.body(item) for item in batch], chosen.in_flight))
         if number:
@@ -164,7 +200,7 @@ def one_load(
         {
             "load": chosen.name,
             "model": name,
-            "ours": f"{dtype} {arguments.mode}",
+            "ours": f"{mine.name} {arguments.mode}",
             "peer": peer.name,
             "ours_items_s": rows.spread(our_rate)["p50"],
             "peer_items_s": rows.spread(their_rate)["p50"],
@@ -188,7 +224,8 @@ def require_agreement(ours: str, theirs: str, peer: Peer, item: Item, dtype: str
     else:
         found = np.array(answer["scores"])
     worst = float(np.abs(found - scores).max())
-    if not worst <= (1e-4 if dtype == "float32" and "bfloat16" not in peer.name else 1e-1):
+    coarsest = next((each for each in LARGEST_DIFFERENCE if each == dtype or each in peer.name), "float32")
+    if not worst <= LARGEST_DIFFERENCE[coarsest]:
         raise SystemExit(f"{peer.name} disagrees by {worst}: the comparison would mean nothing")
 
 

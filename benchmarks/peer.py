@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -24,16 +24,21 @@ class Request(BaseModel):
     responses: list[str]
 
 
-def run(build: Callable[[Path, str], Score], about: str | None) -> None:
-    """Serve what `build` makes of a directory and a dtype; handlers run in threads."""
+Build = Callable[[Path, str], Score]
+"""From a directory and a dtype."""
+
+
+def run(builds: Mapping[str, Build], about: str | None) -> None:
+    """Serve what the chosen backend makes of a directory; handlers run in threads."""
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--port", type=int, default=8101)
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--backend", default=next(iter(builds)), choices=list(builds))
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="a graph has its own")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    app, score = FastAPI(), build(arguments.directory, arguments.dtype)
+    app, score = FastAPI(), builds[arguments.backend](arguments.directory, arguments.dtype)
 
     @app.get("/readyz")
     def ready() -> dict[str, bool]:
