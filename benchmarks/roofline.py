@@ -56,7 +56,9 @@ def measure(
     modes = {mode: RewardModel.load(directory, dtype=dtype, mode=mode) for mode in ("exact", "fast")}
     model = modes["exact"]
     batch = pack(group_items(items, share=model.shares_prompt))
+    model.trunk.thaw()  # a frozen one keeps the weights elsewhere
     products = products_of(model, batch)
+    model.freeze()
     square = square_product(model)
     seconds: dict[str, list[float]] = {key: [] for key in ("exact", "fast", "products", "square")}
     with torch.inference_mode():

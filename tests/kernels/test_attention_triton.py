@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from plaudit_kernels import attention_backward, attention_triton
 from plaudit_kernels.attention import packed_attention, reference_attention
 from plaudit_kernels.blocks import TILE, BlockPlan, plan_blocks
 
@@ -106,6 +107,16 @@ def test_attention_is_its_definition(case: str, dtype: torch.dtype, device: torc
     truth = defined([t.double() for t in tensors], segments, causal, window, softcap)
     theirs = defined(tensors, segments, causal, window, softcap)
     assert_close(attended(tensors, planned(segments, causal, window), softcap), theirs, truth)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.float32, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("case", ["shared", "softcap", "wide heads"])
+def test_so_it_is_with_the_blocks_of_other_chips(
+    case: str, dtype: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (attention_triton, attention_backward):
+        monkeypatch.setattr(module, "table_of", lambda _: "default")
+    test_attention_is_its_definition(case, dtype, device)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 
@@ -25,6 +27,12 @@ SHAPES = [(1, 64, 96), (127, 65, 64), (129, 300, 123), (33, 1, 5)]  # M, N, K
 def test_matmul(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> None:
     m, n, k = shape
     agree(TritonMatmul.apply, matmul, [random(m, k + 8)[:, :k], random(n, k, seed=1)], dtype, device)
+
+
+def test_matmul_with_the_tiles_of_other_chips(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("plaudit_kernels.matmul")  # the package has a function of that name
+    monkeypatch.setattr(module, "table_of", lambda _: "default")
+    test_matmul((129, 300, 123), torch.float16, device)
 
 
 @pytest.mark.usefixtures("rowwise_products")

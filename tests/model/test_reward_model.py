@@ -132,6 +132,29 @@ def copy(directory: Path, target: Path) -> Path:
     return target
 
 
+@pytest.mark.parametrize("family", ["qwen3", "bert", "modernbert"])
+def test_frozen_weights_are_held_once_and_come_back(reward_model_dir: ModelDir, family: str, tmp_path: Path) -> None:
+    directory = reward_model_dir(family)
+    truth = PlainModel(directory)._module.state_dict()
+    model = RewardModel.load(directory, device="cpu")
+    scores = model.score_encoded(random_items(model, 5))
+    held = sum(tensor.untyped_storage().nbytes() for tensor in unique(model.module) if tensor.isnan().any())
+    gone = [name for name, weight in model.module.named_parameters() if weight.isnan().any()]
+    assert len(gone) >= 4 and held == 4 * len(gone), "one number each"
+    assert model.parameters == sum(weight.numel() for weight in truth.values())
+    model.save(tmp_path / "again", model.contract)
+    model.freeze()
+    assert np.array_equal(model.score_encoded(random_items(model, 5)), scores)
+    assert np.array_equal(RewardModel.load(tmp_path / "again").score_encoded(random_items(model, 5)), scores)
+    model.train_mode()
+    assert all(torch.equal(weight, truth[name]) for name, weight in model.module.named_parameters())
+
+
+def unique(module: torch.nn.Module) -> list[torch.Tensor]:
+    """A tensor of each storage."""
+    return list({weight.untyped_storage().data_ptr(): weight.detach() for weight in module.parameters()}.values())
+
+
 def test_a_flipped_bit_is_refused(reward_model_dir: ModelDir, tmp_path: Path) -> None:
     directory = copy(reward_model_dir("qwen3"), tmp_path / "m")
     data = bytearray((directory / "model.safetensors").read_bytes())
