@@ -66,7 +66,8 @@ def test_rows_are_scored_and_bad_ones_named(server: WireServer, run: Callable[..
     assert first["score"] == server.score_of("p", "abc") and first["id"] == 1
     assert second["scores"] == [server.score_of("p", "a"), None, server.score_of("p", "ccc")]
     assert second["errors"][1]["code"] == "too_long" and third["error"]["code"] == "bad_row"
-    assert fourth["score"] == server.score_of("", "") and fourth["plaudit"]["revision"] == "rev1"
+    assert fourth["score"] == server.score_of([{"role": "user", "content": "p"}], "r")
+    assert fourth["plaudit"]["revision"] == "rev1"
     assert "line 2: too_long: 9 tokens too many" in err and "line 3: bad_row: has the fields ['id', 'question']" in err
     assert "4 rows, 2 failed, 0 from an earlier run by tiny@rev1" in err
     assert server.seen[-1].body is not None and server.seen[-1].body["priority"] == "batch"
