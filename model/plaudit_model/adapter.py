@@ -38,8 +38,7 @@ class Adapter:
         self.merged = False
         self._tuner, self._heads = tuner, heads
         inside = tuple(f"{head}." for head in heads)
-        names = [name for name, _ in module.named_parameters()]
-        self.trained = frozenset(n for n in names if ".lora_" in n or n.startswith(inside))
+        self.trained = frozenset(n for n, _ in module.named_parameters() if ".lora_" in n or n.startswith(inside))
         self._tensors: dict[str, torch.Tensor] = {}
 
     @classmethod

@@ -133,10 +133,10 @@ def test_a_model_that_scores_otherwise_when_loaded_is_refused(
     trained = RewardModel.from_base(reward_model_dir("qwen3"), seed=0, device="cpu")
     real = RewardModel.save
 
-    def nudged(self: RewardModel, directory: Path, known: contract.RewardContract) -> None:
+    def nudged(self: RewardModel, directory: Path, known: contract.RewardContract, *, as_adapter: bool) -> None:
         with torch.no_grad():
             next(self.module.parameters()).mul_(1.001)
-        real(self, directory, known)
+        real(self, directory, known, as_adapter=as_adapter)
 
     monkeypatch.setattr(RewardModel, "save", nudged)
     with pytest.raises(ReloadMismatch, match="do not use it"):

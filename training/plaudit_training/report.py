@@ -140,8 +140,7 @@ def config_table(config: RunConfig, reasons: Mapping[str, str]) -> Table:
     for column in ("option", "value", "why"):
         table.add_column(column, overflow="fold")
     for path, value in flatten(config).items():
-        unused = path.startswith("lora.") and not config.lora.r
-        if value not in ((), {}, "", None) and not unused:
+        if value not in ((), {}, "", None) and (config.lora.r or not path.startswith("lora.")):
             table.add_row(path, _plain(value), reasons.get(path) or help_of(path))
     return table
 
