@@ -46,6 +46,9 @@ def main() -> None:
     parser.add_argument("--records", type=int, help="at most as many held-out records")
     parser.add_argument("--dtypes", nargs="+", choices=["bfloat16", "int8"], default=["bfloat16", "int8"])
     parser.add_argument("--seed", type=int, default=0, help="of the training")
+    parser.add_argument(
+        "train_options", nargs="*", default=convincing_arguments.TRAIN_OPTIONS, help="of `plaudit train`, after --"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.models:
@@ -56,7 +59,7 @@ def main() -> None:
                 continue
             data = DATA / "ukpconvarg1"
             fitted = arguments.model or convincing_arguments.fit(
-                data, Path(folder) / "run", arguments.seed, convincing_arguments.TRAIN_OPTIONS
+                data, Path(folder) / "run", arguments.seed, arguments.train_options
             )
             options = ReadOptions(format="ukpconvarg1", strict_ids=data / "dev.strict_ids.txt.gz")
             records = load([str(data / "dev.jsonl.gz")], options)[0][: arguments.records]
