@@ -96,7 +96,9 @@ def train(trainer: str, steps: int, model: Path, url: str, mode: str, folder: st
     tokenizer = AutoTokenizer.from_pretrained(model)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = AutoConfig.for_model("qwen3", vocab_size=len(tokenizer), num_key_value_heads=2, head_dim=16, **shape)
-    policy = AutoModelForCausalLM.from_config(config)
+    policy = Path(folder, "policy")  # a directory, because a trainer with a reference model loads it a second time
+    AutoModelForCausalLM.from_config(config).save_pretrained(policy)
+    tokenizer.save_pretrained(policy)
     reward = (AsyncReward if mode == "async" else Reward)(url, max_length=64)
     calls: list[Any] = []
     spent = _listen(reward, calls)
@@ -105,7 +107,7 @@ def train(trainer: str, steps: int, model: Path, url: str, mode: str, folder: st
     )
     options = {"output_dir": folder, "max_steps": steps, "logging_steps": 1, "save_strategy": "no", "report_to": "none"}
     runner = trainer_class(
-        model=policy,
+        model=str(policy),
         reward_funcs=reward,
         args=config_class(
             **options, per_device_train_batch_size=8, num_generations=4, max_completion_length=16, use_cpu=True,

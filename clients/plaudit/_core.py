@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 
 from . import _wire as wire
 from ._endpoints import Endpoints
-from ._items import Chunk, Limits, Piece, check, pieces, plan_chunks
+from ._items import Chunk, Limits, Piece, Place, check, pieces, plan_chunks
 from ._plan import Gather, Plan, Send, Sleep, exchange, outcome_failure, raise_for
 from ._retry import GiveUp
 from ._settings import Settings
@@ -36,6 +36,9 @@ T = TypeVar("T")
 
 UNASKED = Limits(items=64, bytes=256 * 1024)
 """A list within these limits is sent without asking for the server's: every server takes that much."""
+
+ALONE = Place(0, 0, None)
+"""The place of a single response: its caller knows of no others."""
 
 PARTS = 8
 """A long list is cut into so many parts for each of several servers: one that dies takes little with it."""
@@ -77,14 +80,15 @@ class Core:
         """Single responses of several callers in as few requests as they fit into: what became of each. A request
         that is refused as a whole is repeated item by item, so that nobody fails for another's item."""
         chunks = plan_chunks(encoded, self._limits or UNASKED)
-        answers = (yield Gather(tuple(self._outcome(chunk, deadline) for chunk in chunks), deadline)).value
+        own = (Chunk(chunk.items_json, (ALONE,) * len(chunk.places)) for chunk in chunks)
+        answers = (yield Gather(tuple(self._outcome(chunk, deadline) for chunk in own), deadline)).value
         outcomes: list[Scores | PlauditError] = []
         for chunk, answer in zip(chunks, answers, strict=True):
             if isinstance(answer, BadRequest) and len(chunk.places) > 1:
-                alone = [plan_chunks([encoded[place.item_index]], UNASKED)[0] for place in chunk.places]
+                alone = (plan_chunks([encoded[place.item_index]], UNASKED)[0] for place in chunk.places)
                 outcomes += (yield Gather(tuple(self._outcome(one, deadline) for one in alone), deadline)).value
             elif isinstance(answer, Scores):
-                outcomes += (replace(answer, results=(replace(r, index=0, item_index=0),)) for r in answer)
+                outcomes += (replace(answer, results=(result,)) for result in answer)
             else:
                 outcomes += (copy.copy(answer) for _ in chunk.places)
         return outcomes

@@ -27,6 +27,7 @@ SHAPES_TEXT = (
     '{"prompt", "response"}, {"prompt", "responses": [..]}, {"messages": [..]}, {"text"} or '
     '{"input_ids", "prompt_tokens"?}'
 )
+_COMPACT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 KEYS = frozenset().union(*SHAPES)
 
 
@@ -103,8 +104,7 @@ def plan_chunks(pieces: Iterable[Piece], limits: Limits) -> list[Chunk]:
 def encode(value: Any) -> bytes:
     """Compact UTF-8 JSON. A lone surrogate is sent as an escape, so that the server can name the item."""
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        return text.encode()
+        return _COMPACT.encode(value).encode()
     except UnicodeEncodeError:
         return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
     except (TypeError, ValueError, RecursionError) as error:

@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import Any
 
 from .._retry import RetryPolicy
-from ..errors import InvalidInput, ItemFailed, Unavailable
+from ..errors import InvalidInput, Unavailable
 from ..types import Identity, Item, Message, Prompt, ScoreResult, Scores, ServerInfo
 
 log = logging.getLogger("plaudit")
@@ -95,7 +95,8 @@ def grouped(items: list[Item]) -> list[Item]:
 
 
 def logs(result: ScoreResult) -> dict[str, float]:
-    """What trainers log of one scored response: the same keys always, and numbers only."""
+    """What trainers log of one response: the same keys always, and numbers only. Raises ItemFailed if it has no score:
+    not every trainer has a way to say that one is missing."""
     tokens = math.nan if result.tokens is None else float(result.tokens)
     return {"score": float(result), "tokens": tokens, "truncated": float(result.truncated is not None)}
 
@@ -119,11 +120,3 @@ def message(turn: Mapping[str, Any]) -> Message:
 
 def _shared_prompt(item: Item) -> Any:
     return item["prompt"] if isinstance(item, Mapping) and item.keys() == {"prompt", "response"} else None
-
-
-def demand(scores: Scores) -> list[ScoreResult]:
-    """The results, for a trainer that has no way to say that one is missing. Raises ItemFailed."""
-    for result in scores.failed:
-        error = result.error
-        raise ItemFailed(f"response {result.index} has no score: {error and error.message}", scores=scores)
-    return list(scores)

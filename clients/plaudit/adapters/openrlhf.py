@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from plaudit._client import Client
-from plaudit.adapters._rewards import TRAINER, Ledger, demand, logs
+from plaudit.adapters._rewards import TRAINER, Ledger, logs
 
 
 @functools.cache
@@ -29,8 +29,7 @@ def reward_func(queries: Sequence[str], prompts: Sequence[Any], labels: Sequence
 
     Raises PlauditError if one has no score: the trainer logs that and leaves the sample out.
     """
-    results = demand(_LEDGER.settle(_client().score_items([{"text": query} for query in queries])))
-    rows = [logs(result) for result in results]
+    rows = [logs(result) for result in _LEDGER.settle(_client().score_items([{"text": query} for query in queries]))]
     rewards = [row["score"] for row in rows]
     logged = {key: [row[key] for row in rows] for key in ("tokens", "truncated")}
     return {"rewards": rewards, "scores": rewards, "extra_logs": logged}

@@ -11,7 +11,7 @@ from typing import Any
 
 from .._async_client import AsyncClient
 from ..types import Item, ScoreResult
-from ._rewards import TRAINER, Ledger, conversation, demand, logs
+from ._rewards import TRAINER, Ledger, conversation, logs
 
 Reward = float | dict[str, float]
 
@@ -39,7 +39,7 @@ async def reward(args: Any, samples: Any, **_: Any) -> Reward | list[Reward]:
     if not isinstance(samples, Sequence):
         return _reward(args, await client.score_item(_item(args, samples)))
     scores = ledger.settle(await client.score_items([_item(args, sample) for sample in samples]))
-    return [_reward(args, result) for result in demand(scores)]
+    return [_reward(args, result) for result in scores]
 
 
 def _item(args: Any, sample: Any) -> Item:
