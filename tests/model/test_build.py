@@ -51,4 +51,5 @@ def test_a_changed_source_changes_it(tmp_path: Path, edited: str, counts: bool) 
 
 def test_numerics_name_it(reward_model_dir: Callable[[str], Path]) -> None:
     model = RewardModel.load(reward_model_dir("bert"), device="cpu")
-    assert model.numerics.endswith(f"-float32-exact-b32-torch.{kernel_build()}")
+    assert model.choice is not None
+    assert model.numerics.endswith(f"-float32-exact-b32-{model.choice.implementation}.{kernel_build()}")

@@ -107,7 +107,7 @@ def test_a_prompt_is_computed_once(reward_model_dir: ModelDir) -> None:
 def test_gradients_equal_those_of_plain_transformers(reward_model_dir: ModelDir, family: str) -> None:
     model = RewardModel.load(reward_model_dir(family))
     model.train_mode()
-    module = PlainModel(reward_model_dir(family))._module
+    module = PlainModel(reward_model_dir(family)).module
     items = random_items(model, 4)[:5]
     if not model.shares_prompt:  # a boundary gives an encoder's response another token type, which is not called for
         items = [Encoded(item.ids, 0) for item in items]
@@ -135,7 +135,7 @@ def copy(directory: Path, target: Path) -> Path:
 @pytest.mark.parametrize("family", ["qwen3", "bert", "modernbert"])
 def test_frozen_weights_are_held_once_and_come_back(reward_model_dir: ModelDir, family: str, tmp_path: Path) -> None:
     directory = reward_model_dir(family)
-    truth = PlainModel(directory)._module.state_dict()
+    truth = PlainModel(directory).module.state_dict()
     model = RewardModel.load(directory, device="cpu")
     scores = model.score_encoded(random_items(model, 5))
     held = sum(tensor.untyped_storage().nbytes() for tensor in unique(model.module) if tensor.isnan().any())
