@@ -237,6 +237,7 @@ def test_drift_that_is_allowed_is_recorded(exports: Exports, tmp_path: Path) -> 
     RewardModel.load(tmp_path / "out")
 
 
+@pytest.mark.soak
 def test_outliers_that_int8_cannot_hold_are_refused(exports: Exports, tmp_path: Path) -> None:
     """One channel that no product reads takes the whole scale of the activations; the fp32 model does not notice."""
     source = exports["qwen3", "float32"]
