@@ -38,24 +38,25 @@ def serving(command: Sequence[str], port: int, *, limit: float = 180.0, ready: s
 def peak_memory(url: str) -> int:
     """MiB: the largest resident sizes so far of the server at `url` and of its children, added up."""
     total = 0
-    for pid in _family(_RUNNING[url]):
+    for pid in family(_RUNNING[url]):
         status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
         total += int(status.split("VmHWM:")[1].split()[0])
     return total >> 10
 
 
-def cpu_seconds(url: str) -> float:
-    """User and system time so far of the server at `url` and of its children."""
+def cpu_seconds(server: str | int) -> float:
+    """User and system time so far of a server, by address or process id, and of its children."""
     ticks = 0
-    for pid in _family(_RUNNING[url]):
+    for pid in family(_RUNNING[server] if isinstance(server, str) else server):
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
         ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def _family(pid: int) -> list[int]:
+def family(pid: int) -> list[int]:
+    """A process and its descendants."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
-    return [pid, *(member for child in children for member in _family(int(child)))]
+    return [pid, *(member for child in children for member in family(int(child)))]
 
 
 def plaudit_command(model: Path, port: int, *options: str) -> list[str]:

@@ -1,10 +1,10 @@
 """From `plaudit serve` to the first true /readyz, and what the server's processes hold by then.
 
-`cold`: the weights' pages are dropped from the page cache first (posix_fadvise; what the kernel keeps, a fresh copy of
-the directory would too); `warm`: they were just read. Parts: `imports` from the order to a worker with torch and
-transformers, `load`, `proof` and `warm_up` as /info says, `front` what is left: the front's own imports, its tokenizers
-and HTTP. Peak resident MiB of the front, of the host that workers are forked from, and of the worker; a page that host
-and worker share counts in both, `worker_own` are the worker's private pages alone.
+`cold`: the model's files have left the page cache (posix_fadvise), those of the libraries have not; `warm`: they were
+just read. Parts: `imports` from the order to a worker with torch and transformers, `load`, `proof` and `warm_up` as
+/info says, `front` what is left: the front's own imports, its tokenizers and HTTP. `cpu` is the CPU time of all
+processes by then. Peak resident MiB of the front, of the host that workers are forked from, and of the worker; a page
+that host and worker share counts in both, `worker_own` are the worker's private pages alone.
 
     python benchmarks/ready.py --rounds 3
 """
@@ -24,7 +24,7 @@ from pathlib import Path
 import httpx2
 import rows
 from parity import write_minilm
-from processes import free_port, plaudit_command
+from processes import cpu_seconds, family, free_port, plaudit_command
 from shapes import write_decoder_25m
 
 from plaudit_model.infer import resolve
@@ -59,7 +59,7 @@ def measure(name: str, directory: Path, cache: str, rounds: int) -> None:
             "model": name,
             "cache": cache,
             **{f"ready_s_{part}": value for part, value in rows.spread(total).items()},
-            **{f"{part}_s": round(middle[part], 2) for part in ("front", *PARTS)},
+            **{f"{part}_s": round(middle[part], 2) for part in ("front", *PARTS, "cpu")},
             **{f"{part}_mib": round(middle[part]) for part in ("front_peak", "host_peak", "worker_peak", "worker_own")},
             "weights_mib": sum(path.stat().st_size for path in directory.glob("*.safetensors")) >> 20,
             "rounds": rounds,
@@ -73,19 +73,19 @@ def start(directory: Path, cache: str) -> dict[str, float]:
         (drop if cache == "cold" else read)(path)
     port = free_port()
     began = time.monotonic()
-    process = subprocess.Popen(plaudit_command(directory, port, "--threads", "2"), stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(plaudit_command(directory, port), stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
         while not ready(url):
             if process.poll() is not None:
                 sys.exit(f"the server stopped with exit code {process.returncode}")
             time.sleep(0.02)
-        total = time.monotonic() - began
+        total, cpu = round(time.monotonic() - began, 3), cpu_seconds(process.pid)
         parts = {part: float(value) for part, value in httpx2.get(f"{url}/info").json()["ready_s"].items()}
-        [host] = children(process.pid)
-        [worker] = children(host)
+        _, host, worker = family(process.pid)
         memory = {"front_peak": peak(process.pid), "host_peak": peak(host), "worker_peak": peak(worker)}
-        return {"total": total, "front": total - sum(parts.values()), **parts, **memory, "worker_own": own(worker)}
+        front = total - sum(parts.values())
+        return {"total": total, "front": front, **parts, "cpu": cpu, **memory, "worker_own": own(worker)}
     finally:
         process.terminate()
         process.wait(60)
@@ -109,10 +109,6 @@ def drop(path: Path) -> None:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(descriptor)
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()]
 
 
 def peak(pid: int) -> float:

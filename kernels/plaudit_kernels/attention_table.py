@@ -51,7 +51,7 @@ SM_90: Table = {
     (4, 256): Launches(Launch(16, 16, 4, 1), Launch(32, 32, 16, 1), Launch(32, 32, 16, 1)),
 }
 
-_SMALL = Launches(Launch(64, 64, 4, 2), Launch(64, 64, 4, 2), Launch(32, 64, 4, 2))
+_SMALL = Launches(Launch(64, 64, 4, 2), Launch(64, 32, 4, 2), Launch(32, 64, 4, 2))
 DEFAULT: Table = {
     (2, 32): _SMALL,
     (2, 64): _SMALL,

@@ -4,9 +4,11 @@ On CUDA a kernel is compiled, and a library's loaded, when it is first launched.
 can meet is computed once: powers of two up to the token budget, as whole sequences, as many short ones, and with a
 shared prompt; and the longest sequence, which is a batch of its own where it exceeds the budget.
 
-On a CPU nothing is compiled but oneDNN's set-up of a product for a number of rows. The self-test has set up the small
-numbers, 1 to 7 blocks. Each later one costs 4 to 6 products of 0.2 ms each, once: 0.2 to 1.3% of the forward that meets
-it (25M decoder and MiniLM, fp32, AVX2). Computing that forward beforehand would cost a hundred times what it saves.
+On a CPU nothing is compiled but oneDNN's set-up of a product for a number of rows. The self-test has met most of the
+small numbers, where it would weigh. Each later one costs 4 to 6 products of 0.1 to 0.25 ms each, once: 0.2 to 1.6% of
+the forward that meets it (25M decoder and MiniLM, fp32, AVX2). Up to 3.7 ms a product were seen with AVX-512: two
+seconds in a server's life for the 128 numbers below a budget of 4,096, where computing every one of them beforehand
+takes half a minute. So it is left to the forwards that need it.
 """
 
 from __future__ import annotations
