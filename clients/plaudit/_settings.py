@@ -15,6 +15,7 @@ from .types import OnError
 
 URL_VARIABLE = "PLAUDIT_URL"
 KEY_VARIABLE = "PLAUDIT_API_KEY"
+ENDPOINT_KEY_VARIABLE = "OPENAI_API_KEY"
 
 Overlong = Literal["error", "truncate_prompt", "truncate_left"]
 Transform = Literal["none", "normalized", "probability"]
@@ -82,6 +83,11 @@ def _has_host(url: str) -> bool:
 def environment_url() -> str | None:
     """The server's URL from the environment, None if it is not set."""
     return os.environ.get(URL_VARIABLE) or None
+
+
+def endpoint_key() -> str:
+    """The key for an OpenAI-compatible endpoint; empty, so that no other key is sent there, if it is not set."""
+    return os.environ.get(ENDPOINT_KEY_VARIABLE, "")
 
 
 def resolve(url: str | None, api_key: str | None) -> tuple[str, str | None]:

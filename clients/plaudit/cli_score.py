@@ -60,7 +60,7 @@ def score(
         rows = read_rows(lines, prefix)
         tally = Tally()
         if out != STANDARD and Path(out).is_file():
-            _refuse_same(source, out)
+            refuse_same(source, out)
             tally, rows = take_up(Path(out), rows, overlong=overlong, prefix=prefix)
         with (
             open_scorer(
@@ -73,22 +73,23 @@ def score(
                 priority="batch",
             ) as scorer,
             open_output(out) as write,
-            _progress(tally) as advance,
+            progress(tally) as advance,
         ):
             tally.admit(scorer.identity)
             for done in score_rows(rows, scorer, tally, size=batch, overlong=overlong, prefix=prefix):
                 write(done.line)
                 advance(done)
-    _summarise(tally, as_json, to_stdout=out != STANDARD)
+    summarise(tally, as_json, to_stdout=out != STANDARD)
     if tally.failed:
         raise typer.Exit(1)
 
 
-def _refuse_same(source: str, out: str) -> None:
+def refuse_same(source: str, out: str) -> None:
+    """Raise InvalidInput if they are one file."""
     from ._jsonl import STANDARD
     from .errors import InvalidInput
 
-    if source != STANDARD and Path(source).exists() and Path(source).samefile(out):
+    if source != STANDARD and Path(source).exists() and Path(out).exists() and Path(source).samefile(out):
         raise InvalidInput(f"{out} is the input; choose another --out")
 
 
@@ -146,20 +147,22 @@ def compare(
 
 
 @contextmanager
-def _progress(tally: Tally) -> Iterator[Any]:
-    """A callable that is told of every finished row: counts on a terminal, and names the first failed rows."""
+def progress(tally: Tally, total: int | None = None) -> Iterator[Any]:
+    """A callable that is told of every finished row: counts on a terminal, with a bar where the total is known, and
+    names the first failed rows."""
     from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    columns = (SpinnerColumn(), TextColumn("{task.completed} rows, {task.fields[failed]} failed"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("score", total=None, completed=tally.earlier, failed=tally.failed)
+    text = TextColumn("{task.completed} rows, {task.fields[failed]} failed")
+    columns = (SpinnerColumn(), text, TimeElapsedColumn(), *([BarColumn(), TimeRemainingColumn()] if total else []))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("score", total=total, completed=tally.earlier, failed=tally.failed)
         named = 0
 
         def advance(done: Done) -> None:
             nonlocal named
-            progress.update(task, advance=1, failed=tally.failed)
+            bar.update(task, advance=1, failed=tally.failed)
             if done.error is not None and named < REPORTED:
                 named += 1
                 console.print(f"line {done.row.line}: {done.error.code}: {done.error.message}")
@@ -167,7 +170,7 @@ def _progress(tally: Tally) -> Iterator[Any]:
         yield advance
 
 
-def _summarise(tally: Tally, as_json: bool, *, to_stdout: bool) -> None:
+def summarise(tally: Tally, as_json: bool, *, to_stdout: bool) -> None:
     """One line about the whole output; on standard output only if the scores are not there."""
     if as_json:
         typer.echo(json.dumps(asdict(tally)), err=not to_stdout)

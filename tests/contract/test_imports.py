@@ -23,6 +23,7 @@ def test_no_folder_of_this_repository_is_importable(name: str) -> None:
 
 LIGHT = {
     "plaudit": ["torch", "numpy", "transformers", "pydantic", "fastapi"],
+    "plaudit.bon.cli": ["torch", "numpy", "transformers", "pydantic", "fastapi", "httpx2"],
     "plaudit.cli": ["torch", "numpy", "transformers", "pydantic", "fastapi"],
     "plaudit_model.contract": ["torch", "transformers"],
     "plaudit_model.records": ["torch", "numpy", "transformers"],
@@ -61,5 +62,6 @@ def test_the_wheel_holds_the_packages_and_nothing_else(tmp_path: Path) -> None:
     subprocess.run(command, check=True)
     names = zipfile.ZipFile(next(tmp_path.glob("plaudit-*.whl"))).namelist()
     tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
-    assert tops == {"plaudit", "plaudit_kernels", "plaudit_model", "plaudit_server", "plaudit_training"}
+    packages = ("kernels", "loops", "model", "server", "training")
+    assert tops == {"plaudit", *(f"plaudit_{package}" for package in packages)}
     assert all(f"{top}/py.typed" in names for top in tops)
