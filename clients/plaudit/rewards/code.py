@@ -36,8 +36,6 @@ def program_of(response: str) -> str:
 def code(term: Code, response: str, reference: Any, *, isolated: bool) -> float:
     """The share of the tests that pass. Raises TermError for a reference that holds none, or without a sandbox."""
     sandbox, program = Sandbox(term.seconds, term.memory_mb, isolated), program_of(response)
-    if "\0" in program:
-        return 0.0  # no program, and no argument of one
     try:
         if isinstance(reference, str) and reference.strip():
             word = secrets.token_hex(16)
