@@ -231,6 +231,7 @@ def _write_tokenizer(directory: Path, family: str) -> None:
 
 BUDGET_SECONDS = {
     "kernels": 90, "model": 60, "training": 180, "server": 180, "clients": 80, "contract": 80, "loadtests": 30,
+    "compose": 40,
 }  # fmt: skip
 _spent: dict[str, float] = {}
 

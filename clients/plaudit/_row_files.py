@@ -14,6 +14,8 @@ from typing import Any
 from ._jsonl import readable
 from .errors import InvalidInput, OutputFailed
 
+_BEGINNING = b'{"key":"'
+
 
 def digest(value: Any) -> str:
     """sha256 of a JSON value in hexadecimal, whatever the order of the fields of its objects."""
@@ -79,3 +81,36 @@ def whole_file(out: Path) -> Iterator[Callable[[bytes], object]]:
         raise OutputFailed(f"{out} cannot be written: {error.strerror}") from None
     finally:
         staging.unlink(missing_ok=True)
+
+
+def take_up(
+    out: Path, check: Callable[[dict[str, Any]], str | None], *, edited: bool = False
+) -> Iterator[dict[str, Any]]:
+    """The rows of a file that begin with their key, which is to be continued. When all were taken, a torn last line is
+    cut off; in a file that people have `edited`, one that lacks but its line break gets that. Raises InvalidInput, and
+    changes nothing, for a key that is there twice, and with what `check` finds wrong with a row."""
+    have: set[str] = set()
+    complete, kept = 0, b"\n"
+    with out.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            where = f"{out}:{number}"
+            try:
+                if not (edited or line.endswith(b"\n")):
+                    raise InvalidInput(f"{where} is torn")
+                row = json_object(line, where)
+            except InvalidInput:
+                if line.endswith(b"\n") or line[: len(_BEGINNING)] != _BEGINNING[: len(line)]:
+                    raise
+                break
+            key = row.get("key")
+            wrong = check(row) or (None if isinstance(key, str) and key not in have else "has no key, or repeats one")
+            if wrong:
+                raise InvalidInput(f"{where} {wrong}; use another --out")
+            have.add(str(key))
+            complete, kept = complete + len(line), line
+            yield row
+    with out.open("r+b") as file:
+        file.truncate(complete)
+        if not kept.endswith(b"\n"):
+            file.seek(complete)
+            file.write(b"\n")

@@ -6,6 +6,7 @@ A failed item is null with its error natively, and fails the request of `/get_re
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, NoReturn, get_args
@@ -54,7 +55,12 @@ class Routes:
         identity = self._composer.identity
         if call.options.get("model") not in (None, identity.model, f"{identity.model}@{identity.revision}"):
             raise RequestError("unknown_model", f"only {identity.model}@{identity.revision} is here", param="model")
-        found = await self._composer.rewards_of(call.candidates, _overlong(call.options.get("overlong")))
+        overlong, seconds = _overlong(call.options.get("overlong")), _seconds(call.options.get("deadline_ms"))
+        try:
+            async with asyncio.timeout(seconds):
+                found = await self._composer.rewards_of(call.candidates, overlong)
+        except TimeoutError:
+            raise RequestError("deadline_exceeded", f"no rewards within {seconds} s") from None
         failed = [reward.error for reward in found if reward.error]
         if failed and len(failed) == len(found) and (len(found) == 1 or all(error.retryable for error in failed)):
             raise _failure(failed)
@@ -124,6 +130,14 @@ def _overlong(value: Any) -> Overlong | None:
     if value is not None and value not in get_args(Overlong):
         raise RequestError("invalid_request", f"overlong is one of {', '.join(get_args(Overlong))}", param="overlong")
     return value  # type: ignore[no-any-return]
+
+
+def _seconds(milliseconds: Any) -> float | None:
+    if milliseconds is None:
+        return None
+    if isinstance(milliseconds, bool) or not isinstance(milliseconds, (int, float)) or not milliseconds > 0:
+        raise RequestError("invalid_request", "deadline_ms must be a positive number", param="deadline_ms")
+    return milliseconds / 1000
 
 
 def _json(value: Any, status: int = 200) -> Response:

@@ -18,7 +18,8 @@ SHAPES = (
     '"reference"?}, or {"items": [..]} with items of those shapes; `label` is `reference` in other words'
 )
 OPTIONS = frozenset({"overlong", "model", "priority", "include", "deadline_ms", "transform"})
-"""What a plaudit server's client may send. `overlong` goes on to the models; every answer has its attributes."""
+"""What a plaudit server's client may send. `overlong` goes on to the models, which are always asked with the
+priority `batch`; every answer has its attributes."""
 
 
 @dataclass(frozen=True, slots=True)

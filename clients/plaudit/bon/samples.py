@@ -9,12 +9,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from .. import _row_files as row_files
 from .._items import check, encode
 from .._row_files import digest, json_object, json_rows, located
 from ..errors import InvalidInput
 from ..types import Prompt
-
-_BEGINNING = b'{"key":"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,25 +98,15 @@ def take_up(out: Path, settings: Mapping[str, Any]) -> tuple[set[str], int]:
 
     Raises InvalidInput, and changes nothing, unless every line is a sample of these settings under its own key.
     """
-    have: set[str] = set()
-    failed, complete = 0, 0
-    with out.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            where = f"{out}:{number}"
-            if not line.endswith(b"\n") and line[: len(_BEGINNING)] == _BEGINNING[: len(line)]:
-                break
-            value = json_object(line, where)
-            if (other := value.get("sampling")) != settings:
-                raise InvalidInput(f"{where} has the settings {other}, not {settings}; use another --out")
-            key = sample_key(value.get("prompt"), settings, value.get("index"))
-            if value.get("key") != key or key in have:
-                raise InvalidInput(f"{where} repeats a key, or is not the sample that it names; use another --out")
-            have.add(key)
-            failed += value.get("response") is None
-            complete += len(line)
-    with out.open("r+b") as file:
-        file.truncate(complete)
-    return have, failed
+
+    def check(row: Mapping[str, Any]) -> str | None:
+        if (other := row.get("sampling")) != settings:
+            return f"has the settings {other}, not {settings}"
+        key = sample_key(row.get("prompt"), settings, row.get("index"))
+        return None if row.get("key") == key else "is not the sample that it names"
+
+    rows = [(row["key"], row.get("response") is None) for row in row_files.take_up(out, check)]
+    return {key for key, _ in rows}, sum(failed for _, failed in rows)
 
 
 def merge(sources: Sequence[Path], write: Callable[[bytes], object]) -> tuple[int, int]:

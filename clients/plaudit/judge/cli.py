@@ -85,8 +85,8 @@ def label(
     with closing(Endpoint(endpoint, timeout=timeout or None, concurrency=concurrency)) as opened:
         judge = labelling.Judge(opened, rules, how)
         with open_input(source) as lines, sole_writer(out), sole_writer(asked):
-            have, failed = labelling.take_up(out, judge.settings)
-            waiting, _ = labelling.take_up(asked)
+            have, failed = labelling.earlier_rows(out, judge.settings)
+            waiting, _ = labelling.earlier_rows(asked)
             tally = _bulk.Tally(len(have), failed, len(have))
             routing = labelling.Routing(min_confidence, audit)
             pairs = _new(labelling.read_pairs(lines), judge, set(have))

@@ -17,7 +17,7 @@ from .._bulk import Done, Tally, in_order
 from .._endpoint import Endpoint, choices_of
 from .._items import check, encode
 from .._jsonl import Row
-from .._row_files import digest, json_object, json_rows, located
+from .._row_files import digest, json_rows, located, take_up
 from ..errors import BadRequest, InvalidInput
 from ..types import ItemError, Prompt
 from .constitution import Constitution
@@ -195,35 +195,15 @@ def queue_line(row: Mapping[str, Any]) -> bytes:
     )
 
 
-def take_up(out: Path, settings: Mapping[str, Any] | None = None) -> tuple[set[str], int]:
-    """The keys that a file of ours holds, and how many rows have an error; a torn last line is cut off, and one that
-    is whole but for its end gets it. Raises InvalidInput, and changes nothing, if a line is none of ours, or was made
-    with other `settings`."""
-    have: set[str] = set()
-    failed, kept = 0, b"\n"
-    complete = 0
-    with out.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            where = f"{out}:{number}"
-            try:
-                row = json_object(line, where)
-            except InvalidInput:
-                if line.endswith(b"\n") or line[:8] != b'{"key":"'[: len(line)]:
-                    raise
-                break
-            key = row.get("key")
-            if not isinstance(key, str) or key in have or (settings is not None and row.get("settings") != settings):
-                raise InvalidInput(f"{where} has no key, one that is there twice, or other settings; use another file")
-            have.add(key)
-            failed += "error" in row
-            complete += len(line)
-            kept = line
-    with out.open("r+b") as file:
-        file.truncate(complete)
-        if not kept.endswith(b"\n"):
-            file.seek(complete)
-            file.write(b"\n")
-    return have, failed
+def earlier_rows(out: Path, settings: Mapping[str, Any] | None = None) -> tuple[set[str], int]:
+    """The keys that an earlier run has left in a file, and how many of its rows have an error (see `take_up`); without
+    `settings`, of the queue, which people edit."""
+
+    def check(row: Mapping[str, Any]) -> str | None:
+        return "was made with other settings" if settings is not None and row.get("settings") != settings else None
+
+    rows = [(row["key"], "error" in row) for row in take_up(out, check, edited=settings is None)]
+    return {key for key, _ in rows}, sum(failed for _, failed in rows)
 
 
 def _judgement(heard: Heard) -> tuple[Judgement | None, dict[str, str] | None]:
