@@ -29,6 +29,7 @@ INTERRUPTED = 130
 EXTRAS = {
     "plaudit": "model",  # what is always installed cannot be missing; the local scorer's modules can
     "plaudit_loops": "loops",
+    "plaudit_compose": "server",
     "plaudit_model": "model",
     "plaudit_server": "server",
     "plaudit_training": "train",

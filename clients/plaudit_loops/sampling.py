@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plaudit.bon.samples import Generated, Sampling, digest
+from plaudit._row_files import digest
+from plaudit.bon.samples import Generated, Sampling
 from plaudit.errors import ConfigurationError
 from plaudit.types import Prompt
 from plaudit_model.store import check_weights, hash_files

@@ -24,6 +24,9 @@ def test_no_folder_of_this_repository_is_importable(name: str) -> None:
 LIGHT = {
     "plaudit": ["torch", "numpy", "transformers", "pydantic", "fastapi"],
     "plaudit.bon.cli": ["torch", "numpy", "transformers", "pydantic", "fastapi", "httpx2"],
+    "plaudit.judge.cli": ["torch", "numpy", "transformers", "pydantic", "fastapi", "httpx2"],
+    "plaudit.rewards.compose": ["torch", "numpy", "transformers", "pydantic", "fastapi", "httpx2", "jsonschema"],
+    "plaudit_compose.cli": ["torch", "transformers", "pydantic", "fastapi"],
     "plaudit.cli": ["torch", "numpy", "transformers", "pydantic", "fastapi"],
     "plaudit_model.contract": ["torch", "transformers"],
     "plaudit_model.records": ["torch", "numpy", "transformers"],
@@ -63,6 +66,6 @@ def test_the_wheel_holds_the_packages_and_nothing_else(tmp_path: Path) -> None:
     subprocess.run(command, check=True)
     names = zipfile.ZipFile(next(tmp_path.glob("plaudit-*.whl"))).namelist()
     tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
-    packages = ("kernels", "loops", "model", "server", "training")
+    packages = ("compose", "kernels", "loops", "model", "server", "training")
     assert tops == {"plaudit", *(f"plaudit_{package}" for package in packages)}
     assert all(f"{top}/py.typed" in names for top in tops)

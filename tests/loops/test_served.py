@@ -92,6 +92,7 @@ def run(*arguments: str | Path) -> str:
     return done.stdout
 
 
+@pytest.mark.soak
 def test_from_nothing_to_a_policy_by_command(served: Any, tmp_path: Path) -> None:
     """The verbs as they are typed: sft from scratch, a few steps of PPO, the same run again from its run.toml."""
     small = ["--report-to", "tensorboard", "--checkpoint-every", "2"]

@@ -49,7 +49,10 @@ def scores_and_gradients(model: RewardModel, batch: PackedBatch) -> tuple[torch.
     return scores.detach(), {n: p.grad.clone() for n, p in model.module.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("family", ["qwen3", "gemma2", "bert", "modernbert", "starcoder2"])
+@pytest.mark.parametrize(
+    "family",
+    ["qwen3", "bert", *(pytest.param(name, marks=pytest.mark.soak) for name in ("gemma2", "modernbert", "starcoder2"))],
+)
 def test_scores_and_gradients_are_those_of_the_torch_path(
     reward_model_dir: ModelDir, family: str, fused: Callable[[], None]
 ) -> None:

@@ -21,7 +21,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     path = tmp_path / "data.csv"
-    path.write_text("question,one,two,verdict,source\n[red] which?,this,that,1,web\nand?,x,y,0,web\nsame?,z,z,2,web\n")
+    path.write_text("question,one,two,verdict,site\n[red] which?,this,that,1,web\nand?,x,y,0,web\nsame?,z,z,2,web\n")
     return path
 
 
@@ -32,7 +32,7 @@ def test_inspect_says_what_became_of_every_row(data: Path) -> None:
     result = RUNNER.invoke(app, ["inspect", str(data), *MAPPED], catch_exceptions=False)
     assert result.exit_code == 0
     for said in (
-        "format pairs (as named), 3 rows", "columns not read: source", "read 3 = used 2 + quarantined 0 + dropped 1",
+        "format pairs (as named), 3 rows", "columns not read: site", "read 3 = used 2 + quarantined 0 + dropped 1",
         "1 ties, used with the label 0.5", "dropped 1 identical_pair", "2 records of 2 conversations",
         "[red] which?", "0 against 1: response 0 is better",
     ):  # fmt: skip
@@ -53,7 +53,7 @@ def test_json_is_one_object_on_stdout(data: Path) -> None:
     assert said["dropped"]["reasons"]["tie"] == {"count": 1, "first": [{"file": str(data), "line": 3}]}
     assert said["ties"] == {"policy": "drop", "count": 1} and said["quarantine"] is None
     assert said["files"] == [{
-        "file": str(data), "format": "pairs", "detected": False, "rows": 3, "columns_not_read": ["source"],
+        "file": str(data), "format": "pairs", "detected": False, "rows": 3, "columns_not_read": ["site"],
     }]  # fmt: skip
     assert said["first"]["responses"] == ["this", "that"]
     assert said["summary"]["response_characters"] == {"p50": 4, "p90": 4, "p99": 4, "longest": 4}

@@ -5,13 +5,14 @@ DataError          the data cannot be used as it is
   PreflightError   training on this would be wrong; the message names each problem
 OptionError        how to read was said wrongly: a format, a column, a label
 BadRow             one row cannot be read; caught by the reader, never leaves it
+Dropped            one row is well formed and says nothing; likewise
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .reasons import BadReason
+from .reasons import BadReason, DropReason
 
 
 class DataError(Exception):
@@ -48,3 +49,11 @@ class BadRow(Exception):
     def __init__(self, reason: BadReason, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
         self.defect = Defect(reason, detail)
+
+
+class Dropped(Exception):
+    """One row is well formed, but is not used."""
+
+    def __init__(self, reason: DropReason) -> None:
+        super().__init__(reason)
+        self.reason = reason

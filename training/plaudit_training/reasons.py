@@ -13,7 +13,7 @@ BadReason = Literal[
     "empty_response", "lone_surrogate", "bad_margin", "bad_transcript", "different_prompts", "unknown_label",
     "unsupported",
 ]  # fmt: skip
-DropReason = Literal["identical_pair", "duplicate", "tie", "not_in_strict_ids"]
+DropReason = Literal["identical_pair", "duplicate", "tie", "not_in_strict_ids", "unlabelled"]
 NoteReason = Literal[
     "contradictory_pair", "one_empty_response", "negative_margin", "gold_missing", "gold_against_votes",
     "tie_votes_set_aside",
@@ -41,6 +41,7 @@ DROPPED: dict[DropReason, str] = {
     "duplicate": "the same comparison of the same texts was read before",
     "tie": "no winner, and ties are dropped",
     "not_in_strict_ids": "its id is not in the file of strict ids",
+    "unlabelled": "the judge could not tell, or left it to people: `label` is null",
 }
 NOTED: dict[NoteReason, str] = {
     "contradictory_pair": "the other response won when the same pair was read before; both are used: together "

@@ -14,7 +14,7 @@ from typing import Any
 from plaudit_model.records import Origin, Record
 
 from . import csv_rows, formats, json_rows
-from .errors import BadRow, BadRows, DataError, Defect
+from .errors import BadRow, BadRows, DataError, Defect, Dropped
 from .formats import Columns, Format, Reading, pairs, preference
 from .frames import Row, line_frames, opened
 from .quarantine import Quarantine
@@ -151,6 +151,9 @@ class _Reader:
             self._report.quarantined.add(bad.defect.reason, origin, bad.defect.detail)
             if self._quarantine:
                 self._quarantine.add(file.file, row.frame, bad.defect)
+            return None
+        except Dropped as dropped:
+            self._report.dropped.add(dropped.reason, origin)
             return None
         return self._screened(reading)
 

@@ -14,6 +14,7 @@ import typer
 from .. import _bulk
 from .._items import encode
 from .._jsonl import open_input, open_output
+from .._row_files import sole_writer, whole_file
 from .._scorers import open_scorer
 from ..cli_score import (
     JsonOption,
@@ -101,7 +102,7 @@ def generate(
         sampler = EndpointPolicy(endpoint, model, how, timeout=timeout or None, concurrency=concurrency)
     else:
         raise typer.BadParameter("give either --policy, or --endpoint with --model")
-    with closing(sampler), samples.sole_writer(out):
+    with closing(sampler), sole_writer(out):
         have, failed = samples.take_up(out, generation.settings_of(sampler, how))
         tally = _bulk.Tally(len(have), failed, len(have))
         with open_output(str(out)) as write, progress(tally, len(rows) * n) as advance:
@@ -137,7 +138,7 @@ def score(
     if source != "-":
         with open_input(source) as lines:
             total = sum(1 for row in sample_rows(lines, prefix))  # every row is read before the first is scored
-    with open_input(source) as lines, samples.sole_writer(out):
+    with open_input(source) as lines, sole_writer(out):
         tally, rows = _bulk.take_up(out, sample_rows(lines, prefix), overlong=overlong, prefix=prefix)
         options: dict[str, Any] = {"revision": revision, "timeout": timeout, "overlong": overlong, "priority": "batch"}
         with (
@@ -162,7 +163,7 @@ def merge(
     """Put shards together, in the order that one run without shards has; copies are left out and counted."""
     for source in sources:
         refuse_same(str(source), str(out))
-    with samples.whole_file(out) as write:
+    with whole_file(out) as write:
         rows, copies = samples.merge(sources, write)
     typer.echo(f"{rows} samples, {copies} copies left out", err=True)
 
@@ -202,14 +203,14 @@ def select(
     with open_input(source) as lines:
         reading = read_scored(lines, columns, steps, needed=rule != "majority")
     counts: Counter[str] = Counter(prompts=len(reading.groups), samples=sum(len(g.samples) for g in reading.groups))
-    with samples.whole_file(out) as write:
+    with whole_file(out) as write:
         for row in selection.select(reading, options, counts):
             write(encode(row) + b"\n")
             counts["rows written"] += 1
     about = {"source": source, "options": asdict(options), "counts": counts, "scorers": reading.scorers}
     if format == "llamafactory":
         about["dataset_info"] = {out.stem: {"file_name": out.name, "formatting": "sharegpt", **DATASET_INFO[wanted]}}
-    with samples.whole_file(out.with_name(out.name + ".report.json")) as write:
+    with whole_file(out.with_name(out.name + ".report.json")) as write:
         write(json.dumps(about, indent=2, allow_nan=False).encode() + b"\n")
     typer.echo(json.dumps(about) if as_json else "\n".join(f"{name}: {count}" for name, count in counts.items()))
     if not counts["rows written"]:
@@ -239,7 +240,7 @@ def report(
     found = reports.build(reading, columns, n_max=n_max, resamples=resamples, seed=seed)
     if html is not None:
         refuse_same(source, str(html))
-        with samples.whole_file(html) as write:
+        with whole_file(html) as write:
             write(reports.page(found, source).encode())
     typer.echo(json.dumps(found, indent=2, allow_nan=False) if as_json else "\n".join(reports.lines(found)))
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from .. import _row_files as row_files
 from .._items import check, encode
-from .._jsonl import readable
-from ..errors import InvalidInput, OutputFailed
+from .._row_files import digest, json_object, json_rows, located
+from ..errors import InvalidInput
 from ..types import Prompt
-
-_BEGINNING = b'{"key":"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +59,6 @@ class Policy(Protocol):
     def close(self) -> None: ...
 
 
-def digest(value: Any) -> str:
-    """sha256 of a JSON value in hexadecimal, whatever the order of the fields of its objects."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
 def sample_key(prompt: Any, settings: Any, index: Any) -> str:
     """The key of a sample: a hash of everything that it depends on. `settings`: the policy and the sampling."""
     return digest([prompt, settings, index])[:32]
@@ -107,25 +98,15 @@ def take_up(out: Path, settings: Mapping[str, Any]) -> tuple[set[str], int]:
 
     Raises InvalidInput, and changes nothing, unless every line is a sample of these settings under its own key.
     """
-    have: set[str] = set()
-    failed, complete = 0, 0
-    with out.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            where = f"{out}:{number}"
-            if not line.endswith(b"\n") and line[: len(_BEGINNING)] == _BEGINNING[: len(line)]:
-                break
-            value = json_object(line, where)
-            if (other := value.get("sampling")) != settings:
-                raise InvalidInput(f"{where} has the settings {other}, not {settings}; use another --out")
-            key = sample_key(value.get("prompt"), settings, value.get("index"))
-            if value.get("key") != key or key in have:
-                raise InvalidInput(f"{where} repeats a key, or is not the sample that it names; use another --out")
-            have.add(key)
-            failed += value.get("response") is None
-            complete += len(line)
-    with out.open("r+b") as file:
-        file.truncate(complete)
-    return have, failed
+
+    def check(row: Mapping[str, Any]) -> str | None:
+        if (other := row.get("sampling")) != settings:
+            return f"has the settings {other}, not {settings}"
+        key = sample_key(row.get("prompt"), settings, row.get("index"))
+        return None if row.get("key") == key else "is not the sample that it names"
+
+    rows = [(row["key"], row.get("response") is None) for row in row_files.take_up(out, check)]
+    return {key for key, _ in rows}, sum(failed for _, failed in rows)
 
 
 def merge(sources: Sequence[Path], write: Callable[[bytes], object]) -> tuple[int, int]:
@@ -154,64 +135,3 @@ def merge(sources: Sequence[Path], write: Callable[[bytes], object]) -> tuple[in
             files[number].seek(offset)
             write(files[number].readline())
     return len(places), copies
-
-
-@contextmanager
-def sole_writer(out: Path) -> Iterator[None]:
-    """No other run of ours appends to the file. It is made if it is not there. Raises InvalidInput."""
-    try:
-        file = out.open("ab")
-    except OSError as error:
-        raise InvalidInput(f"{out} cannot be written: {error.strerror}") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InvalidInput(f"{out} is being written by another run; wait for it, or choose another --out") from None
-        yield
-
-
-@contextmanager
-def whole_file(out: Path) -> Iterator[Callable[[bytes], object]]:
-    """What writes to a file that appears under its name when the block ends well, and not before. Raises InvalidInput
-    if there can be no such file, OutputFailed if it cannot be written to its end."""
-    staging = out.with_name(f".{out.name}.writing-{os.getpid()}")
-    try:
-        opened = staging.open("wb")
-    except OSError as error:
-        raise InvalidInput(f"{out} cannot be written: {error.strerror}") from None
-    try:
-        with opened as file:
-            yield file.write
-            file.flush()
-            os.fsync(file.fileno())
-        staging.replace(out)
-    except OSError as error:
-        raise OutputFailed(f"{out} cannot be written: {error.strerror}") from None
-    finally:
-        staging.unlink(missing_ok=True)
-
-
-@contextmanager
-def located(where: str) -> Iterator[None]:
-    """What is wrong with a value in there is an InvalidInput that says where it stood."""
-    try:
-        yield
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidInput(f"{where}: {error}") from None
-
-
-def json_rows(lines: Iterable[bytes]) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """The rows of a JSONL file with their line numbers, as a number and as words. Raises InvalidInput."""
-    for number, line in enumerate(readable(lines), start=1):
-        if line.strip():
-            yield number, f"line {number}", json_object(line, f"line {number}")
-
-
-def json_object(line: bytes, where: str) -> dict[str, Any]:
-    """The object on a line. Raises InvalidInput."""
-    with located(where):
-        value = json.loads(line)
-        if not isinstance(value, dict):
-            raise TypeError(f"not a JSON object, but {type(value).__name__}")
-    return value

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from .._items import check
 from .._jsonl import ABOUT
+from .._row_files import digest, json_rows, located
 from ..errors import InvalidInput
 from ..types import Prompt
-from .samples import digest, json_rows, located
 
 Steps = Literal["min", "product", "last", "mean"]
 

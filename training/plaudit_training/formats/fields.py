@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
-from plaudit_model.records import Message, Origin, Role
+from plaudit_model.records import LabelSource, Message, Origin, Role
 
 from ..errors import BadRow
 from .format import Columns
@@ -66,6 +66,12 @@ def margin(row: Columns) -> float | None:
     if not math.isfinite(number):
         raise BadRow("bad_margin", "margin is no finite number")
     return number
+
+
+def source(row: Columns) -> LabelSource:
+    """Who gave the label: people, where the column is absent or says something else, such as a data set's name."""
+    found = row.get("source")
+    return cast(LabelSource, found) if found in get_args(LabelSource) else "human"
 
 
 def record_id(row: Columns, origin: Origin) -> str:

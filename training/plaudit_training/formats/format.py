@@ -25,7 +25,7 @@ class Reading:
 @dataclass(frozen=True, slots=True)
 class Format:
     """`columns` are all that `parse` looks at. `matches` says whether a row looks like this format; `parse`
-    raises BadRow if it is not."""
+    raises BadRow if it is not, Dropped if it says nothing."""
 
     name: str
     description: str

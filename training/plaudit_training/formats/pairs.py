@@ -7,7 +7,7 @@ from functools import partial
 
 from plaudit_model.records import Comparison, Origin, Outcome
 
-from ..errors import BadRow, OptionError
+from ..errors import BadRow, Dropped, OptionError
 from . import fields
 from .format import Columns, Format, Reading, pair_reading
 from .prompts import prompt_and_pair
@@ -27,8 +27,8 @@ def format_for(labels: Mapping[str, str]) -> Format:
     outcomes = {theirs.casefold(): OUTCOMES[ours] for theirs, ours in (labels or DEFAULT_LABELS).items()}
     return Format(
         name=NAME,
-        description="response_a, response_b, label; prompt, margin, annotator, id",
-        columns=frozenset({"id", "prompt", "response_a", "response_b", "label", "margin", "annotator"}),
+        description="response_a, response_b, label; prompt, margin, annotator, source, id",
+        columns=frozenset({"id", "prompt", "response_a", "response_b", "label", "margin", "annotator", "source"}),
         matches=lambda row: {"response_a", "response_b", "label"} <= row.keys(),
         parse=partial(_parse, outcomes),
     )
@@ -36,12 +36,15 @@ def format_for(labels: Mapping[str, str]) -> Format:
 
 def _parse(outcomes: Mapping[str, Outcome], row: Columns, origin: Origin) -> Reading:
     prompt, pair = prompt_and_pair(row, "response_a", "response_b")
+    source = fields.source(row)
+    if source == "ai" and row.get("label", "") is None:
+        raise Dropped("unlabelled")
     outcome = outcomes.get(_label(fields.value(row, "label")))
     if outcome is None:
         known = ", ".join(outcomes)
         raise BadRow("unknown_label", f"known are {known}; say what others mean: --labels 1=a,2=b,0=tie")
     annotators = (fields.text(row, "annotator"),) if row.get("annotator") else ()
-    comparison = Comparison(0, 1, outcome, margin=fields.margin(row), annotators=annotators)
+    comparison = Comparison(0, 1, outcome, margin=fields.margin(row), annotators=annotators, source=source)
     return pair_reading(fields.record_id(row, origin), prompt, pair, comparison, origin)
 
 

@@ -1,0 +1,150 @@
+"""`plaudit compose` as a process of its own, in front of the real server."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from plaudit import Client
+
+PROGRAM = """
+import sys
+from importlib.metadata import EntryPoint
+from plaudit import cli
+sys.exit(cli.run(sys.argv[1:], {"compose": EntryPoint("compose", "plaudit_compose.cli:compose", cli.GROUP)}))
+"""
+FILE = """
+floor = -20.0
+
+[[terms]]
+name = "preference"
+kind = "model"
+url = "URL"
+seconds = 2.0
+clip = [-1, 1]
+weight = 0.5
+
+[[terms]]
+name = "right"
+kind = "numeric"
+weight = 3.0
+required = true
+
+[[terms]]
+kind = "length"
+limit = 4
+weight = 0.1
+"""
+Compose = Callable[..., tuple[str, subprocess.Popen[str]]]
+
+
+@pytest.fixture
+def compose(tmp_path: Path) -> Iterator[Compose]:
+    """`compose(text, *options)` runs the command on rewards of this text; its URL and process."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(text: str, *options: str) -> tuple[str, subprocess.Popen[str]]:
+        (tmp_path / "rewards.toml").write_text(text)
+        command = [sys.executable, "-P", "-c", PROGRAM, "compose", str(tmp_path / "rewards.toml"), "--port", "0"]
+        with (tmp_path / "log").open("w") as log:
+            process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=log, text=True)
+        started.append(process)
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("ready: "):
+                return line.split()[1], process
+        raise AssertionError(f"exit code {process.wait()}: {(tmp_path / 'log').read_text()}")
+
+    yield run
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()  # type: ignore[union-attr]
+
+
+def test_rewards_of_a_real_server_and_of_what_can_be_verified(
+    compose: Compose, serve: Callable[..., Any], reward_model_dir: Callable[[str], Path]
+) -> None:
+    model = serve(reward_model_dir("qwen3"))
+    url, process = compose(FILE.replace("URL", model.url))
+    responses = ["It is 4", "4", "5", "four"]
+    with Client(model.url) as direct, Client(url) as composed, httpx.Client(base_url=url) as http:
+        scores = [float(result) for result in direct.score_responses("2+2?", responses)]
+        body = {
+            "items": [{"prompt": "2+2?", "responses": responses, "reference": 4}, {"prompt": "2+2?", "response": "4"}]
+        }
+        answer = http.post("/score", json=body).json()
+        expected = [
+            0.5 * min(max(s, -1), 1) + 3 - 0.1 * max(0, len(r) - 4) for s, r in zip(scores, responses, strict=True)
+        ]
+        assert answer["scores"][:2] == pytest.approx(expected[:2]) and answer["scores"][2:4] == [-20.0, -20.0]
+        first, wrong, bare = (answer["results"][place] for place in (0, 2, 4))
+        assert first["attributes"] == {"preference": scores[0], "right": 1.0, "length": -3.0} and "floor" not in first
+        assert wrong["floor"] == "right" and (first["response_index"], bare["item_index"]) == (0, 1)
+        assert answer["scores"][4] is None and bare["error"]["code"] == "missing_reference"
+        single = http.post("/score", json={"prompt": "2+2?", "response": "4", "label": "4"}).json()
+        assert single["score"] == answer["scores"][1]  # as slime sends it
+        alone = http.post("/score", json={"prompt": "2+2?", "response": "4"})
+        assert alone.status_code == 422 and alone.json()["error"]["code"] == "missing_reference"
+
+        chat = "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n"
+        queries = [chat + "4<|im_end|>\n", "[PAD]" + chat + "5<|im_end|>"]
+        reward = {"query": queries, "prompts": [chat, chat], "labels": ["4", "4"]}
+        native = httpx.post(model.url + "/get_reward", json={"query": queries}).json()["rewards"]
+        got = http.post("/get_reward", json=reward).json()
+        assert got["extra_logs"]["preference"] == native and got["extra_logs"]["right"] == [1.0, 0.0]
+        assert got["rewards"] == [pytest.approx(0.5 * min(max(native[0], -1), 1) + 3), -20.0] == got["scores"]
+        assert http.post("/get_reward", json={"query": []}).json()["rewards"] == []
+        for change, code in (({"prompts": None}, "no_boundary"), ({"labels": ["4", ""]}, "missing_reference")):
+            failed = http.post("/get_reward", json=reward | change)
+            assert (failed.status_code, failed.json()["error"]["code"]) == (422, code)
+
+        info = composed.info()
+        assert info.identity.model == "composed" and http.get("/readyz").status_code == 200
+        assert info.identity.revision == answer["revision"] == single["revision"]
+        bad: list[tuple[dict[str, Any], int]] = [
+            ({"prompt": "x"}, 422),
+            ({"prompt": "x", "response": "y", "typo": 1}, 422),
+            ({"items": 3}, 422),
+            ({"items": [{"prompt": "x", "response": "y"}], "model": "other"}, 404),
+            ({"prompt": "x", "response": "y", "transform": "normalized"}, 422),
+            ({"prompt": "x", "response": "y", "deadline_ms": "soon"}, 422),
+            ({"prompt": "x", "response": "y", "deadline_ms": 0.001}, 504),
+        ]
+        assert [http.post("/score", json=body).status_code for body, _ in bad] == [status for _, status in bad]
+        assert (
+            http.post("/nothing", json={}).status_code == 404 and http.post("/score", content=b"{").status_code == 400
+        )
+
+        assert model.end() == 0  # from here on the model's server is gone
+        gone = http.post("/score", json={"items": [{"prompt": "p", "response": "4", "reference": 4}] * 2}, timeout=30)
+        assert gone.status_code == 503 and gone.json()["error"]["retryable"] is True
+        assert http.post("/get_reward", json=reward, timeout=30).status_code == 503
+        assert http.get("/readyz", timeout=30).status_code == 503 and http.get("/livez").status_code == 200
+    process.terminate()
+    assert process.wait(30) == 0
+
+
+def test_without_a_model_it_needs_no_server_and_code_must_be_allowed(compose: Compose, tmp_path: Path) -> None:
+    terms = '[[terms]]\nkind = "json_schema"\nschema = { type = "array" }\n[[terms]]\nkind = "code"\nweight = 2\n'
+    with pytest.raises(AssertionError, match=r"exit code 78: error: .*--allow-code"):
+        compose(terms)
+    url, _ = compose(terms, "--allow-code-unisolated", "--api-key", "long-enough")
+    item = {"prompt": "p", "response": "[1]", "reference": [{"input": "", "output": ""}]}
+    assert httpx.post(url + "/score", json=item).status_code == 401
+    answer = httpx.post(url + "/score", json=item, headers={"x-api-key": "long-enough"}).json()
+    assert answer["score"] == 3.0 and answer["results"][0]["attributes"] == {"json_schema": 1.0, "code": 1.0}
+
+
+def test_a_bad_file_or_schema_is_refused_at_the_start(compose: Compose) -> None:
+    for text, reason in (("", "terms"), ('[[terms]]\nkind="json_schema"\nschema={ type = "no" }\n', "schema")):
+        with pytest.raises(AssertionError, match=rf"exit code 78: error: .*{reason}"):
+            compose(text)
+    with pytest.raises(AssertionError, match="exit code 69"):
+        compose(FILE.replace("URL", "http://127.0.0.1:9"), "--wait", "0.2")
