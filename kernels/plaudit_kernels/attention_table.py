@@ -56,7 +56,7 @@ DEFAULT: Table = {
     (2, 32): _SMALL,
     (2, 64): _SMALL,
     (2, 128): Launches(Launch(64, 32, 4, 2), Launch(64, 32, 4, 2), Launch(32, 64, 8, 2)),
-    (2, 256): Launches(Launch(64, 32, 8, 2), Launch(32, 32, 8, 1), Launch(32, 32, 8, 1)),
+    (2, 256): Launches(Launch(64, 32, 8, 2), Launch(32, 32, 8, 2), Launch(32, 32, 8, 1)),
     (4, 32): SM_90[4, 32],
     (4, 64): SM_90[4, 64],
     (4, 128): SM_90[4, 128],
