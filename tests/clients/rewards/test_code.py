@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from plaudit.rewards import sandbox
 from plaudit.rewards.code import code, program_of
 from plaudit.rewards.config import Code
 from plaudit.rewards.sandbox import Ended, Sandbox, works
@@ -81,6 +82,14 @@ def _text(path: Path) -> str:
         return path.read_bytes().decode(errors="replace")
     except OSError:
         return ""
+
+
+def test_a_sandbox_that_fails_is_no_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "_UNSHARE", ("false",))
+    assert not works()
+    with pytest.raises(TermError) as failure:
+        code(TERM, "print(1)", "assert True", isolated=True)
+    assert failure.value.code == "unavailable"
 
 
 ADD = "Here:\n```python\na, b = map(int, input().split())\nprint(a + b)\n```\nDone."
