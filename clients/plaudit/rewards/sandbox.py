@@ -36,8 +36,9 @@ if isolated:
 must(libc.prctl(38, 1, 0, 0, 0))
 for limit, value in (("CPU", seconds), ("AS", memory), ("FSIZE", 1 << 20), ("NPROC", 64), ("CORE", 0), ("NOFILE", 64)):
     resource.setrlimit(getattr(resource, "RLIMIT_" + limit), (value, value))
-with open(source, "rb") as file:
+with open(source, "r+b") as file:
     program = file.read()
+    os.ftruncate(source, 0)
 sys.argv[:] = [""]
 exec(compile(program, "program", "exec"), {"__name__": "__main__"})
 """
@@ -72,7 +73,7 @@ class Sandbox:
             tempfile.TemporaryFile() as input_,
             tempfile.TemporaryFile() as out,
         ):
-            source.write(program.encode("utf-8", "surrogatepass"))
+            source.write(b"\n" + program.encode("utf-8", "surrogatepass"))
             source.seek(0)
             command = [*prefix, sys.executable, "-I", "-c", _LAUNCHER, *numbers, str(source.fileno())]
             input_.write(given)
@@ -88,6 +89,8 @@ class Sandbox:
                 code = None
             finally:
                 _end(process)
+            if os.fstat(source.fileno()).st_size:  # the launcher empties it once everything is in place
+                raise OSError("the program was not started: its namespaces or limits could not be set up")
             out.seek(0)
             return Ended(code, out.read(OUTPUT_BYTES))
 
