@@ -1,7 +1,7 @@
 """Conversation -> token ids with the boundary between prompt and response.
 
 Training and serving both go through here and nowhere else, so a model is served the ids it was trained on.
-Imports no torch and no transformers: the tokenizer is the raw `tokenizers.Tokenizer`, without truncation or
+Imports no torch and no transformers: the tokenizer is the raw `tokenizers.Tokenizer` (`tokens`), without truncation or
 padding state. One `Encoder` per thread: a shared one can truncate wrongly without an error (`clone`).
 """
 
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import tokenizers
 from numpy.typing import NDArray
 
 from . import contract as contracts
@@ -23,6 +22,7 @@ from .errors import CheckpointError, ItemError
 from .infer import TOKENIZER_FILE, tokenizer_home
 from .records import Message
 from .template import ChatTemplate
+from .tokens import BoundedTokenizer
 
 Overlong = Literal["error", "truncate_prompt", "truncate_left"]
 
@@ -54,12 +54,9 @@ class Encoder:
         self.contract = contract
         self._json = tokenizer_json
         self._special_tokens = dict(special_tokens)
-        self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._tokenizer = BoundedTokenizer(tokenizer_json)
         self._template = ChatTemplate(contract.template, special_tokens)
         self._lead = self._leading_ids()
-        self._vocabulary = self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     @classmethod
     def open(cls, directory: Path, contract: RewardContract | None = None) -> Encoder:
@@ -81,11 +78,11 @@ class Encoder:
     @property
     def vocabulary(self) -> int:
         """Number of token ids."""
-        return self._vocabulary
+        return self._tokenizer.vocabulary
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+        return self._tokenizer.decode(ids)
 
     def encode(self, prompt: str | Sequence[Message], response: str, overlong: Overlong = "error") -> Encoded:
         """A prompt (text is one user message) and the assistant's response. Raises ItemError."""
@@ -105,15 +102,15 @@ class Encoder:
     def encode_text(self, text: str, overlong: Overlong = "error") -> Encoded:
         """Text that is already rendered: no template, no special tokens besides the contract's BOS rule."""
         if self.contract.template.kind == "pair":
-            ids = self._tokenizer.encode(_checked(text)).ids
+            ids = self._tokenizer.ids(_checked(text), special_tokens=True)
         else:
-            ids = self._with_bos(self._tokenizer.encode(_checked(text), add_special_tokens=False).ids)
+            ids = self._with_bos(self._tokenizer.ids(_checked(text), special_tokens=False))
         return self._fit(ids + list(self.contract.tokens.suffix), 0, overlong)
 
     def encode_ids(self, ids: Sequence[int], prompt_tokens: int = 0, overlong: Overlong = "error") -> Encoded:
         """Token ids as they are."""
-        if len(ids) and not 0 <= min(ids) <= max(ids) < self._vocabulary:
-            raise ItemError("invalid_token_ids", f"token ids must lie in 0..{self._vocabulary - 1}")
+        if len(ids) and not 0 <= min(ids) <= max(ids) < self.vocabulary:
+            raise ItemError("invalid_token_ids", f"token ids must lie in 0..{self.vocabulary - 1}")
         if not 0 <= prompt_tokens <= len(ids):
             raise ItemError("invalid_token_ids", f"prompt_tokens must lie in 0..{len(ids)}, got {prompt_tokens}")
         return self._fit(list(ids), prompt_tokens, overlong)
@@ -123,17 +120,14 @@ class Encoder:
         messages = [*messages, Message("assistant", response)]
         whole = _checked(self._template.render(messages, add_generation_prompt=False))
         boundary = _common_prefix(before, whole)
-        encoding = self._tokenizer.encode(whole, add_special_tokens=False)
-        prompt_tokens = _ending_by(encoding, boundary)
-        ids = self._with_bos(encoding.ids)
-        prompt_tokens += len(ids) - len(encoding.ids)
-        return ids + list(self.contract.tokens.suffix), prompt_tokens
+        bare, prompt_tokens = self._tokenizer.bounded(whole, boundary)
+        ids = self._with_bos(bare)
+        return ids + list(self.contract.tokens.suffix), prompt_tokens + len(ids) - len(bare)
 
     def _pair(self, messages: list[Message], response: str) -> tuple[list[int], int]:
         prompt = _checked(self._template.render(messages, add_generation_prompt=False))
-        encoding = self._tokenizer.encode(prompt, _checked(response))
-        prompt_tokens = encoding.type_ids.index(1) if 1 in encoding.type_ids else 0
-        return encoding.ids + list(self.contract.tokens.suffix), prompt_tokens
+        ids, prompt_tokens = self._tokenizer.pair(prompt, _checked(response))
+        return ids + list(self.contract.tokens.suffix), prompt_tokens
 
     def _with_bos(self, ids: list[int]) -> list[int]:
         """BOS in front if the contract adds one; never twice."""
@@ -144,7 +138,7 @@ class Encoder:
     def _leading_ids(self) -> list[int]:
         """The BOS or CLS token, kept at the front when the prompt is cut."""
         for name in ("bos_token", "cls_token"):
-            token = self._tokenizer.token_to_id(self._special_tokens.get(name, ""))
+            token = self._tokenizer.id_of(self._special_tokens.get(name, ""))
             if token is not None:
                 return [token]
         return []
@@ -204,12 +198,3 @@ def _common_prefix(a: str, b: str) -> int:
     if b.startswith(a):
         return len(a)
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
-def _ending_by(encoding: tokenizers.Encoding, boundary: int) -> int:
-    """How many leading tokens end at or before character `boundary`. The first token that ends after it is the first
-    that holds it, which the tokenizer finds without handing out every offset; unless no token holds it."""
-    token = encoding.char_to_token(boundary)
-    if token is not None:
-        return int(token)
-    return next((index for index, (_, end) in enumerate(encoding.offsets) if end > boundary), len(encoding.ids))
