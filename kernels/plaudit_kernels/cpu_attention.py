@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import pad
 
 from .cpu_math import LANES, ROWS, add_product, beyond, exp2, f4, floats, halves, integers, load, setting, store, take
+from .cpu_pairs import multiplies_pairs
 from .cpu_runtime import DTYPES, launch
 from .tiles import BLOCK, check_segments
 
@@ -84,11 +85,14 @@ def attend_segments(
     rows = max(1, QUERIES // fold)
     tiles = _tiles(plan.segments.numpy(), rows)
     reach = 0 if plan.window is None else plan.window if plan.causal else plan.window // 2 + 1
-    key, value = key_TKD.float(), value_TKD.float()
+    kernel, key, value = attention_float, key_TKD, value_TKD
+    if query_THD.dtype == torch.bfloat16 and multiplies_pairs():
+        from .cpu_attention_pairs import attention_pairs as kernel
+    elif query_THD.dtype == torch.bfloat16:
+        kernel, key, value = attention_bf16, key_TKD.float(), value_TKD.float()
     strides = [step for part in (query_THD, key, value) for step in part.stride()[:2]]
     launch(
-        attention_float if query_THD.dtype == torch.float32 else attention_bf16,
-        len(tiles) * kv_heads, torch.from_numpy(tiles), query_THD, key, value, output,
+        kernel, len(tiles) * kv_heads, torch.from_numpy(tiles), query_THD, key, value, output,
         kv_heads, fold, width, *strides, float(scale), float(softcap or 0.0), int(plan.causal), reach, rows,
     )  # fmt: skip
     return output

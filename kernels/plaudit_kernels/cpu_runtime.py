@@ -37,6 +37,12 @@ def unavailable() -> str:
     return ""
 
 
+def unit(dtype: torch.dtype) -> str:
+    """The vector unit that decides the bits of CPU operations, by name; in bf16 also whether it has bf16 itself."""
+    name = torch.backends.cpu.get_cpu_capability().lower()
+    return f"{name}_bf16" if dtype == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported() else name
+
+
 def launch(kernel: Kernel, *arguments: torch.Tensor | int | float) -> None:
     """Run `kernel` over the arguments, from slot 1 on: the address of a tensor, an integer, the bits of a float."""
     table = (ctypes.c_int64 * (len(arguments) + 1))(0, *map(_slot, arguments))

@@ -17,7 +17,7 @@ import transformers
 from numpy.typing import NDArray
 from torch import nn
 
-from plaudit_kernels import BLOCK, Choice, select
+from plaudit_kernels import BLOCK, Choice, cpu_runtime, select
 
 from . import contract as contracts
 from . import store
@@ -204,8 +204,9 @@ class RewardModel:
     def numerics(self) -> str:
         """Everything that the bits of a score depend on besides the model: an id, equal on equal replicas."""
         kind = torch.device(self.device).type
-        unit = torch.backends.cpu.get_cpu_capability().lower()
-        if kind != "cpu":
+        if kind == "cpu":
+            unit = cpu_runtime.unit(torch.bfloat16 if self.dtype == "bfloat16" else torch.float32)
+        else:
             unit = torch.cuda.get_device_name(self.device).replace(" ", "_")
         runtime, padded = self.runtime, "" if self.trunk.reason.startswith("packed") else "-padded"
         if self.choice:

@@ -94,7 +94,6 @@ def run(names: list[str], settings: ServerSettings, engine: EngineSettings) -> N
     from .metrics import Metrics
     from .served import Models, Name, open_model
 
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a text alone gains nothing from a pool of threads
     allow_connections()
     with listen(settings) as listener:  # first, so that an address that is taken fails before any download
         metrics = Metrics()

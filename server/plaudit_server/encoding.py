@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,7 @@ class EncodingPool:
     """Encodes for one model. `item_bytes` bounds an item before it is tokenised."""
 
     def __init__(self, encoder: Encoder, threads: int, rule: RenderedRule, item_bytes: int) -> None:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the library's own threads cost a lone text a switch
         self._encoder = encoder
         self._threads = threads
         self._rule = rule
