@@ -40,8 +40,8 @@ class _BFloat(ir.Type):
 
 
 def _dot(vectors: int, accumulate: bool):
-    """c[n * width + lane] = factor * sum over k of b[n * row_step + k * depth_step] * a[k * width + lane], for ROWS n and
-    `vectors` times LANES lanes; a product of pairs is the sum of two. With `accumulate` c grows by the sum alone."""
+    """c[n * width + lane] = factor * sum over k of b[n * row_step + k * depth_step] * a[k * width + lane], for ROWS n
+    and `vectors` times LANES lanes; a product of pairs is the sum of two. With `accumulate` c grows by it."""
 
     @intrinsic
     def multiply(typing, c, a, b, depth, width, row_step, depth_step, factor):
