@@ -33,7 +33,7 @@ PROMPTS, RELOADS = 24, 5
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=100_000)
-    parser.add_argument("--served", type=int, default=10_000, help="regroupings over HTTP")
+    parser.add_argument("--served", type=int, default=10_000, help="regroupings over HTTP; 0: none")
     parser.add_argument("--models", nargs="+", choices=["starter", "decoder", "minilm"], default=["starter"])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     arguments = parser.parse_args()
@@ -55,6 +55,8 @@ def measure(name: str, directory: Path, dtype: str, count: int, served: int) -> 
     alone = np.concatenate([model.score_encoded([item]) for item in items])
     done, changed = regroup(directory, dtype, items, alone, count, generator)
     record(name, model, "in process", done, 0, changed)
+    if not served:
+        return
     done, cached, changed = asyncio.run(regroup_served(directory, dtype, items, alone[:, 0], served, generator))
     record(name, model, "served", done, cached, changed)
 
