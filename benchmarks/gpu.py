@@ -10,45 +10,41 @@ rates are shares of what the same run measured (section `matrix`).
 
 `--resume` leaves out the cases that have rows of this commit and card, in `--results` or among the checked-in ones.
 Without a Git checkout name the commit. `http` needs the packages of the server and says so where they are absent.
+Most of `correctness` is compiling: eight processes, `--shard 0/8` to `--shard 7/8`, share it, and the kernels that they
+leave in Triton's cache are not compiled again. What is timed must run alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
-import gpu_attention
-import gpu_correctness
-import gpu_engine
-import gpu_kernels
-import gpu_serving
-import gpu_training
-import gpu_tune
 import rows
 import torch
-from gpu_card import Bench, matrix
+from gpu_card import Bench
 
-SECTIONS: dict[str, Callable[[Bench], None]] = {
-    "matrix": matrix,
-    "correctness": gpu_correctness.correctness,
-    "forward": gpu_engine.forward,
-    "attention": gpu_attention.attention,
-    "fused": gpu_kernels.fused,
-    "training": gpu_training.training,
-    "invariant": gpu_kernels.invariant,
-    "regroupings": gpu_engine.regroupings,
-    "fp8": gpu_engine.fp8,
-    "http": gpu_serving.http,
-    "ready": gpu_serving.ready,
-    "sanitizer": gpu_correctness.sanitizer,
-    "tune": gpu_tune.tune,
+SECTIONS = {
+    "matrix": "gpu_card",
+    "correctness": "gpu_correctness",
+    "forward": "gpu_engine",
+    "attention": "gpu_attention",
+    "fused": "gpu_kernels",
+    "training": "gpu_training",
+    "invariant": "gpu_kernels",
+    "regroupings": "gpu_engine",
+    "fp8": "gpu_engine",
+    "http": "gpu_serving",
+    "ready": "gpu_serving",
+    "sanitizer": "gpu_correctness",
+    "tune": "gpu_tune",
 }
-"""In the order of their importance."""
+"""The module of each, whose function of that name it is, in the order of their importance. It is imported when its turn
+comes: what one section needs and this machine lacks stops no other."""
 
 
 def main() -> int:
@@ -59,10 +55,13 @@ def main() -> int:
     device = torch.device(arguments.device or ("cpu" if arguments.dry_run else "cuda"))
     commit = arguments.commit or str(rows.circumstances()["commit"])
     deadline = time.monotonic() + arguments.budget_seconds
-    bench = Bench(device, arguments.dry_run, arguments.results, commit, arguments.resume, deadline)
+    bench = Bench(
+        device, arguments.dry_run, arguments.results, commit, arguments.resume, deadline, shard(arguments.shard)
+    )
     for name in chosen(arguments.sections):
         print(f"== {name}", flush=True)
-        SECTIONS[name](bench)
+        with bench.guarded(name):
+            getattr(importlib.import_module(SECTIONS[name]), name)(bench)
     print(f"measured {len(bench.measured)}, skipped {len(bench.skipped)}, failed {len(bench.failed)} cases")
     for title, cases in (("no time for", bench.left), ("FAILED", bench.failed)):
         print(*(f"{title}: {case}" for case in cases), sep="\n")
@@ -81,7 +80,16 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--device", help="of a dry run; default: cpu")
     parser.add_argument("--results", type=Path, default=rows.RESULTS, help="folder of gpu.csv")
     parser.add_argument("--commit", default="", help="default: as git says")
+    parser.add_argument("--shard", default="0/1", metavar="K/N", help="every Nth case from K: N processes at once")
     return parser.parse_args()
+
+
+def shard(text: str) -> tuple[int, int]:
+    """(K, N) of `K/N`."""
+    number, count = (int(part) for part in text.split("/"))
+    if not 0 <= number < count:
+        raise SystemExit(f"--shard {text}: K counts from 0 to N - 1")
+    return number, count
 
 
 def chosen(names: list[str]) -> list[str]:

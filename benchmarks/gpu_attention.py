@@ -23,8 +23,8 @@ Operation = tuple[Callable[[], torch.Tensor], list[torch.Tensor]]
 
 def attention(bench: Bench) -> None:
     """Ours over torch's best on the same logical batch: unshared, and with RESPONSES to a prompt."""
-    for model in MODELS:
-        for length in (512, 1024, 2048):
+    for model in bench.models(*MODELS):
+        for length in (1024, 512, 2048)[: bench.small(3, 1)]:
             for kind, make in (("unique", _unique), (f"{RESPONSES} a prompt", _shared)):
                 case = Case("attention", model, f"{length} tokens, {kind}", seconds=15)
                 bench.run(

@@ -7,10 +7,11 @@ makes the exit code 1; the others are measured all the same.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -72,7 +73,8 @@ class Row:
 
 @dataclass
 class Bench:
-    """One run. `dry`: tiny shapes, one round, no rows; any device. `deadline` is on the monotonic clock."""
+    """One run. `dry`: tiny shapes, no rows; any device. `deadline` is on the monotonic clock; of `shard` (K, N) every
+    Nth case is measured, from K."""
 
     device: torch.device
     dry: bool
@@ -80,31 +82,45 @@ class Bench:
     commit: str
     resume: bool = False
     deadline: float = float("inf")
+    shard: tuple[int, int] = (0, 1)
     left: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     measured: list[str] = field(default_factory=list)
+    _met: int = -1
 
     def run(self, case: Case, measure: Callable[[], Sequence[Row]]) -> None:
         """Measure a case and write its rows, unless they are there or there is no time."""
-        if self._key(case) in self._recorded:
+        number, count = self.shard
+        self._met += 1
+        if self._met % count != number or self._key(case) in self._recorded:
             return
         if time.monotonic() + (0.0 if self.dry else case.seconds) > self.deadline:
             self.left.append(str(case))
             return
         start = time.monotonic()
-        try:
+        with self.guarded(str(case)):
             cells = [row.cells() for row in measure()]
-        except Skip as reason:
-            self.skipped.append(str(case))
-            print(f"not measured: {case}: {reason}", flush=True)
-        except Exception:
-            self.failed.append(str(case))
-            print(f"FAILED: {case}\n{traceback.format_exc()}", flush=True)
-        else:
             self.measured.append(str(case))
             self._write(case, cells, time.monotonic() - start)
         self._tidy()
+
+    @contextlib.contextmanager
+    def guarded(self, name: str) -> Iterator[None]:
+        """What goes wrong inside is told and counted, and ends this case, not the run: a server that does not start
+        raises SystemExit."""
+        try:
+            yield
+        except Skip as reason:
+            self.skipped.append(name)
+            print(f"not measured: {name}: {reason}", flush=True)
+        except (Exception, SystemExit):
+            self.failed.append(name)
+            print(f"FAILED: {name}\n{traceback.format_exc()}", flush=True)
+
+    def models(self, *names: str) -> Sequence[str]:
+        """The models of a section: of a dry run the first, for all are made tiny."""
+        return names[: self.small(len(names), 1)]
 
     def small(self, full: int, dry: int) -> int:
         """A size: the second in a dry run."""

@@ -63,9 +63,9 @@ class Engine:
 
 
 def forward(bench: Bench) -> None:
-    for name in MODELS:
+    for name in bench.models(*MODELS):
         engine = Engine(bench, name)
-        for length in (1024, 512, 2048):
+        for length in (1024, 512, 2048)[: bench.small(3, 1)]:
             case = Case("forward", name, f"{length} tokens", seconds=60 if "8B" in name else 30)
             bench.run(case, functools.partial(_shares, bench, name, engine, length))
         bench.run(
@@ -88,7 +88,7 @@ def _shares(bench: Bench, name: str, engine: Engine, length: int) -> list[Row]:
     works = {
         f"{mode} {kind}": in_a_row(model, batch) for mode, model in modes.items() for kind, batch in batches.items()
     }
-    taken = bench.race_walls(works)
+    taken = bench.race_walls(works, rounds=_rounds(name))
     rows = []
     for key, seconds in taken.items():
         mode, kind = key.split()
@@ -144,7 +144,7 @@ def _over_padded(bench: Bench, name: str, engine: Engine) -> list[Row]:
     }
     for label, items in (("padded pairs", pairs), ("padded alone", alone), ("padded sorted", in_order)):
         works[label] = _best_padded(bench, engine, items)
-    taken = bench.race_walls(works, rounds=5)
+    taken = bench.race_walls(works, rounds=_rounds(name))
     ours = engine.fast.score_encoded(pairs, token_budget=BATCH_TOKENS)[:, 0]
     theirs = padded_scores(engine.padded, bench.device, pairs, 16).numpy()
     moved = float(np.abs(ours - theirs).max() / theirs.std())
@@ -166,11 +166,14 @@ def _best_padded(bench: Bench, engine: Engine, items: list[Encoded]) -> Callable
     def work(size: int) -> Callable[[], object]:
         return lambda: padded_scores(engine.padded, bench.device, items, size)
 
-    seconds = {}
-    for size in (8, 32, 64, 128):
-        bench.wall(work(size))
-        seconds[size] = bench.wall(work(size))
+    work(8)()
+    seconds = {size: bench.wall(work(size)) for size in (8, 32, 128)}
     return work(min(seconds, key=seconds.__getitem__))
+
+
+def _rounds(name: str) -> int:
+    """The largest model takes a second a round."""
+    return 3 if "8B" in name else 7
 
 
 def _late_kernels(bench: Bench, engine: Engine) -> list[Row]:
@@ -226,7 +229,7 @@ def _allocated(bench: Bench) -> float:
 def regroupings(bench: Bench) -> None:
     """Items scored in random company; every score compared bit for bit with that of the item alone."""
     for name, dtype in (("Qwen3-0.6B", "bfloat16"), ("Llama-3.2-1B", "bfloat16"), ("Qwen3-0.6B", "fp8"),
-                        ("Qwen3-0.6B", "float32")):  # fmt: skip
+                        ("Qwen3-0.6B", "float32"))[: bench.small(4, 2)]:  # fmt: skip
         case = Case("regroupings", name, "10,000 regroupings", dtype, 60)
         bench.run(case, functools.partial(_regrouped, bench, name, dtype))
 

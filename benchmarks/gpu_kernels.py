@@ -51,7 +51,7 @@ class Fused:
 
 def fused(bench: Bench) -> None:
     """Share of the copy bandwidth at sizes that fill the card; over liger-kernel where that is installed."""
-    for model in MODELS:
+    for model in bench.models(*MODELS):
         sizes = sizes_of(bench, model)
         rows = bench.small(32768, 32)
         for name, make in {**_forwards(bench, sizes, rows), **_backwards(bench, sizes, rows)}.items():
@@ -265,7 +265,7 @@ def runs(name: str, work: Work) -> bool:
 
 def invariant(bench: Bench) -> None:
     """The batch-invariant product over cuBLAS, and fp8 over bf16, on the layers' shapes."""
-    for model in MODELS:
+    for model in bench.models(*MODELS):
         sizes = sizes_of(bench, model)
         heads = (sizes.heads + 2 * sizes.kv_heads) * sizes.width
         layers = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import fcntl
 import os
 import platform
 import statistics
@@ -30,15 +31,14 @@ def append(
     path = folder / f"{name}.csv"
     full = {**row, **(circumstances() if about is None else about)}
     folder.mkdir(parents=True, exist_ok=True)
-    fresh = not path.exists()
-    if not fresh:
-        with path.open(encoding="utf-8", newline="") as stream:
-            header = next(csv.reader(stream))
-        if header != list(full):
+    with path.open("a+", encoding="utf-8", newline="") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)  # several processes may append to one file
+        stream.seek(0)
+        header = next(csv.reader(stream), None)
+        if header not in (None, list(full)):
             raise SystemExit(f"{path} has the columns {header}; this run has {list(full)}. Move the old file away")
-    with path.open("a", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, list(full))
-        if fresh:
+        if header is None:
             writer.writeheader()
         writer.writerow(full)
     print("  ".join(f"{key}={value}" for key, value in row.items()))
