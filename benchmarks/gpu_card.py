@@ -215,7 +215,8 @@ class Bench:
 
     @cached_property
     def _flush(self) -> torch.Tensor:
-        return torch.empty(256 << 20, dtype=torch.uint8, device=self.device)
+        """Larger than the cache, and long enough to write that the host has launched the work when it is over."""
+        return torch.empty(1 << 30, dtype=torch.uint8, device=self.device)
 
     def peak_mib(self, work: Callable[[], object]) -> float:
         """MiB on the card at the most while `work` runs, weights included; 0 on a CPU in a dry run."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -54,22 +55,31 @@ def _steps(bench: Bench, name: str, responses: int, target: float) -> list[Row]:
     records = hh_like(bench.small(96 // responses**2 * 2, 3), responses, longest=bench.small(1024, 40))
     examples = [_example(number, items) for number, items in enumerate(records)]
     compared = [(a, b) for items in records for a, b in itertools.combinations(items, 2)]
-    ours = functools.partial(_packed_step, bench, model, optimizer, examples)
-    theirs = {"padded": _fastest(bench, module, optimizer, compared, False)}
-    theirs["padded, checkpointed"] = _fastest(bench, module, optimizer, compared, True)
-    taken = bench.race_walls({"ours": ours, **theirs}, rounds=4)
+    works: dict[str, Step] = {}
+    for way, options in _ways(model).items():
+        works[f"ours{way}"] = functools.partial(_packed_step, bench, model, optimizer, examples, options)
+    for way, checkpointed in (("", False), (", checkpointed", True)):
+        works[f"padded{way}"] = _fastest(bench, module, optimizer, compared, checkpointed)
+    taken = bench.race_walls(works, rounds=4)
     against = "padded transformers, as TRL trains"
-    rows = [
-        Row("speed", ratios(taken["padded"], taken["ours"]), "ratio", against, target=target),
-        Row("speed", ratios(taken["padded, checkpointed"], taken["ours"]), "ratio", f"{against}, checkpointed"),
-    ]
+    rows = [Row("speed", ratios(taken["padded"], taken["ours"]), "ratio", against, target=target)]
+    for way in _ways(model):
+        over = ratios(taken["padded, checkpointed"], taken[f"ours{way}"])
+        rows.append(Row(f"speed{way}", over, "ratio", f"{against}, checkpointed"))
     rows += [Row(f"comparisons, {who}", [len(compared) / s for s in seconds], "1/s") for who, seconds in taken.items()]
-    peaks = {who: bench.peak_mib(step) for who, step in {"ours": ours, **theirs}.items()}
+    peaks = {who: bench.peak_mib(step) for who, step in works.items()}
     rows += [Row(f"peak memory, {who}", [peak], "MiB") for who, peak in peaks.items()]
     if bench.device.type == "cuda":
         over = peaks["ours"] / peaks["padded"]
         rows.append(Row("peak memory over theirs", [over], "ratio", against, target=1.0, at_most=True))
     return rows
+
+
+def _ways(model: RewardModel) -> dict[str, dict[str, bool]]:
+    """How our step is taken: with checkpointed layers where the model can."""
+    if "gradient_checkpointing" not in inspect.signature(model.train_mode).parameters:
+        return {"": {}}
+    return {"": {}, ", checkpointed": {"gradient_checkpointing": True}}
 
 
 def _example(number: int, items: Sequence[Encoded]) -> Example:
@@ -79,8 +89,15 @@ def _example(number: int, items: Sequence[Encoded]) -> Example:
     return Example(record, tuple(items))
 
 
-def _packed_step(bench: Bench, model: RewardModel, optimizer: torch.optim.Optimizer, examples: list[Example]) -> None:
-    """A step of the trainer: the same batches, loss, clipping and optimiser."""
+def _packed_step(
+    bench: Bench,
+    model: RewardModel,
+    optimizer: torch.optim.Optimizer,
+    examples: list[Example],
+    options: dict[str, bool],
+) -> None:
+    """A step of the trainer: the same batches, loss, clipping and optimiser; `options` for `train_mode`."""
+    model.train_mode(**options)
     weight = sum(example.pairs for example in examples)
     budget = bench.small(TOKEN_BUDGET, 200)
     for micro in micro_batches(examples, LossConfig(), token_budget=budget, share=model.shares_prompt):
