@@ -38,9 +38,9 @@ from plaudit_kernels import (
     select,
 )
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-from tests.kernels.agreement import poisoned
-from tests.kernels.batches import Segments, grouped
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "kernels"))
+from agreement import poisoned
+from batches import Segments, grouped
 
 FLOOR = 1e-5
 """Of the largest true value, at least 1: where torch happens to be exact."""

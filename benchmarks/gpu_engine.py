@@ -81,8 +81,8 @@ def forward(bench: Bench) -> None:
 def _shares(bench: Bench, name: str, engine: Engine, length: int) -> list[Row]:
     tokens, budget = bench.small(length, 20), bench.small(BATCH_TOKENS, 160)
     batches = {
-        "unique": packed(unique(bench, tokens, budget // tokens)),
-        "shared": packed(shared(bench, tokens, max(1, budget // (4 * tokens)))),
+        "unique": packed(unique(tokens, budget // tokens)),
+        "shared": packed(shared(tokens, max(1, budget // (4 * tokens)))),
     }
     modes = {"fast": engine.fast, "exact": engine.exact}
     works = {
@@ -203,7 +203,7 @@ def _fp8(bench: Bench, name: str) -> list[Row]:
         gc.collect()
         sizes[dtype] = _allocated(bench) - before
     length = bench.small(1024, 20)
-    batch = packed(unique(bench, length, bench.small(BATCH_TOKENS, 160) // length))
+    batch = packed(unique(length, bench.small(BATCH_TOKENS, 160) // length))
     taken = bench.race_walls({dtype: in_a_row(model, batch) for dtype, model in models.items()})
     items = [item for record in hh_like(bench.small(128, 6), longest=bench.small(1024, 40)) for item in record]
     scores: dict[str, NDArray[np.float32]] = {

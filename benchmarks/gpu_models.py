@@ -101,13 +101,13 @@ def _tokenizer() -> Path:
 # -- items ---------------------------------------------------------------------------------------------------
 
 
-def unique(bench: Bench, tokens: int, count: int) -> list[Encoded]:
+def unique(tokens: int, count: int) -> list[Encoded]:
     """Items of `tokens` tokens that share nothing."""
     generator = np.random.default_rng(0)
     return [Encoded(words(generator, tokens), tokens * 4 // 5) for _ in range(count)]
 
 
-def shared(bench: Bench, tokens: int, prompts: int) -> list[Encoded]:
+def shared(tokens: int, prompts: int) -> list[Encoded]:
     """Items of `tokens` tokens, RESPONSES to a prompt of four fifths of them."""
     generator, items = np.random.default_rng(0), []
     for _ in range(prompts):

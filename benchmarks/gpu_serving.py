@@ -6,7 +6,6 @@ import asyncio
 import functools
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -43,7 +42,7 @@ def _served(bench: Bench, kind: str) -> list[Row]:
         raise Skip(f"not installed: {', '.join(missing)}")
     tokens, count = bench.small(512, 40), bench.small(512, 32)
     make = unique if kind == "unique" else shared
-    items = make(bench, tokens, count if kind == "unique" else count // 16)
+    items = make(tokens, count if kind == "unique" else count // 16)
     module = module_of(bench, "Qwen3-0.6B", torch.bfloat16)
     model = unfrozen(bench, module, "bfloat16")
     with tempfile.TemporaryDirectory() as folder:
@@ -135,7 +134,7 @@ def _ready(bench: Bench) -> list[Row]:
 
 def _start(bench: Bench, directory: Path) -> dict[str, float]:
     command = [sys.executable, "-c", READY, str(directory), str(bench.device), str(bench.small(BUDGET, 64))]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ))
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     if run.returncode:
         raise RuntimeError(run.stderr[-2000:])
     laps: dict[str, float] = json.loads(run.stdout.splitlines()[-1])
