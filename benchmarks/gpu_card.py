@@ -173,7 +173,7 @@ class Bench:
             for work in works.values():
                 work()
         once = sum(self._timed(work) for work in works.values())
-        rounds = 2 if self.dry else int(np.clip(budget / max(once, 1e-9), 5, 50))
+        rounds = 1 if self.dry else int(np.clip(budget / max(once, 1e-9), 5, 50))
         taken: dict[str, list[float]] = {name: [] for name in works}
         for _ in range(rounds):
             for name, work in works.items():
@@ -191,7 +191,7 @@ class Bench:
     def race_walls(self, works: Mapping[str, Callable[[], object]], rounds: int = 7) -> dict[str, list[float]]:
         """`race` by `wall`."""
         taken: dict[str, list[float]] = {name: [] for name in works}
-        for number in range(2 if self.dry else rounds + 2):
+        for number in range(1 if self.dry else rounds + 2):
             for name, work in works.items():
                 seconds = self.wall(work)
                 if self.dry or number >= 2:
@@ -219,9 +219,8 @@ class Bench:
         return torch.empty(1 << 30, dtype=torch.uint8, device=self.device)
 
     def peak_mib(self, work: Callable[[], object]) -> float:
-        """MiB on the card at the most while `work` runs, weights included; 0 on a CPU in a dry run."""
+        """MiB on the card at the most while `work` runs, weights included; 0 on a CPU, in a dry run."""
         if self.device.type != "cuda":
-            work()
             return 0.0
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
