@@ -12,20 +12,24 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import httpx2
 import numpy as np
 import rows
 from numpy.typing import NDArray
-from parity import write_minilm
 from processes import free_port, plaudit_command, serving
 from shapes import write_decoder_25m
 
 from plaudit_model.encode import Encoded
 from plaudit_model.reward_model import RewardModel
 from plaudit_model.starter import directory as starter_directory
+
+if TYPE_CHECKING:  # the part in this process runs without an HTTP client
+    import httpx2
 
 PROMPTS, RELOADS = 24, 5
 
@@ -37,6 +41,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=["starter", "decoder", "minilm"], default=["starter"])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     arguments = parser.parse_args()
+    from parity import write_minilm
+
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.models:
             directory = {
@@ -53,7 +59,8 @@ def measure(name: str, directory: Path, dtype: str, count: int, served: int) -> 
     model = RewardModel.load(directory, dtype=dtype, mode="exact")
     items = random_items(model, generator)
     alone = np.concatenate([model.score_encoded([item]) for item in items])
-    done, changed = regroup(directory, dtype, items, alone, count, generator)
+    load = functools.partial(RewardModel.load, directory, dtype=dtype, mode="exact")
+    done, changed = regroup(load, items, alone, count, generator)
     record(name, model, "in process", done, 0, changed)
     if not served:
         return
@@ -69,8 +76,7 @@ def record(name: str, model: RewardModel, way: str, done: int, cached: int, chan
 
 
 def regroup(
-    directory: Path,
-    dtype: str,
+    load: Callable[[], RewardModel],
     items: list[Encoded],
     alone: NDArray[np.float32],
     count: int,
@@ -79,7 +85,7 @@ def regroup(
     """Scores given in this process, and how many were not those of the item alone."""
     done = changed = 0
     for part in range(RELOADS):
-        model = RewardModel.load(directory, dtype=dtype, mode="exact")
+        model = load()
         while done < count * (part + 1) / RELOADS:
             chosen = generator.permutation(len(items))[: int(generator.integers(1, len(items) + 1))]
             share = 0.7 if model.shares_prompt else 1.0  # to an encoder the boundary is part of the item
@@ -99,6 +105,8 @@ async def regroup_served(
     generator: np.random.Generator,
 ) -> tuple[int, int, int]:
     """The same over HTTP: scores given, how many of them came from the cache, how many changed."""
+    import httpx2
+
     done = cached = changed = 0
     for part in range(RELOADS):
         port = free_port()

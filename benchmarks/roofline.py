@@ -11,7 +11,6 @@ rate of the forward, in products and attention that are needed, over the rate of
 from __future__ import annotations
 
 import argparse
-import itertools
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import rows
 import torch
+from flops import flops_of, products_over_all_rows
 from numpy.typing import NDArray
 from parity import write_minilm
 from shapes import write_decoder_25m
@@ -92,45 +92,17 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def layers_of(model: RewardModel) -> list[list[nn.Linear]]:
-    """The linear layers of each layer of the trunk."""
-    base = model.module.base_model
-    layers = base.layers if hasattr(base, "layers") else base.encoder.layer
-    return [[part for part in layer.modules() if isinstance(part, nn.Linear)] for layer in layers]
-
-
 def products_of(model: RewardModel, batch: PackedBatch) -> list[Callable[[], object]]:
     """The products that the batch needs, each as a call: in the last layer, of all rows, keys and values only."""
     dtype = torch.bfloat16 if model.dtype == "bfloat16" else torch.float32
-    *body, last = layers_of(model)
     calls = []
-    for linear in itertools.chain(*body, [part for part in last if _all_rows(model, last, part)]):
+    for linear in products_over_all_rows(model):
         frozen, x_TK = (
             FrozenLinear(linear.weight, None, exact=True),
             torch.randn(batch.tokens, linear.in_features).to(dtype),
         )
         calls.append(lambda frozen=frozen, x_TK=x_TK: frozen(x_TK))
     return calls
-
-
-def _all_rows(model: RewardModel, last: list[nn.Linear], part: nn.Linear) -> bool:
-    """Whether a layer of the last layer is computed for every row: its keys and values."""
-    names = {id(module): name for name, module in model.module.named_modules()}
-    return names[id(part)].rsplit(".", 1)[-1] in ("k_proj", "v_proj", "key", "value")
-
-
-def flops_of(model: RewardModel, batch: PackedBatch) -> float:
-    """Floating-point operations that the batch needs: products of the rows that are computed, and attention."""
-    *body, last = layers_of(model)
-    linears = itertools.chain(*body, [part for part in last if _all_rows(model, last, part)])
-    products = 2 * batch.tokens * sum(linear.weight.numel() for linear in linears)
-    pooled = 2 * len(batch.indices) * sum(linear.weight.numel() for linear in last)
-    _, lengths, _, prefixes = batch.segments.T
-    seen = lengths * (prefixes + (lengths + 1) / 2) if model.shares_prompt else lengths**2
-    config = model.module.config
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    attention = 4 * float(seen.sum()) * config.num_attention_heads * width * len(body)
-    return products + pooled + attention
 
 
 def square_product(model: RewardModel) -> Callable[[], object]:

@@ -7,30 +7,38 @@ from __future__ import annotations
 
 import csv
 import datetime
+import fcntl
 import os
 import platform
 import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
-def append(name: str, row: Mapping[str, object]) -> None:
-    """Append a row to `results/<name>.csv` and print it. A new column starts a new file header: columns are fixed."""
-    path = RESULTS / f"{name}.csv"
-    full = {**row, **circumstances()}
-    RESULTS.mkdir(exist_ok=True)
-    fresh = not path.exists()
-    if not fresh:
-        with path.open(encoding="utf-8", newline="") as stream:
-            header = next(csv.reader(stream))
-        if header != list(full):
+def append(
+    name: str, row: Mapping[str, object], about: Mapping[str, object] | None = None, folder: Path = RESULTS
+) -> None:
+    """Append a row to `results/<name>.csv` and print it. A new column starts a new file header: columns are fixed.
+    `about`: the circumstances; those of this machine without a GPU if they are not given."""
+    path = folder / f"{name}.csv"
+    full = {**row, **(circumstances() if about is None else about)}
+    folder.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8", newline="") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)  # several processes may append to one file
+        stream.seek(0)
+        header = next(csv.reader(stream), None)
+        if header not in (None, list(full)):
             raise SystemExit(f"{path} has the columns {header}; this run has {list(full)}. Move the old file away")
-    with path.open("a", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, list(full))
-        if fresh:
+        if header is None:
             writer.writeheader()
         writer.writerow(full)
     print("  ".join(f"{key}={value}" for key, value in row.items()))
@@ -46,6 +54,22 @@ def circumstances() -> dict[str, object]:
         "python": platform.python_version(),
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
+def card(device: torch.device) -> dict[str, object]:
+    """The GPU and what drives it; on a CPU all of it is "none"."""
+    import torch
+
+    if device.type != "cuda":
+        return dict.fromkeys(("card", "driver", "cuda", "triton"), "none")
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
+    run = subprocess.run(asked, capture_output=True, text=True, check=False)
+    return {
+        "card": torch.cuda.get_device_name(device),
+        "driver": run.stdout.strip() or "unknown",
+        "cuda": torch.version.cuda,
+        "triton": metadata.version("triton"),
     }
 
 

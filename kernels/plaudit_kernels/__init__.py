@@ -7,7 +7,7 @@ from .compilations import watch_compilations
 from .dispatch import Choice, select
 from .gated import Activation, bias_gelu, gated
 from .head import pooled_head
-from .linear import FrozenLinear
+from .linear import Fp8Linear, FrozenLinear
 from .listwise import plackett_luce
 from .matmul import matmul, matmul_fp8, quantize_rows
 from .norm import layer_norm, rms_norm
@@ -22,6 +22,7 @@ __all__ = [
     "AttentionPlan",
     "BlockPlan",
     "Choice",
+    "Fp8Linear",
     "FrozenLinear",
     "TilePlan",
     "bias_gelu",

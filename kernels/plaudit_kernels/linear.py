@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import linear
 
 from .dispatch import uses_triton
-from .matmul import matmul
+from .matmul import matmul, matmul_fp8, quantize_rows
 
 _ROWS_EXPECTED = 1024
 """A hint for the choice of the blocks; results do not depend on it."""
@@ -44,6 +44,29 @@ class FrozenLinear:
             product = matmul(x_TK, self._weight)
             return product if self._bias is None else product + self._bias
         return linear(x_TK, self._weight, self._bias)
+
+
+class Fp8Linear:
+    """x @ weight.T + bias for x (T, K) -> (T, N), without gradients, weight and x rounded to e4m3 row by row.
+
+    It holds 8 bits a weight and one fp32 scale a row (N,); sums are fp32, the result has the dtype of x. The bits of a
+    row do not depend on T where `matmul_fp8` is a kernel.
+    """
+
+    blocked = True
+    """The weight that was given is kept nowhere."""
+
+    def __init__(self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None) -> None:
+        self._weight, self._scale = quantize_rows(weight_NK.detach())
+        self._bias = None if bias_N is None else bias_N.detach()
+
+    def dense(self) -> torch.Tensor:
+        """Raises ValueError: what was rounded away does not come back."""
+        raise ValueError("the weights were rounded to fp8: load the model again to train or save it")
+
+    def __call__(self, x_TK: torch.Tensor) -> torch.Tensor:
+        product = matmul_fp8(x_TK, self._weight, self._scale)
+        return product if self._bias is None else product + self._bias
 
 
 def blocks_weights(weight: torch.Tensor) -> bool:

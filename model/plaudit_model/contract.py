@@ -25,7 +25,7 @@ ADAPTER_FILE = "adapter_config.json"
 """The file by which a directory with a LoRA adapter is known; its weights are an addition to those of a base."""
 
 
-_DTYPES = {"torch": ("float32", "bfloat16"), "onnx": ("float32", "int8")}
+_DTYPES = {"torch": ("float32", "bfloat16", "fp8"), "onnx": ("float32", "int8")}
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,11 @@ class Calibration:
 class Serving:
     """Backend, dtype and mode that this checkpoint is served in by default; `plaudit verify --write` changes dtype
     and mode. Backend `onnx`, in float32 or int8, is ONNX Runtime over the `model.onnx` that `plaudit model export`
-    wrote: its dtype is that of the graph."""
+    wrote: its dtype is that of the graph. `fp8` rounds the weights of the layers, and what they multiply, to 8 bits;
+    the rest is bf16."""
 
     backend: Literal["torch", "onnx"] = "torch"
-    dtype: Literal["float32", "bfloat16", "int8"] = "float32"
+    dtype: Literal["float32", "bfloat16", "fp8", "int8"] = "float32"
     mode: Literal["exact", "fast"] = "exact"
 
     def __post_init__(self) -> None:

@@ -78,14 +78,14 @@ def unsupported(config: Any) -> str:
 
 class DecoderTrunk(Freezable):
     """Attributes (N, A) fp32 of a packed batch. With `exact`, rows come in whole blocks: matrix products choose
-    another kernel for very few rows, and with it other bits."""
+    another kernel for very few rows, and with it other bits. With `fp8`, frozen layers hold and multiply 8 bits."""
 
     shares_prompt = True
 
-    def __init__(self, module: nn.Module, *, exact: bool) -> None:
+    def __init__(self, module: nn.Module, *, exact: bool, fp8: bool = False) -> None:
         base: Any = module.base_model
         config: Any = module.config
-        self._module, self._base, self._exact = module, base, exact
+        self._module, self._base, self._exact, self._fp8 = module, base, exact, fp8
         self._spec = Spec.of(config)
         kinds = getattr(config, "layer_types", None) or [None] * len(base.layers)
         self._rope_kinds = tuple(kinds) if hasattr(base.rotary_emb, "layer_types") else (None,) * len(base.layers)

@@ -76,18 +76,19 @@ class Agreement:
 
     @property
     def holds(self) -> bool:
-        """No difference above the tolerance and no flip among pairs farther apart than twice it. int8 rounds too
+        """No difference above the tolerance and no flip among pairs farther apart than twice it. 8 bits round too
         coarsely for a bound on every difference: there the order is what must hold, by those pairs and by Kendall's
         tau over all."""
-        close = self.kendall_tau >= KENDALL_FLOOR if self.dtype == "int8" else self.max_difference <= self.tolerance
+        coarse = self.dtype in ("int8", "fp8")
+        close = self.kendall_tau >= KENDALL_FLOOR if coarse else self.max_difference <= self.tolerance
         return close and self.flips == 0
 
 
-RELATIVE_TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2, "int8": 1e-1}
+RELATIVE_TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2, "int8": 1e-1, "fp8": 1e-1}
 """Of max(1, sd of the reference scores)."""
 
 KENDALL_FLOOR = 0.95
-"""Of int8 scores against the reference."""
+"""Of scores in 8 bits against the reference."""
 
 
 def agreement(ours: NDArray[np.float32], reference: NDArray[np.float32], dtype: str) -> Agreement:

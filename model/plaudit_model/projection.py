@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from plaudit_kernels import FrozenLinear
+from plaudit_kernels import Fp8Linear, FrozenLinear
 
 
 class Projection:
@@ -23,15 +23,16 @@ class Projection:
     def __init__(self, *layers: nn.Linear) -> None:
         self._layers = layers
         self._adapted = not all(isinstance(layer, nn.Linear) for layer in layers)
-        self._frozen: FrozenLinear | None = None
+        self._frozen: FrozenLinear | Fp8Linear | None = None
 
-    def freeze(self, *, exact: bool) -> None:
+    def freeze(self, *, exact: bool, fp8: bool = False) -> None:
         """Keep the weights as they are now, and nothing twice: the layers' own become views of them or, where they are
-        laid out anew, one NaN in the shape of each, until they are thawed."""
+        laid out anew, one NaN in the shape of each, until they are thawed. With `fp8` they are rounded to 8 bits, and
+        cannot be thawed: ValueError."""
         assert not self._adapted, "merge the adapters first"
         self.thaw()
         weight, bias = self._joined()
-        self._frozen = FrozenLinear(weight, bias, exact=exact)
+        self._frozen = Fp8Linear(weight, bias) if fp8 else FrozenLinear(weight, bias, exact=exact)
         if self._frozen.blocked:
             for layer in self._layers:
                 layer.weight.data = layer.weight.new_full((1, 1), torch.nan).expand_as(layer.weight)
@@ -83,11 +84,12 @@ class Freezable:
 
     _layers: Sequence[Projecting]
     _exact: bool
+    _fp8: bool = False
 
     def freeze(self) -> None:
         """The weights will not change any more."""
         for projection in self._projections():
-            projection.freeze(exact=self._exact)
+            projection.freeze(exact=self._exact, fp8=self._fp8)
 
     def thaw(self) -> None:
         """They may change again, and have gradients."""

@@ -28,7 +28,7 @@ from .rope import forget_lengths
 if TYPE_CHECKING:
     from .reward_model import RewardModel
 
-TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-1, "int8": 1e-1}
+TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-1, "int8": 1e-1, "fp8": 5e-1}
 """Largest difference accepted at load, relative to max(1, |score|), by the coarser dtype of the weights as stored and
 as served. It tells wiring from rounding; `plaudit verify` measures the rounding itself."""
 
@@ -52,7 +52,7 @@ def prove(
         worst = _worst(together, alone)
         raise ContractError(f"scores move with the batch by {worst:.2g} on this machine; serve with --mode fast")
     _compare(together, alone, TOLERANCE[model.dtype], "scores move with the batch")
-    coarser = model.dtype if stored == torch.float32 else "bfloat16"
+    coarser = "bfloat16" if model.dtype == "float32" and stored != torch.float32 else model.dtype
     _compare(together, reference, TOLERANCE[coarser], "scores differ from the plain model's")
     if model.mode == "fast" and isinstance(model.trunk, ModuleTrunk):
         _prove_apart(model, items, together)

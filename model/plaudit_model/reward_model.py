@@ -40,7 +40,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("plaudit.model")
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "fp8": torch.bfloat16}
+"""What the trunk computes in, matrix products in fp8 aside."""
+
 _OWN_FILES = (FILE_NAME, ADAPTER_FILE, "config.json")
 _SIDE_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 
@@ -299,7 +301,8 @@ class RewardModel:
             parameter.requires_grad_(self.adapter is None or name in self.adapter.trained)
 
     def _make_trunk(self) -> Trunk:
-        return make_trunk(self.module, pooling=self.contract.pooling, exact=self.mode == "exact")
+        exact, fp8 = self.mode == "exact", self.dtype == "fp8"
+        return make_trunk(self.module, pooling=self.contract.pooling, exact=exact, fp8=fp8)
 
     @contextmanager
     def _written_out(self) -> Iterator[None]:

@@ -32,17 +32,30 @@ class Trunk(Protocol):
     def __call__(self, batch: PackedBatch) -> torch.Tensor: ...
 
 
-def make_trunk(module: nn.Module, *, pooling: str, exact: bool) -> Trunk:
+def make_trunk(module: nn.Module, *, pooling: str, exact: bool, fp8: bool = False) -> Trunk:
     """Layers of ours where they are known to hold for this configuration, else the module itself, packed if nothing
-    speaks against it, which the proof at load must then confirm; else padded, with the reason."""
+    speaks against it, which the proof at load must then confirm; else padded, with the reason. Raises ContractError
+    where there is no `fp8`: for other models than decoders of ours, and on older GPUs."""
     config: Any = module.config
     causal = pooling == "last"
     if not lacks_layers(config):
-        encoder = config.model_type in ENCODERS
-        return (encoder_trunk.EncoderTrunk if encoder else decoder.DecoderTrunk)(module, exact=exact)
+        if config.model_type not in ENCODERS:
+            return decoder.DecoderTrunk(module, exact=exact, fp8=fp8 and has_fp8(module))
+        if not fp8:
+            return encoder_trunk.EncoderTrunk(module, exact=exact)
+    if fp8:
+        raise ContractError(f"fp8 is for decoders with layers of ours, which {config.model_type} has not")
     if reason := moving_rope(config) or module_trunk.unsupported(module, exact=exact):
         return PaddedTrunk(module, causal=causal, exact=exact, reason=reason)
     return ModuleTrunk(module, causal=causal, exact=exact)
+
+
+def has_fp8(module: nn.Module) -> bool:
+    """True. Raises ContractError where the weights lie on a GPU that does not multiply 8 bits."""
+    device = next(module.parameters()).device
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+        raise ContractError(f"{torch.cuda.get_device_name(device)} does not multiply fp8: use --dtype bfloat16")
+    return True
 
 
 def lacks_layers(config: Any) -> str:

@@ -30,7 +30,7 @@ def serve(
     api_key: Annotated[str | None, typer.Option(envvar="PLAUDIT_API_KEY", help=_KEY, show_envvar=True)] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="serve other machines without a key")] = False,
     allowed_host: Annotated[list[str] | None, typer.Option(help="a Host name to answer to; repeatable")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16", show_default="the contract's")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or fp8", show_default="the contract's")] = None,
     mode: Annotated[str | None, typer.Option(help="exact or fast", show_default="the contract's")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     overlong: Annotated[
