@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from plaudit_model.encode import Overlong
 
-from .envelope import Call, read_classify, read_embeddings, read_evaluation, read_reward
+from .envelope import Call, Candidate, read_classify, read_embeddings, read_evaluation, read_reward
 from .errors import RULES, RequestError, from_item
 from .results import Result, usage
 from .scoring import Scoring
@@ -101,11 +102,19 @@ async def _scored(request: Request, read: Callable[[bytes], Call], field: str) -
         call = read(body_of(request))
         overlong = service_of(request).settings.overlong or OVERLONG[request.scope["path"]]
         model, terms = agree(request, call.options, Defaults(overlong, "batch"))
-        async with Scoring(model, call.candidates, terms) as scoring:
+        candidates = call.candidates if field != "input" else _opened(model.encoders.opening, call.candidates)
+        async with Scoring(model, candidates, terms) as scoring:
             results = await scoring.all()
         if failed := [result for result in results if result.error]:
             raise _failure(failed, field)
     return model, results
+
+
+def _opened(opening: str, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Texts as the template renders them. verl takes the BOS away, because vLLM and SGLang put one there."""
+    texts = (candidate.item["text"] for candidate in candidates)
+    whole = (text if text.startswith(opening) or not text else opening + text for text in texts)
+    return [replace(candidate, item={"text": text}) for candidate, text in zip(candidates, whole, strict=True)]
 
 
 @contextmanager

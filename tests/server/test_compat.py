@@ -1,11 +1,16 @@
 """Routes in trainers' shapes: their requests as recorded, their defaults, and what each failure is in a shape that has
 no null."""
 
+import dataclasses
 import json
+import shutil
+from pathlib import Path
 
+import httpx2
 import pytest
 from pydantic import TypeAdapter
 
+from plaudit_model import contract
 from plaudit_model.reward_model import RewardModel
 from plaudit_server.compat import OVERLONG, STATUSES
 from plaudit_server.errors import RULES, RequestError
@@ -67,6 +72,25 @@ def test_verl_sends_one_text_and_reads_the_last_number(http):
     assert classified["data"][-1]["probs"][-1] == embedded["data"][-1]["embedding"][-1]
     assert classified["data"] == [{**classified["data"][0], "index": 0, "num_classes": 1}]
     assert classified["usage"] == embedded["usage"] and classified["usage"]["total_tokens"] > 0
+
+
+def test_the_bos_that_verl_takes_away_is_there_again_and_once(serve, calibrated_dir, tmp_path):
+    """`_preprocess_reward_inputs` strips it, because vLLM puts one there; without it the score is another."""
+    directory = Path(shutil.copytree(calibrated_dir, tmp_path / "opened"))
+    known = contract.read(directory)
+    template = contract.Template.of("chat", "{{ bos_token }}" + known.template.source)
+    files = {name: entry for name, entry in known.files.items() if name != "tokenizer_config.json"}
+    contract.write(dataclasses.replace(known, template=template, files=files), directory)
+    config = json.loads((directory / "tokenizer_config.json").read_text())
+    (directory / "tokenizer_config.json").write_text(json.dumps({**config, "bos_token": "[CLS]"}))
+    stripped, pair = TEXTS[1].removesuffix("\n"), {"prompt": "hi", "response": "hello"}
+    with httpx2.Client(base_url=serve(directory).url, timeout=60) as client:
+        native = client.post("/score", json=pair).json()["score"]
+        for text in (stripped + "\n", "[CLS]" + stripped + "\n"):
+            for route in ("/classify", "/v1/embeddings"):
+                body = {**REQUESTS[route](text), "model": "opened"}
+                assert SCORES[route](client.post(route, json=body).json()) == [native]
+        assert ask(client, "/get_reward", [stripped + "\n"]).json()["rewards"] != [native], "text as it is"
 
 
 def test_a_score_is_never_passed_off_as_a_probability(http):
