@@ -117,7 +117,7 @@ def exchange(
         if failure is None and answer is not None:
             failure = again(answer)
         if settings.on_attempt:
-            said = failure and f"{failure.status or failure.kind} {failure.code or ''}".strip()
+            said = None if failure is None else f"{failure.status or failure.kind} {failure.code or ''}".strip()
             settings.on_attempt(Attempt(url, attempt + 1, request.items, now - sent, said))
         if failure is None and answer is not None:
             return answer
