@@ -134,7 +134,7 @@ def exchange(
             raise_for(failure, decision, url, attempt + 1, now - started)
         if not moving:
             tried.clear()
-            if attempt >= LOUD and attempt & (attempt - 1) == 0:
+            if attempt + 1 >= LOUD and attempt & (attempt + 1) == 0:
                 log.warning("%s: %s; attempt %d follows in %.1f s", url, failure.message, attempt + 2, decision.seconds)
             now = (yield Sleep(decision.seconds)).now
         attempt += 1
