@@ -31,7 +31,7 @@ check: .venv/.dev
 	$(BIN)/python tests/line_budget.py
 
 soak: .venv/.dev
-	$(BIN)/pytest -m soak --timeout 3600
+	$(BIN)/pytest -m soak
 
 bench loadtest: export PYTHONPATH := benchmarks
 

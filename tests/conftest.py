@@ -260,6 +260,13 @@ BUDGET_SECONDS = {
 _spent: dict[str, float] = {}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long by design has its own limit, however the tests are started and whatever else the machine does."""
+    for item in items:
+        if item.get_closest_marker("soak"):
+            item.add_marker(pytest.mark.timeout(3600))
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     package = report.nodeid.split("/")[1] if report.nodeid.count("/") > 1 else "other"
     _spent[package] = _spent.get(package, 0.0) + report.duration

@@ -34,6 +34,7 @@ from .errors import (
     Unavailable,
 )
 from .types import (
+    Attempt,
     Comparison,
     Identity,
     Item,
@@ -55,6 +56,7 @@ from .types import (
 __all__ = [
     "AsyncClient",
     "AsyncEnsemble",
+    "Attempt",
     "BadRequest",
     "Client",
     "Combination",

@@ -8,13 +8,13 @@ process starts without connections.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from typing import Any, ClassVar, Self
 
 from ._core import Core
 from ._retry import RetryPolicy
 from ._settings import Overlong, Priority, Settings, Transform, Transport, resolve
-from .types import OnError
+from .types import Attempt, OnError
 
 DEFAULT_RETRIES = RetryPolicy()
 
@@ -44,6 +44,8 @@ class BaseClient:
         pin: bool = False,
         coalesce: int = 256,
         transport: Transport = "httpx",
+        sticky: bool = False,
+        on_attempt: Callable[[Attempt], object] | None = None,
     ) -> None:
         """See `Settings` for the options; `url` may be several servers of the same model. Without `url` and
         `api_key`, PLAUDIT_URL and PLAUDIT_API_KEY count."""
@@ -66,6 +68,8 @@ class BaseClient:
                 pin=pin,
                 coalesce=coalesce,
                 transport=transport,
+                sticky=sticky,
+                on_attempt=on_attempt,
             )
         )
 

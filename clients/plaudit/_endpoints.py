@@ -7,6 +7,7 @@ whose revision or numerics differ from the others' is treated the same: scores o
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import threading
@@ -56,15 +57,22 @@ class Endpoints:
         self._held: Identity | None = None
         self._groups: dict[int, _Group] = {}
 
-    def take(self, now: float, tried: set[str], items: int) -> str:
-        """The server for a request of so many items; `give` must follow. If none is open, the first to come back."""
+    def take(self, now: float, tried: set[str], items: int, key: bytes | None = None) -> str:
+        """The server for a request of so many items; `give` must follow. If none is open, the first to come back.
+        With a key it is the same one for the same key, as long as the same ones are open (Thaler and Ravishankar,
+        "Using name-based mappings to increase hit rates", 1998)."""
         with (group := self._group()).lock:
             group.turn += 1
             ring = list(group.endpoints.values())
             ring = ring[group.turn % len(ring) :] + ring[: group.turn % len(ring)]
             open_ones = [e for e in ring if e.open_at(now)]
             fresh = [e for e in open_ones if e.url not in tried] or open_ones
-            chosen = min(fresh, key=lambda e: e.work) if fresh else min(ring, key=lambda e: e.back)
+            if not fresh:
+                chosen = min(ring, key=lambda e: e.back)
+            elif key is None:
+                chosen = min(fresh, key=lambda e: e.work)
+            else:
+                chosen = max(fresh, key=lambda e: hashlib.blake2b(key, key=e.url.encode()[:64]).digest())
             chosen.work += items
             chosen.requests += 1
             return chosen.url

@@ -13,6 +13,7 @@ the client and do not all knock at once.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, TypeVar
@@ -35,9 +36,14 @@ from .errors import (
     Unauthorized,
     Unavailable,
 )
-from .types import Comparison, Scores
+from .types import Attempt, Comparison, Scores
 
 T = TypeVar("T")
+
+LOUD = 4
+"""From so many failed attempts on a call that goes on trying says so, each time that their number has doubled."""
+
+log = logging.getLogger("plaudit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +102,7 @@ def exchange(
         )
     attempt, tried = 0, set[str]()
     while True:
-        base = endpoints.take(now, tried, request.items)
+        base, sent = endpoints.take(now, tried, request.items, request.fields if settings.sticky else None), now
         try:
             heard = yield Send(base, request, None if deadline is None else max(0.001, deadline - now))
         finally:
@@ -108,7 +114,12 @@ def exchange(
             identity = answer.identity if isinstance(answer, (Scores, Comparison)) else None
             failure = endpoints.objection(base, identity) if identity else None
         endpoints.heard(base, failure, now)
-        if failure is None and answer is not None and (failure := again(answer)) is None:
+        if failure is None and answer is not None:
+            failure = again(answer)
+        if settings.on_attempt:
+            said = None if failure is None else f"{failure.status or failure.kind} {failure.code or ''}".strip()
+            settings.on_attempt(Attempt(url, attempt + 1, request.items, now - sent, said))
+        if failure is None and answer is not None:
             return answer
         assert failure is not None
         tried.add(base)
@@ -123,6 +134,8 @@ def exchange(
             raise_for(failure, decision, url, attempt + 1, now - started)
         if not moving:
             tried.clear()
+            if attempt + 1 >= LOUD and attempt & (attempt + 1) == 0:
+                log.warning("%s: %s; attempt %d follows in %.1f s", url, failure.message, attempt + 2, decision.seconds)
             now = (yield Sleep(decision.seconds)).now
         attempt += 1
 

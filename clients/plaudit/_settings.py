@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal, get_args
@@ -12,10 +12,11 @@ from urllib.parse import urlsplit
 
 from ._retry import RetryPolicy
 from .errors import ConfigurationError
-from .types import OnError
+from .types import Attempt, OnError
 
 URL_VARIABLE = "PLAUDIT_URL"
 KEY_VARIABLE = "PLAUDIT_API_KEY"
+LENGTH_VARIABLE = "PLAUDIT_MAX_LENGTH"
 ENDPOINT_KEY_VARIABLE = "OPENAI_API_KEY"
 
 Overlong = Literal["error", "truncate_prompt", "truncate_left"]
@@ -35,6 +36,8 @@ class Settings:
     revision     scores of any other revision raise RevisionChanged
     pin          the same for the revision and numerics that answer first, whatever they are
     transport    what `AsyncClient` sends with; `aiohttp` is an extra, and faster with many requests on their way
+    sticky       of several servers the same one for the same request, as long as it is there: its caches know it
+    on_attempt   hears of every HTTP attempt, in the thread that made it; must not raise, and pickle if the client is to
     coalesce     single calls of `AsyncClient.score` that may share a request; 1 sends each alone
     None for `overlong`, `transform` and `priority` leaves the choice to the server.
     """
@@ -55,6 +58,8 @@ class Settings:
     pin: bool = False
     coalesce: int = 256
     transport: Transport = "httpx"
+    sticky: bool = False
+    on_attempt: Callable[[Attempt], object] | None = None
 
     def __post_init__(self) -> None:
         for url in self.urls:
@@ -99,6 +104,14 @@ def _has_host(url: str) -> bool:
         return bool(parts.hostname) and parts.port != 0
     except ValueError:
         return False
+
+
+def environment_length() -> int | None:
+    """The trainer's longest prompt and response together, in tokens, where it is told in no other way."""
+    length = os.environ.get(LENGTH_VARIABLE) or None
+    if length is not None and not length.isdecimal():
+        raise ConfigurationError(f"{LENGTH_VARIABLE} must be a number of tokens, got {length!r}")
+    return None if length is None else int(length)
 
 
 def environment_url() -> str | None:

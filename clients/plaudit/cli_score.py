@@ -33,6 +33,17 @@ PromptOption = Annotated[str | None, typer.Option(help="The prompt: the text of 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+def wait(
+    url: Annotated[str | None, typer.Option(help="The server, or several with commas; without it PLAUDIT_URL.")] = None,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds; 0: no limit.")] = 300.0,
+) -> None:
+    """Return when a server is ready to score. Exit code 69 if it is not in time."""
+    from ._client import Client
+
+    with Client(url) as client:
+        client.wait_until_ready(timeout or None)
+
+
 def score(
     source: Annotated[str, typer.Argument(metavar="IN", help="JSONL file (.gz too), or - for standard input.")],
     out: Annotated[str, typer.Option(help="JSONL file, continued if it is there; - for standard output.")] = "-",

@@ -225,3 +225,15 @@ class ServerInfo:
     max_items: int
     max_body_bytes: int
     details: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One HTTP attempt of a call, as `Settings.on_attempt` hears of it: `number` counts from 1; `seconds` until its
+    answer was complete or it had failed; `failure`: what went wrong, in words that hold no prompt, None if nothing."""
+
+    url: str
+    number: int
+    items: int
+    seconds: float
+    failure: str | None

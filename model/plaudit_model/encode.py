@@ -80,6 +80,14 @@ class Encoder:
         """Number of token ids."""
         return self._tokenizer.vocabulary
 
+    def opening(self) -> str:
+        """The BOS that the template writes in front of a conversation, as text; empty if it writes none."""
+        bos = self._special_tokens.get("bos_token", "")
+        if not bos or self.contract.template.kind == "pair":
+            return ""
+        rendered = self._template.render([Message("user", "")], add_generation_prompt=False)
+        return bos if rendered.startswith(bos) else ""
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included."""
         return self._tokenizer.decode(ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,11 @@ class EncodingPool:
         self._item_bytes = item_bytes
         self._local = threading.local()
         self._executor = ThreadPoolExecutor(threads, "plaudit-encode", initializer=self._equip)
+
+    @functools.cached_property
+    def opening(self) -> str:
+        """What rendered text of this model begins with: see `Encoder.opening`."""
+        return self._encoder.opening()
 
     def warm(self) -> None:
         """Give every thread its encoder now. Blocks for as long as it takes to read the tokenizer."""

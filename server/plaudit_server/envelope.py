@@ -32,6 +32,9 @@ _SCORE = TypeAdapter[Any](schema.ScoreRequest)
 _RANK = TypeAdapter[Any](schema.RankRequest)
 _COMPARE = TypeAdapter[Any](schema.CompareRequest)
 _REWARD = TypeAdapter[Any](schema.RewardRequest)
+_EVALUATION = TypeAdapter[Any](schema.EvaluationRequest)
+_CLASSIFY = TypeAdapter[Any](schema.ClassifyRequest)
+_EMBEDDINGS = TypeAdapter[Any](schema.EmbeddingsRequest)
 _QUERY = TypeAdapter[Any](schema.QueryOptions)
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -109,8 +112,25 @@ def read_compare(body: bytes) -> Call:
 
 def read_reward(body: bytes) -> Call:
     """OpenRLHF's `POST /get_reward`. Raises RequestError."""
-    request = _checked(_REWARD, body, '{"query": [..]}')
-    return Call([Candidate({"text": text}, index) for index, text in enumerate(request["query"])])
+    return _texts(_checked(_REWARD, body, '{"query": [..]}')["query"])
+
+
+def read_evaluation(body: bytes) -> Call:
+    """LLaMA-Factory's `POST /v1/score/evaluation`. Raises RequestError."""
+    request = _checked(_EVALUATION, body, '{"model", "messages": [..], "max_length"?} with rendered texts')
+    if request.get("max_length") is not None:
+        raise RequestError("invalid_request", "the model's own length counts; leave max_length out", param="max_length")
+    return _texts(request["messages"])
+
+
+def read_classify(body: bytes) -> Call:
+    """vLLM's `POST /classify`. Raises RequestError."""
+    return _input(_checked(_CLASSIFY, body, '{"model", "input", "use_activation": false}'))
+
+
+def read_embeddings(body: bytes) -> Call:
+    """SGLang's `POST /v1/embeddings`. Raises RequestError."""
+    return _input(_checked(_EMBEDDINGS, body, '{"model", "input"}'))
 
 
 def read_query(pairs: Sequence[tuple[str, str]]) -> Options:
@@ -152,6 +172,17 @@ def _checked(adapter: TypeAdapter[Any], body: bytes, shapes: str) -> dict[str, A
     except ValidationError as error:
         raise _explained(error, shapes) from None
     return request
+
+
+def _input(request: Mapping[str, Any]) -> Call:
+    """Of a model that is named by its path, the last part is its id, as in `plaudit serve PATH`."""
+    given, name = request["input"], request.get("model")
+    model = name and name.rstrip("/").rsplit("/", 1)[-1]
+    return _texts([given] if isinstance(given, str) else given, Options(model=model or None))
+
+
+def _texts(texts: Sequence[str], options: Options = NO_OPTIONS) -> Call:
+    return Call([Candidate({"text": text}, index) for index, text in enumerate(texts)], options)
 
 
 def _without_options(request: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -225,4 +256,7 @@ def _too_many(param: str) -> NoReturn:
     raise RequestError("too_many_items", f"a request takes at most {MAX_ITEMS} items; send several", param=param)
 
 
-_FIELDS = schema.SHAPE_FIELDS | {"role", "content", "query", "response_a", "response_b", "top_n", *Options.__slots__}
+_FIELDS = schema.SHAPE_FIELDS | {
+    "role", "content", "query", "response_a", "response_b", "top_n", "input", "max_length", "use_activation", "label",
+    *Options.__slots__,
+}  # fmt: skip

@@ -25,11 +25,14 @@ DESCRIPTION = (
 
 _BODIES: dict[str, Any] = {
     "/score": schema.ScoreRequest, "/rank": schema.RankRequest, "/compare": schema.CompareRequest,
-    "/get_reward": schema.RewardRequest,
+    "/get_reward": schema.RewardRequest, "/v1/score/evaluation": schema.EvaluationRequest,
+    "/classify": schema.ClassifyRequest, "/v1/embeddings": schema.EmbeddingsRequest,
 }  # fmt: skip
 _ANSWERS: dict[str, Any] = {
     "/score": schema_answers.ScoreAnswer, "/rank": schema_answers.RankAnswer,
     "/compare": schema_answers.CompareAnswer, "/get_reward": schema_answers.RewardAnswer,
+    "/v1/score/evaluation": schema_answers.EvaluationAnswer, "/classify": schema_answers.ClassifyAnswer,
+    "/v1/embeddings": schema_answers.EmbeddingsAnswer,
 }  # fmt: skip
 _REF = "#/components/schemas/{model}"
 

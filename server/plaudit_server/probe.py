@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from . import metrics
+from .compat import OVERLONG
 from .served import Served
 from .service import json_response, named_model, service_of
 from .settings import MAX_ITEMS, ServerSettings
@@ -104,5 +105,5 @@ def _house(settings: ServerSettings) -> dict[str, Any]:
             "default_deadline_ms": settings.deadline_seconds * 1000,
         },
         "rendered_text": settings.rendered_text,
-        "overlong": {"native": "error", "/get_reward": settings.overlong or "truncate_left"},
+        "overlong": {"native": "error", **{path: settings.overlong or own for path, own in OVERLONG.items()}},
     }  # fmt: skip

@@ -134,7 +134,9 @@ class Options(SharedOptions, total=False):
 
 @_object
 class ScorePromptResponse(PromptResponse, Options):
-    """One response: the answer also has a top-level `score`."""
+    """One response: the answer also has a top-level `score`. slime sends a `label` beside it, which is not read."""
+
+    label: NotRequired[Any]
 
 
 @_object
@@ -186,6 +188,30 @@ class RewardRequest(TypedDict):
     query: Annotated[list[Text], Field(max_length=MAX_ITEMS)]
     prompts: NotRequired[Any]
     labels: NotRequired[Any]
+
+
+@_object
+class EvaluationRequest(TypedDict):
+    """LLaMA-Factory's request: rendered texts. `model` is not read; a `max_length` is refused."""
+
+    messages: Responses
+    model: NotRequired[Text]
+    max_length: NotRequired[int | None]
+
+
+@_object
+class EmbeddingsRequest(TypedDict):
+    """SGLang's request as verl sends it: one rendered text, or several. `model` is an id, or a path that ends so."""
+
+    input: Text | Responses
+    model: NotRequired[Text]
+
+
+@_object
+class ClassifyRequest(EmbeddingsRequest):
+    """vLLM's request as verl sends it. Scores are raw here, which vLLM has to be asked for."""
+
+    use_activation: Literal[False]
 
 
 class QueryOptions(TypedDict, total=False):

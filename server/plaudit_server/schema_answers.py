@@ -154,3 +154,61 @@ class RewardAnswer(TypedDict):
     rewards: list[float]
     scores: list[float]
     extra_logs: RewardLogs
+
+
+@_object
+class EvaluationAnswer(TypedDict):
+    """LLaMA-Factory's answer."""
+
+    id: str
+    object: Literal["score.evaluation"]
+    model: str
+    scores: list[float]
+
+
+@_object
+class TextUsage(TypedDict):
+    """Tokens of all texts, twice: other servers know prompts alone."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+@_object
+class Classification(TypedDict):
+    """A raw score, in the place of a probability; the label is the name of the head."""
+
+    index: int
+    label: str
+    probs: Annotated[list[float], Field(min_length=1, max_length=1)]
+    num_classes: Literal[1]
+
+
+@_object
+class ClassifyAnswer(TypedDict):
+    """vLLM's answer."""
+
+    id: str
+    object: Literal["list"]
+    model: str
+    data: list[Classification]
+    usage: TextUsage
+
+
+@_object
+class Embedding(TypedDict):
+    """A raw score, as an embedding of one dimension."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: Annotated[list[float], Field(min_length=1, max_length=1)]
+
+
+@_object
+class EmbeddingsAnswer(TypedDict):
+    """SGLang's answer."""
+
+    object: Literal["list"]
+    model: str
+    data: list[Embedding]
+    usage: TextUsage

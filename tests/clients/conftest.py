@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -80,7 +81,8 @@ def results_of(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
 class WireServer:
     """`faults` are used up one by one by the requests to anything but `/info`; then every answer is good.
 
-    `echo`: answers carry the id of their request, as plaudit's do; otherwise one of the server's own."""
+    `echo`: answers carry the id of their request, as plaudit's do; otherwise one of the server's own. `quota`: how many
+    more scoring requests are answered; those after them wait for ever."""
 
     def __init__(self) -> None:
         self.faults: deque[Fault] = deque()
@@ -89,6 +91,7 @@ class WireServer:
         self.limits = {"max_items": 4096, "max_body_bytes": 64 * 1024 * 1024}
         self.in_flight = self.most_in_flight = self.connections = 0
         self.hold = 0.0
+        self.quota = math.inf
         self.echo = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -126,6 +129,10 @@ class WireServer:
             while (seen := await self._read(reader)) is not None:
                 self.seen.append(seen)
                 fault = self.faults.popleft() if self.faults and seen.path != "/info" else Fault()
+                if seen.path == "/score":
+                    self.quota -= 1
+                if self.quota < 0:
+                    await asyncio.Event().wait()
                 self.in_flight += 1
                 self.most_in_flight = max(self.most_in_flight, self.in_flight)
                 await asyncio.sleep(self.hold + fault.delay)

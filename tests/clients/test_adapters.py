@@ -84,7 +84,7 @@ def closed_clients(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFix
 
     monkeypatch.setattr(BaseClient, "__setstate__", recorded)
     caplog.set_level(logging.WARNING, "plaudit")
-    for cached in (verl._client, verl._async_client, slime._client, slime._ledger):
+    for cached in (verl._client, verl._async_client, verl._ledger, slime._client, slime._ledger):
         cached.cache_clear()
     yield
     for client in made:
@@ -235,10 +235,7 @@ def test_trl_nothing_of_a_turn_is_left_out_in_silence() -> None:
 
 def test_openrlhf_function_file(server: WireServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """`SingleTurnAgentExecutor` of OpenRLHF 0.11.2: the file is loaded by its path and called with lists of one."""
-    spec = importlib.util.spec_from_file_location("reward_func", openrlhf.__file__)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = loaded(openrlhf)
     monkeypatch.setenv("PLAUDIT_URL", server.url)
     given = run(asyncio.to_thread(module.reward_func, ["<u>hi<a>hello</s>"], ["<u>hi<a>"], [None]))
     score = server.score_of("", "<u>hi<a>hello</s>")
@@ -270,6 +267,48 @@ def test_verl_compute_score(server: WireServer, prompt: Any) -> None:
     assert all(result.keys() == {"score", "tokens", "truncated"} for result in results)
     passed = {"reward_router_address": "h:1", "reward_model_tokenizer": None}
     assert verl.compute_score_sync(**call, **passed, url=server.url)["score"] == server.score_of(prompt, "4")
+
+
+def test_every_adapter_says_once_that_the_trainer_writes_more_than_the_model_reads(
+    server: WireServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(server, "_answer", partial(_reading, server._answer, 64))
+    monkeypatch.setenv("PLAUDIT_URL", server.url)
+    monkeypatch.setenv("PLAUDIT_MAX_LENGTH", "65")
+    call: dict[str, Any] = {"extra_info": {"prompt": "p"}, "max_length": 65}
+    slime_args = SimpleNamespace(rm_url=server.url, rollout_max_context_len=65)
+    reward_file = loaded(openrlhf)
+    for name, calls in {
+        "verl": lambda: [verl.compute_score_sync("d", "a", **call) for _ in range(2)],
+        "openrlhf": lambda: [reward_file.reward_func(["a"], [""], [None]) for _ in range(2)],
+        "slime": lambda: [run(slime.reward(slime_args, sample_of("p", "a"))) for _ in range(2)],
+    }.items():
+        caplog.clear()
+        calls()
+        assert caplog.text.count(f"{name}: the trainer's prompts and responses have up to 65 tokens") == 1
+    verl._ledger.cache_clear()
+    caplog.clear()
+    run(verl.compute_score("d", "a", **{**call, "max_length": 64}))
+    assert not caplog.text
+    reward_file._client().close()
+    monkeypatch.setenv("PLAUDIT_MAX_LENGTH", "long")
+    with pytest.raises(errors.ConfigurationError, match="must be a number of tokens"):
+        loaded(openrlhf)
+
+
+def _reading(answer: Any, length: int, seen: Any) -> Any:
+    """The answer of a server that says how long its model reads."""
+    status, body = answer(seen)
+    return status, {**body, "max_length": length} if seen.path == "/info" else body
+
+
+def loaded(module: Any) -> Any:
+    """A function file as its trainer loads it: by its path."""
+    spec = importlib.util.spec_from_file_location("reward_func", module.__file__)
+    assert spec is not None and spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
 
 
 def test_verl_without_a_prompt_says_which_column_is_missing() -> None:
@@ -305,6 +344,7 @@ def test_verl_reward_manager_takes_the_prompt_from_the_rollout(
     class Base:
         def __init__(self) -> None:
             self.loop = asyncio.get_running_loop()
+            self.config = SimpleNamespace(data=SimpleNamespace(max_prompt_length=3, max_response_length=4))
             self.tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: "".join(map(chr, ids)))
 
     class Manager(verl.RewardManagerMixin, Base): ...

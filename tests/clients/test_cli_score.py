@@ -22,7 +22,9 @@ from plaudit import _scorers, cli
 if TYPE_CHECKING:
     from conftest import WireServer
 
-ENTRIES = {verb: EntryPoint(verb, f"plaudit.cli_score:{verb}", cli.GROUP) for verb in ("score", "rank", "compare")}
+ENTRIES = {
+    verb: EntryPoint(verb, f"plaudit.cli_score:{verb}", cli.GROUP) for verb in ("wait", "score", "rank", "compare")
+}
 ROWS = [
     {"id": 1, "prompt": "p", "response": "abc"},
     {"id": 2, "prompt": "p", "responses": ["a", "POISON", "ccc"]},
@@ -190,6 +192,15 @@ def test_an_interrupted_run_is_quiet_and_can_be_taken_up(server: WireServer, tmp
     os.kill(process.pid, signal.SIGINT)
     assert process.communicate(timeout=30)[1] == "" and process.returncode == 130
     assert len((tmp_path / "out.jsonl").read_bytes().splitlines()) == 10
+
+
+def test_wait_returns_when_the_server_is_ready_and_not_before_its_time_is_up(
+    server: WireServer, run: Callable[..., Any]
+) -> None:
+    server.fail(*[{"status": 503, "body": {"error": {"code": "unavailable", "message": "loading"}}}] * 2)
+    assert run("wait", "--url", server.url)[0] == 0 and server.paths() == ["/readyz"] * 3
+    code, _, err = run("wait", "--url", "http://127.0.0.1:9", "--timeout", "0.1")
+    assert code == 69 and "not ready after" in err
 
 
 def test_rank_sorts(server: WireServer, run: Callable[..., Any]) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from plaudit import errors
+from plaudit import Attempt, errors
 from plaudit._core import UNASKED, Core
 from plaudit._plan import Gather, Heard, Plan, Send, Sleep
 from plaudit._retry import Failure, RetryPolicy
@@ -221,6 +222,24 @@ def test_retries_pause_longer_and_longer_and_the_deadline_sent_shrinks() -> None
     assert float(world.run(core(timeout=60.0).score("p", "four"))) == 4.0
     assert world.slept == [0.1, 0.2, 0.4]
     assert [body["deadline_ms"] for _, body, _ in world.sent] == [60_000, 58_900, 57_700, 56_300]
+
+
+def test_every_attempt_is_told_and_long_trouble_is_loud(caplog: pytest.LogCaptureFixture) -> None:
+    left, heard = 20, list[Attempt]()
+
+    def full(request: Request, body: dict[str, Any]) -> Reply | Failure:
+        nonlocal left
+        left -= 1
+        return Failure("status", "full", status=503, code="overloaded") if left >= 0 else scored(body)
+
+    patient = core(timeout=None, retry=RetryPolicy(retries=None), on_attempt=heard.append)
+    with caplog.at_level(logging.WARNING, "plaudit"):
+        assert float(World(full, spend=0.5).run(patient.score("p", "four"))) == 4.0
+    assert [one.number for one in heard] == list(range(1, 22)) and {one.items for one in heard} == {1}
+    assert [one.failure for one in heard] == ["503 overloaded"] * 20 + [None]
+    assert {one.seconds for one in heard} == {0.5} and {one.url for one in heard} == {heard[0].url}
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 3 and all("full; attempt" in line and "four" not in line for line in said)
 
 
 def test_one_deadline_covers_all_attempts() -> None:

@@ -41,6 +41,28 @@ def test_the_least_outstanding_work_is_next_and_equals_take_turns() -> None:
     assert turns[0] != turns[1] and turns == turns[:2] * 2
 
 
+def test_a_key_has_its_server_as_long_as_that_is_there() -> None:
+    endpoints = Endpoints((A, B, C))
+    keys = [str(n).encode() for n in range(300)]
+    homes = {key: endpoints.take(0.0, set(), 1, key) for key in keys}
+    assert {homes[key] for key in keys} == {A, B, C}
+    assert all(60 <= list(homes.values()).count(url) <= 140 for url in (A, B, C)), "spread"
+    assert all(endpoints.take(0.0, set(), 1, key) == home for key, home in homes.items()), "whatever is outstanding"
+    endpoints.heard(B, DOWN, 0.0)
+    moved = {key: endpoints.take(0.0, set(), 1, key) for key in keys}
+    assert B not in moved.values() and all(moved[key] == home for key, home in homes.items() if home != B)
+
+
+def test_sticky_calls_go_to_one_server(server: WireServer, twin: WireServer) -> None:
+    with Client([server.url, twin.url], sticky=True) as client:
+        for n in range(30):
+            for _ in range(2):
+                assert float(client.score("p", str(n))) == server.score_of("p", str(n))
+    asked = [[seen.body["items"] for seen in one.seen if seen.body] for one in (server, twin)]
+    assert all(items in one for one in asked for items in one) and sorted(map(len, asked))[0] > 0
+    assert not [items for items in asked[0] if items in asked[1]], "equal requests have one home"
+
+
 def test_one_that_fails_is_left_alone_longer_each_time_and_proves_itself_with_one_request() -> None:
     endpoints, now = Endpoints((A, B)), 0.0
     for pause in (1.0, 2.0, 4.0):

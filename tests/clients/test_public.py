@@ -13,7 +13,7 @@ from plaudit._http import _KINDS, failure_of_error, http
 from plaudit.types import ItemError, Ranking, ScoreResult, Scores
 
 EXPORTS = """
-    AsyncClient AsyncEnsemble BadRequest Client Combination Comparison ConfigurationError ConnectionFailed
+    AsyncClient AsyncEnsemble Attempt BadRequest Client Combination Comparison ConfigurationError ConnectionFailed
     DeadlineExceeded Ensemble Identity InvalidInput
     Item ItemError ItemFailed Message NotFound OutputFailed Overloaded PlauditError Prompt Ranking Refused
     ResponseInvalid RetryPolicy RevisionChanged ScoreResult Scores ServerFailed ServerInfo Settings TimedOut Timing

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,17 @@ def test_without_a_model_it_needs_no_server_and_code_must_be_allowed(compose: Co
     assert httpx.post(url + "/score", json=item).status_code == 401
     answer = httpx.post(url + "/score", json=item, headers={"x-api-key": "long-enough"}).json()
     assert answer["score"] == 3.0 and answer["results"][0]["attributes"] == {"json_schema": 1.0, "code": 1.0}
+
+
+def test_a_pattern_without_end_costs_its_item_and_nobody_else(compose: Compose) -> None:
+    url, _ = compose('[[terms]]\nkind = "regex"\npattern = "(a|aa)+$"\n')
+    items = [{"prompt": "p", "response": response} for response in ("aaa", "a" * 60 + "!", "b")]
+    with ThreadPoolExecutor() as threads:
+        scored = threads.submit(httpx.post, url + "/score", json={"items": items}, timeout=60)
+        while not scored.done():
+            assert httpx.get(url + "/livez", timeout=60).status_code == 200
+    answer = scored.result().json()
+    assert answer["scores"] == [1.0, None, 0.0] and answer["results"][1]["error"]["code"] == "pattern_timeout"
 
 
 def test_a_bad_file_or_schema_is_refused_at_the_start(compose: Compose) -> None:

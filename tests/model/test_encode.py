@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plaudit_model.contract import Tokens
+from plaudit_model.contract import Template, Tokens
 from plaudit_model.encode import Encoder
 from plaudit_model.errors import ItemError
 from plaudit_model.infer import resolve
@@ -96,6 +96,14 @@ def test_rendered_text_is_cut_on_the_left(chat: Encoder) -> None:
     cut = limited(chat, 5).encode_text(text, "truncate_left")
     assert cut.ids.tolist() == full.ids[-5:].tolist()
     assert cut.truncated is not None and cut.truncated.side == "left"
+
+
+def test_the_opening_is_the_bos_that_the_template_writes(chat: Encoder, pair: Encoder) -> None:
+    special = {"bos_token": "[CLS]"}
+    template = Template.of("chat", "{{ bos_token }}" + chat.contract.template.source)
+    assert Encoder(chat._json, special, replace(chat.contract, template=template)).opening() == "[CLS]"
+    assert Encoder(chat._json, special, chat.contract).opening() == ""
+    assert chat.opening() == pair.opening() == ""
 
 
 def test_bos_is_added_once(chat: Encoder) -> None:

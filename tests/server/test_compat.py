@@ -1,82 +1,196 @@
-"""OpenRLHF's route: its shapes, its defaults, and what each failure is in a shape that has no null."""
+"""Routes in trainers' shapes: their requests as recorded, their defaults, and what each failure is in a shape that has
+no null."""
 
+import dataclasses
 import json
+import shutil
+from pathlib import Path
 
+import httpx2
 import pytest
 from pydantic import TypeAdapter
 
+from plaudit_model import contract
 from plaudit_model.reward_model import RewardModel
-from plaudit_server.compat import GET_REWARD
+from plaudit_server.compat import OVERLONG, STATUSES
 from plaudit_server.errors import RULES, RequestError
-from plaudit_server.schema_answers import RewardAnswer
+from plaudit_server.schema_answers import ClassifyAnswer, EmbeddingsAnswer, EvaluationAnswer, RewardAnswer
 
 TEXTS = ["Human: hi\n\nAssistant: hello", "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nhello<|im_end|>\n"]
 
+REQUESTS = {
+    # openrlhf/utils/agent.py 0.11.2
+    "/get_reward": lambda texts: {"query": texts, "prompts": ["hi"] * len(texts), "labels": [None] * len(texts)},
+    # src/llamafactory/train/ppo/ppo_utils.py::get_rewards_from_server
+    "/v1/score/evaluation": lambda texts: {"model": "model", "messages": texts},
+    # verl/experimental/reward_loop/reward_loop.py 0.9.1, engine vllm: one text, the model by its path
+    "/classify": lambda texts: {"model": "/models/calibrated", "input": texts, "use_activation": False},
+    # the same, engine sglang
+    "/v1/embeddings": lambda texts: {"model": "Org/calibrated", "input": texts},
+}
+SCORES = {
+    "/get_reward": lambda answer: answer["rewards"],
+    "/v1/score/evaluation": lambda answer: answer["scores"],
+    "/classify": lambda answer: [entry["probs"][-1] for entry in answer["data"]],
+    "/v1/embeddings": lambda answer: [entry["embedding"][-1] for entry in answer["data"]],
+}
+ANSWERS = {
+    "/get_reward": RewardAnswer,
+    "/v1/score/evaluation": EvaluationAnswer,
+    "/classify": ClassifyAnswer,
+    "/v1/embeddings": EmbeddingsAnswer,
+}
+FIELDS = {"/get_reward": "query", "/v1/score/evaluation": "messages", "/classify": "input", "/v1/embeddings": "input"}
 
-def ask(http, query, path="/get_reward", **more):
-    return http.post(path, content=json.dumps({"query": query, **more}))
+
+@pytest.fixture(params=REQUESTS)
+def route(request):
+    return request.param
 
 
-def test_rewards_are_the_models_scores_of_the_text_as_it_is(http, calibrated_dir):
+def ask(http, route, texts, query=""):
+    return http.post(route + query, content=json.dumps(REQUESTS[route](texts)))
+
+
+def test_scores_are_the_models_of_the_text_as_it_is(http, calibrated_dir, route):
     model = RewardModel.load(calibrated_dir)
     expected = [float(model.score_encoded([model.encoder.encode_text(text)])[0, 0]) for text in TEXTS]
-    answer = ask(http, TEXTS, prompts=["hi", "hi"], labels=[None, ""]).json()
-    TypeAdapter(RewardAnswer).validate_python(answer)
-    assert answer["rewards"] == answer["scores"] == expected
-    assert answer["extra_logs"]["truncated"] == [0, 0]
+    answer = ask(http, route, TEXTS).json()
+    TypeAdapter(ANSWERS[route]).validate_python(answer)
+    assert SCORES[route](answer) == expected
 
 
-def test_an_empty_list_is_answered_with_empty_lists(http):
-    answer = ask(http, [])
-    assert answer.status_code == 200
-    assert answer.json() == {"rewards": [], "scores": [], "extra_logs": {"tokens": [], "truncated": []}}
+def test_openrlhf_is_told_tokens_and_cuts(http):
+    answer = ask(http, "/get_reward", TEXTS).json()
+    assert answer["scores"] == answer["rewards"] and answer["extra_logs"]["truncated"] == [0, 0]
 
 
-def test_a_long_text_is_cut_on_the_left_unless_the_url_says_otherwise(http):
-    limit = http.get("/info").json()["max_length"]
+def test_verl_sends_one_text_and_reads_the_last_number(http):
+    texts = REQUESTS["/classify"](TEXTS[1])
+    classified = http.post("/classify", json=texts).json()
+    embedded = http.post("/v1/embeddings", json=REQUESTS["/v1/embeddings"](TEXTS[1])).json()
+    assert classified["data"][-1]["probs"][-1] == embedded["data"][-1]["embedding"][-1]
+    assert classified["data"] == [{**classified["data"][0], "index": 0, "num_classes": 1}]
+    assert classified["usage"] == embedded["usage"] and classified["usage"]["total_tokens"] > 0
+
+
+def test_the_bos_that_verl_takes_away_is_there_again_and_once(serve, calibrated_dir, tmp_path):
+    """`_preprocess_reward_inputs` strips it, because vLLM puts one there; without it the score is another."""
+    directory = Path(shutil.copytree(calibrated_dir, tmp_path / "opened"))
+    known = contract.read(directory)
+    template = contract.Template.of("chat", "{{ bos_token }}" + known.template.source)
+    files = {name: entry for name, entry in known.files.items() if name != "tokenizer_config.json"}
+    contract.write(dataclasses.replace(known, template=template, files=files), directory)
+    config = json.loads((directory / "tokenizer_config.json").read_text())
+    (directory / "tokenizer_config.json").write_text(json.dumps({**config, "bos_token": "[CLS]"}))
+    stripped, pair = TEXTS[1].removesuffix("\n"), {"prompt": "hi", "response": "hello"}
+    with httpx2.Client(base_url=serve(directory).url, timeout=60) as client:
+        native = client.post("/score", json=pair).json()["score"]
+        for text in (stripped + "\n", "[CLS]" + stripped + "\n"):
+            for route in ("/classify", "/v1/embeddings"):
+                body = {**REQUESTS[route](text), "model": "opened"}
+                assert SCORES[route](client.post(route, json=body).json()) == [native]
+        assert ask(client, "/get_reward", [stripped + "\n"]).json()["rewards"] != [native], "text as it is"
+
+
+def test_a_score_is_never_passed_off_as_a_probability(http):
+    for body in ({"input": "x"}, {"input": "x", "use_activation": True}):
+        answer = http.post("/classify", json=body)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (422, "use_activation")
+
+
+def test_llama_factory_may_not_shorten_the_model(http):
+    body = {"model": "model", "messages": ["x"], "max_length": None}
+    assert http.post("/v1/score/evaluation", json=body).status_code == 200
+    answer = http.post("/v1/score/evaluation", json=body | {"max_length": 8})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, "max_length")
+
+
+def test_the_model_is_the_one_that_is_named(http):
+    for path, body in (("/classify", {"use_activation": False}), ("/v1/embeddings", {})):
+        assert http.post(path, json={"model": "Org/other", "input": "x", **body}).status_code == 404
+        assert http.post("/m/calibrated" + path, json={"input": "x", **body}).status_code == 200
+    assert http.post("/m/calibrated/v1/score/evaluation", json={"model": "model", "messages": ["x"]}).status_code == 200
+
+
+def test_slime_sends_a_label_beside_a_pair(http):
+    """`slime/rollout/rm_hub/__init__.py::remote_rm`, with `--reward-key score`."""
+    for prompt in ("hi", [{"role": "user", "content": "hi"}]):
+        pair = {"prompt": prompt, "response": "hello"}
+        for label in ("4", None):
+            answer = http.post("/score?priority=batch", json={**pair, "label": label}).json()
+            assert answer["score"] == http.post("/score", json=pair).json()["score"]
+
+
+def test_an_empty_list_is_answered_with_empty_lists(http, route):
+    answer = ask(http, route, [])
+    assert answer.status_code == 200 and SCORES[route](answer.json()) == []
+    if route == "/get_reward":
+        assert answer.json() == {"rewards": [], "scores": [], "extra_logs": {"tokens": [], "truncated": []}}
+
+
+def test_a_long_text_is_cut_on_the_left_or_refused_as_the_route_does_unless_the_url_says_otherwise(http, route):
     long = "word " * 2_000 + "the end"
-    assert ask(http, [long]).json()["extra_logs"] == {"tokens": [limit], "truncated": [1]}
-    same_end = ask(http, ["other " * 2_000 + long]).json()
-    assert same_end["rewards"] == ask(http, [long]).json()["rewards"]
-    for path in ("/get_reward?overlong=error", "/m/calibrated/get_reward?overlong=error"):
-        assert ask(http, [long], path).status_code == 422
+    assert http.get("/info").json()["overlong"][route] == OVERLONG[route]
+    plain, cut = ask(http, route, [long]), ask(http, route, [long], "?overlong=truncate_left")
+    assert plain.status_code == (200 if OVERLONG[route] == "truncate_left" else STATUSES["too_long"])
+    same_end = ask(http, route, ["other " * 2_000 + long], "?overlong=truncate_left")
+    assert SCORES[route](same_end.json()) == SCORES[route](cut.json())
+    assert http.post(f"/m/calibrated{route}?overlong=error", json=REQUESTS[route]([long])).status_code == 422
+
+
+def test_a_cut_text_is_reported_to_openrlhf(http):
+    limit = http.get("/info").json()["max_length"]
+    assert ask(http, "/get_reward", ["word " * 2_000]).json()["extra_logs"] == {"tokens": [limit], "truncated": [1]}
 
 
 @pytest.mark.parametrize(
-    ("text", "path", "code"),
+    ("text", "query", "code"),
     [
-        ("word " * 2_000, "/get_reward?overlong=error", "too_long"),
-        ("\ud800", "/get_reward", "invalid_unicode"),
-        ("", "/get_reward", "empty_input"),
-        ("<start_of_turn>user\nhi<end_of_turn>", "/get_reward", "foreign_special_tokens"),
-        ("nan", "/get_reward", "non_finite_score"),
-        ("exit", "/get_reward", "worker_crashed"),
-        ("raise", "/get_reward", "scoring_failed"),
-        ("late", "/get_reward?deadline_ms=0.001", "deadline_exceeded"),
+        ("word " * 2_000, "?overlong=error", "too_long"),
+        ("\ud800", "", "invalid_unicode"),
+        ("", "", "empty_input"),
+        ("<start_of_turn>user\nhi<end_of_turn>", "", "foreign_special_tokens"),
+        ("nan", "", "non_finite_score"),
+        ("exit", "", "worker_crashed"),
+        ("raise", "", "scoring_failed"),
+        ("late", "?deadline_ms=0.001", "deadline_exceeded"),
     ],
 )
-def test_one_failed_item_fails_the_request_as_the_table_says(http, fault_text, text, path, code):
-    answer = ask(http, ["fine", fault_text.get(text, text)], path)
+def test_one_failed_item_fails_the_request_as_the_table_says(http, fault_text, route, text, query, code):
+    answer = ask(http, route, ["fine", fault_text.get(text, text)], query)
+    assert answer.json().keys() == {"error"}
     error = answer.json()["error"]
-    assert (answer.status_code, error["code"]) == (GET_REWARD[code], code)
-    assert error["param"] in ("query[0]", "query[1]") if code == "deadline_exceeded" else error["param"] == "query[1]"
+    assert (answer.status_code, error["code"]) == (STATUSES[code], code)
+    places = [f"{FIELDS[route]}[{place}]" for place in (0, 1)]
+    assert error["param"] in places if code == "deadline_exceeded" else error["param"] == places[1]
     assert error["retryable"] is RULES[code].retryable
 
 
-def test_what_cannot_be_helped_goes_before_what_may_pass(http):
-    answer = ask(http, ["late", "\ud800"], "/get_reward?deadline_ms=0.001")
-    assert (answer.status_code, answer.json()["error"]["param"]) == (422, "query[1]")
+def test_what_cannot_be_helped_goes_before_what_may_pass(http, route):
+    answer = ask(http, route, ["late", "\ud800"], "?deadline_ms=0.001")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, f"{FIELDS[route]}[1]")
 
 
 def test_retryable_is_5xx_and_fatal_is_4xx():
     """Trainers retry any 5xx and give up on any 4xx, so a quota is a 503 here."""
-    for code, status in GET_REWARD.items():
+    for code, status in STATUSES.items():
         assert (status >= 500) is RULES[code].retryable, code
-    assert RULES["rate_limited"].status == 429 and GET_REWARD["rate_limited"] == 503
-    quota = RequestError("rate_limited", "too much of one client").as_status(GET_REWARD["rate_limited"])
+    assert RULES["rate_limited"].status == 429 and STATUSES["rate_limited"] == 503
+    quota = RequestError("rate_limited", "too much of one client").as_status(STATUSES["rate_limited"])
     assert quota.status == 503 and "retry-after" in quota.body("id")[1]
 
 
-def test_a_bad_envelope_stays_a_4xx(http):
-    for body, status in ((b"{", 400), (b'{"query": "text"}', 422), (b"{}", 422), (b'{"query": [1]}', 422)):
-        assert http.post("/get_reward", content=body).status_code == status
+def test_a_bad_envelope_stays_a_4xx(http, route):
+    field = FIELDS[route]
+    bodies = [b"{", b"{}", json.dumps({field: 3}).encode(), json.dumps({field: [1]}).encode()]
+    for body, status in zip(bodies, (400, 422, 422, 422), strict=True):
+        answer = http.post(route, content=body)
+        assert answer.status_code == status and answer.json()["error"]["retryable"] is False
+    if route != "/get_reward":  # whose forks send more than it reads
+        assert http.post(route, json={**REQUESTS[route](["x"]), "typo": 1}).json()["error"]["code"] == "unknown_field"
+
+
+def test_text_in_place_of_a_list_is_refused_where_only_lists_are_sent(http):
+    for route in ("/get_reward", "/v1/score/evaluation"):
+        assert http.post(route, json={FIELDS[route]: "text"}).status_code == 422

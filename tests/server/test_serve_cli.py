@@ -15,7 +15,7 @@ import httpx2
 import pytest
 
 from plaudit_server import cli
-from plaudit_server.compat import GET_REWARD
+from plaudit_server.compat import STATUSES
 from plaudit_server.engine import EngineSettings
 from plaudit_server.errors import RequestError
 from plaudit_server.served import Name
@@ -183,8 +183,15 @@ def test_a_full_queue_a_client_that_leaves_and_a_drain(serve, tiny_model_dir, fa
             refused = ask("one too many")
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
             assert int(refused.headers["retry-after"]) >= 1 and refused.json()["error"]["retry_after_ms"] > 0
-            reward = client.post("/get_reward", content=b'{"query": ["one too many"]}')
-            assert reward.status_code == GET_REWARD["overloaded"] and "retry-after" in reward.headers
+            for path, body in {
+                "/get_reward": {"query": ["one too many"]},
+                "/v1/score/evaluation": {"model": "model", "messages": ["one too many"]},
+                "/classify": {"input": "one too many", "use_activation": False},
+                "/v1/embeddings": {"input": "one too many"},
+            }.items():
+                reward = client.post(path, json=body)
+                assert (reward.status_code, reward.json()["error"]["code"]) == (STATUSES["overloaded"], "overloaded")
+                assert "retry-after" in reward.headers
             assert client.get("/livez").status_code == client.get("/readyz").status_code == 200
         waits(False)
         running.process.send_signal(signal.SIGTERM)

@@ -34,6 +34,8 @@ class Ledger:
 
     def compare(self, info: ServerInfo) -> None:
         """Warn, once, if the trainer may send more tokens than the served model reads."""
+        if self.compared:
+            return
         self.compared = True
         reads = longest(info)
         if self.max_length is not None and reads is not None and self.max_length > reads:

@@ -1,7 +1,8 @@
 """OpenRLHF: `--reward.remote_url` with the path of this file (it needs none of it to call `/get_reward` directly).
 
 Over the route it adds: a server that restarts is waited for (the trainer's own client gives up after five seconds and
-leaves the reward out), several servers, one revision for the whole run. Set PLAUDIT_URL for the trainer's processes.
+leaves the reward out), several servers, one revision for the whole run. Set PLAUDIT_URL for the trainer's processes,
+and PLAUDIT_MAX_LENGTH to its longest prompt and response, in tokens, to be warned if the model reads less.
 """
 
 # The trainer loads this file by its path, outside of its package: imports are absolute here.
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from plaudit._client import Client
+from plaudit._settings import environment_length
 from plaudit.adapters._rewards import TRAINER, Ledger, logs
 
 
@@ -20,7 +22,7 @@ def _client() -> Client:
     return Client(**{**TRAINER, "on_error": "none", "overlong": "truncate_left"})
 
 
-_LEDGER = Ledger("openrlhf")
+_LEDGER = Ledger("openrlhf", environment_length())
 
 
 def reward_func(queries: Sequence[str], prompts: Sequence[Any], labels: Sequence[Any]) -> dict[str, Any]:
@@ -29,6 +31,8 @@ def reward_func(queries: Sequence[str], prompts: Sequence[Any], labels: Sequence
 
     Raises PlauditError if one has no score: the trainer logs that and leaves the sample out.
     """
+    if not _LEDGER.compared:
+        _LEDGER.compare(_client().info())
     rows = [logs(result) for result in _LEDGER.settle(_client().score_items([{"text": query} for query in queries]))]
     rewards = [row["score"] for row in rows]
     logged = {key: [row[key] for row in rows] for key in ("tokens", "truncated")}

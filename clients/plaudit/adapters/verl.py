@@ -13,7 +13,7 @@ from typing import Any
 
 from plaudit._async_client import AsyncClient
 from plaudit._client import Client
-from plaudit.adapters._rewards import TRAINER, conversation, logs
+from plaudit.adapters._rewards import TRAINER, Ledger, conversation, logs
 from plaudit.errors import ConfigurationError
 from plaudit.types import Prompt
 
@@ -30,23 +30,40 @@ def _async_client(url: str | None) -> AsyncClient:
     return AsyncClient(url, **TRAINER)
 
 
+@functools.cache
+def _ledger(url: str | None, max_length: int | None) -> Ledger:
+    return Ledger("verl", max_length)
+
+
+async def _scored(url: str | None, max_length: int | None, prompt: Prompt, response: str) -> dict[str, float]:
+    client, ledger = _async_client(url), _ledger(url, max_length)
+    if not ledger.compared:
+        ledger.compare(await client.info())
+    return logs(await client.score(prompt, response))
+
+
 async def compute_score(
     data_source: str, solution_str: str, ground_truth: Any = None, extra_info: Extra = None, **options: Any
 ) -> dict[str, float]:
-    """`score`, `tokens` and `truncated` of one response. Of the options, `url` (default: PLAUDIT_URL) and `prompt_key`
-    count; they come from `reward.custom_reward_function.reward_kwargs`. Calls made at the same time share requests.
+    """`score`, `tokens` and `truncated` of one response. Of the options, `url` (default: PLAUDIT_URL), `prompt_key` and
+    `max_length` (the trainer's longest prompt and response, in tokens: compared with what the model reads) count; they
+    come from `reward.custom_reward_function.reward_kwargs`. Calls made at the same time share requests.
 
     Raises PlauditError if there is no score. Not for the reward managers `limited`, which makes a failure the reward
     0.0, and `remote`, which takes no asynchronous function: see `compute_score_sync`.
     """
-    return logs(await _async_client(options.get("url")).score(_prompt(extra_info, options), solution_str))
+    how = options.get("url"), options.get("max_length")
+    return await _scored(*how, _prompt(extra_info, options), solution_str)
 
 
 def compute_score_sync(
     data_source: str, solution_str: str, ground_truth: Any = None, extra_info: Extra = None, **options: Any
 ) -> dict[str, float]:
     """`compute_score` for managers that take no asynchronous function."""
-    return logs(_client(options.get("url")).score(_prompt(extra_info, options), solution_str))
+    client, ledger = _client(options.get("url")), _ledger(options.get("url"), options.get("max_length"))
+    if not ledger.compared:
+        ledger.compare(client.info())
+    return logs(client.score(_prompt(extra_info, options), solution_str))
 
 
 class RewardManagerMixin:
@@ -57,6 +74,7 @@ class RewardManagerMixin:
     The reward model's template is applied by the server, so the trainer needs no tokenizer of it.
     """
 
+    config: Any
     loop: Any
     tokenizer: Any
 
@@ -68,7 +86,8 @@ class RewardManagerMixin:
         decode = functools.partial(self.tokenizer.decode, response[:length], skip_special_tokens=True)
         text = await self.loop.run_in_executor(None, decode)
         prompt = conversation(sample.non_tensor_batch["raw_prompt"])
-        result = logs(await _async_client(None).score(prompt, text))
+        lengths = self.config.data.max_prompt_length + self.config.data.max_response_length
+        result = await _scored(None, lengths, prompt, text)
         return {"reward_score": result["score"], "reward_extra_info": result}
 
 

@@ -15,7 +15,7 @@ from .._settings import Overlong
 from ..errors import ConfigurationError, PlauditError
 from ..types import Identity, Item, ItemError
 from .code import code
-from .config import Code, JsonSchema, Model, Rewards, Term
+from .config import Code, Exact, JsonSchema, Model, Regex, Rewards, Term
 from .sandbox import works
 from .terms import TermError, reference_of, schema_validator, value_of
 
@@ -146,7 +146,10 @@ class Composer:
         try:
             if isinstance(term, Code):
                 return Value(await self._run(term, candidate.response, candidate.reference))
-            return Value(value_of(term, candidate.response, candidate.reference, counted.tokens if counted else None))
+            texts = candidate.response, candidate.reference, counted.tokens if counted else None
+            if isinstance(term, (Exact, JsonSchema, Regex)):  # a search may take its time, others need not wait for it
+                return Value(await asyncio.to_thread(value_of, term, *texts))
+            return Value(value_of(term, *texts))
         except TermError as error:
             return Value(error=ItemError(error.code, str(error), retryable=error.code == "unavailable"))
 

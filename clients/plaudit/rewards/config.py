@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -12,6 +11,7 @@ from typing import Any, Literal
 
 from .._row_files import digest
 from ..errors import ConfigurationError
+from . import patterns
 
 ENDS = ("<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>", "<|end|>", "<end_of_turn>", "<eos>", "</s>")
 """What ends a response in the text of well-known templates."""
@@ -60,8 +60,8 @@ class Numeric(Term):
 
 @dataclass(frozen=True, kw_only=True)
 class Regex(Term):
-    """1 if the pattern is found in the response; `whole`: if it matches all of it. Patterns are the operator's: one
-    that backtracks without end on some text stops the service."""
+    """1 if the pattern is found in the response; `whole`: if it matches all of it. A response on which it backtracks
+    without end has no value."""
 
     pattern: str
     whole: bool = False
@@ -138,7 +138,7 @@ def read_rewards(path: Path) -> Rewards:
             raise ValueError(f"unknown key {min(unknown)!r}; known: name, floor, ends, [[terms]]")
         rewards = Rewards(tuple(_term(dict(term)) for term in terms), **table)
         _check(rewards)
-    except (TypeError, ValueError, re.error) as error:
+    except (TypeError, ValueError) as error:
         raise ConfigurationError(f"{path}: {error}") from None
     return Rewards(rewards.terms, rewards.name, float(rewards.floor), tuple(rewards.ends), digest(asdict(rewards)))
 
@@ -178,7 +178,7 @@ def _check(rewards: Rewards) -> None:
             raise ValueError(f"two terms are named {term.name!r}; give each a name")
         try:
             _check_term(term, {t.name for t in rewards.terms if isinstance(t, Model)})
-        except (ValueError, re.error) as error:
+        except ValueError as error:
             raise ValueError(f"term {term.name!r}: {error}") from None
 
 
@@ -191,7 +191,7 @@ def _check_term(term: Term, models: set[str]) -> None:
         raise ValueError("its values are not 0 or 1: say the `least` that is required")
     match term:
         case Exact(extract=pattern) | Regex(pattern=pattern) if pattern is not None:
-            re.compile(pattern)
+            patterns.compiled(pattern)
         case Numeric() if term.tolerance < 0 or term.relative < 0:
             raise ValueError("a tolerance cannot be negative")
         case Length() if term.limit < 0 or term.unit not in ("characters", "words", "tokens"):

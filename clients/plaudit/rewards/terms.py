@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
 from ..errors import ConfigurationError
+from . import patterns
 from .config import Exact, JsonSchema, Length, Numeric, Regex, Term
 
 _NUMBER = re.compile(
@@ -16,7 +18,7 @@ _NUMBER = re.compile(
 _HUGE = re.compile(r"[eE][-+]?\d{4,}|.{1001,}", re.DOTALL)
 _FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
 _LIGHT = re.compile(r"\\[,;!: ]|\\text\{[^{}]*\}|\\left|\\right|\\[%$]|[$%\s]")
-_JSON_BLOCK = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL)
+_JSON_BLOCK = re.compile(r"```(?:json)?[^\S\n]*\n(.*?)```", re.DOTALL)
 
 
 class TermError(Exception):
@@ -29,14 +31,20 @@ class TermError(Exception):
 
 def value_of(term: Term, response: str, reference: Any, tokens: int | None = None) -> float:
     """The value of a term that needs nothing but texts. Raises TermError."""
+    try:
+        return _value_of(term, response, reference, tokens)
+    except TimeoutError:
+        raise TermError("pattern_timeout", f"{term.name}: its pattern has no end on this response") from None
+
+
+def _value_of(term: Term, response: str, reference: Any, tokens: int | None) -> float:
     match term:
         case Exact():
             return exact(term, response, _needed(term, reference))
         case Numeric():
             return numeric(term, response, _needed(term, reference))
         case Regex():
-            find = re.compile(term.pattern).fullmatch if term.whole else re.compile(term.pattern).search
-            return float(find(response) is not None)
+            return float(patterns.found(term.pattern, response, whole=term.whole))
         case JsonSchema():
             return json_schema(term, response)
         case Length():
@@ -50,10 +58,10 @@ def exact(term: Exact, response: str, reference: Any) -> float:
     if not wanted or not all(isinstance(one, (str, int, float)) for one in wanted):
         raise TermError("bad_reference", f"{term.name}: the reference must be a text, or a list of texts")
     if term.extract is not None:
-        found = list(re.finditer(term.extract, response))
-        if not found:
+        found = patterns.last(term.extract, response)
+        if found is None:
             return 0.0
-        response = (found[-1][1] if found[-1].re.groups else found[-1][0]) or ""
+        response = found
     return float(_even(response, term.case) in {_even(str(one), term.case) for one in wanted})
 
 
@@ -87,23 +95,31 @@ def json_schema(term: JsonSchema, response: str) -> float:
     blocks = _JSON_BLOCK.findall(response)
     try:
         value = json.loads(blocks[-1] if blocks else response, parse_constant=_refuse)
+        return float(schema_validator(term).is_valid(value))
     except (ValueError, RecursionError):
         return 0.0
-    return float(schema_validator(term).is_valid(value))
 
 
 def schema_validator(term: JsonSchema) -> Any:
     """The validator of a term's schema. Raises ConfigurationError if it is none."""
     try:
-        from jsonschema import Draft202012Validator, SchemaError
+        from jsonschema import Draft202012Validator, SchemaError, ValidationError, validators
         from referencing import Registry
     except ImportError:
         raise ConfigurationError("a json_schema term needs jsonschema: pip install 'plaudit[rewards]'") from None
     try:
         Draft202012Validator.check_schema(term.schema)
-    except SchemaError as error:
-        raise ConfigurationError(f"term {term.name!r}: the schema is none: {error.message}") from None
-    return Draft202012Validator(term.schema, registry=Registry())
+        schema = patterns.bounded(term.schema)
+    except (SchemaError, ValueError) as error:
+        raise ConfigurationError(
+            f"term {term.name!r}: the schema is none: {getattr(error, 'message', error)}"
+        ) from None
+
+    def pattern(validator: Any, wanted: str, text: Any, _schema: Any) -> Iterator[Any]:
+        if validator.is_type(text, "string") and not patterns.found(wanted, text):
+            yield ValidationError("does not match")
+
+    return validators.extend(Draft202012Validator, {"pattern": pattern})(schema, registry=Registry())
 
 
 def length(term: Length, response: str, tokens: int | None) -> float:

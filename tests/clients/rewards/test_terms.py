@@ -11,7 +11,7 @@ import pytest
 
 from plaudit.errors import ConfigurationError
 from plaudit.rewards.config import Exact, JsonSchema, Length, Model, Numeric, Regex, Rewards, Term, read_rewards
-from plaudit.rewards.terms import TermError, number_in, value_of
+from plaudit.rewards.terms import TermError, number_in, schema_validator, value_of
 
 
 @pytest.mark.parametrize(
@@ -90,6 +90,65 @@ def test_values(term: Term, response: str, reference: Any, value: float | None) 
     with pytest.raises(TermError) as failure:  # a reference that is none is never a wrong answer
         value_of(term, response, reference)
     assert failure.value.code in ("missing_reference", "bad_reference")
+
+
+ENDLESS = "a" * 40 + "!"
+BACKTRACKS = "(a|aa)+$"
+
+
+@pytest.mark.parametrize(
+    ("term", "response"),
+    [
+        (Regex(name="r", pattern=BACKTRACKS), ENDLESS),
+        (Regex(name="r", pattern=BACKTRACKS, whole=True), ENDLESS),
+        (Exact(name="e", extract=BACKTRACKS), ENDLESS),
+        (JsonSchema(name="j", schema={"items": {"pattern": BACKTRACKS}}), f'["{ENDLESS}"]'),
+        (JsonSchema(name="j", schema={"propertyNames": {"pattern": BACKTRACKS}}), f'{{"{ENDLESS}": 1}}'),
+        (
+            JsonSchema(
+                name="j",
+                schema={
+                    "$schema": "https://json-schema.org/draft/2020-12/schema",
+                    "$defs": {"a": {"pattern": BACKTRACKS}},
+                    "$ref": "#/$defs/a",
+                },
+            ),
+            f'"{ENDLESS}"',
+        ),
+    ],
+)
+def test_a_pattern_that_backtracks_without_end_is_given_up(term: Term, response: str) -> None:
+    with pytest.raises(TermError) as failure:
+        value_of(term, response, "reference")
+    assert failure.value.code == "pattern_timeout"
+
+
+@pytest.mark.parametrize("text", ["```" + "\n" * 50_000, "```json" + " \n" * 50_000, "```\n" * 50_000])
+def test_our_own_patterns_are_linear_in_a_response(text: str) -> None:
+    assert value_of(JsonSchema(name="j", schema={}), text, None) == 0.0
+
+
+def test_json_that_a_schema_follows_too_deep_does_not_fit() -> None:
+    schema = {"items": {"$ref": "#"}, "type": "array"}
+    assert value_of(JsonSchema(name="j", schema=schema), "[" * 900 + "]" * 900, None) == 0.0
+    assert value_of(JsonSchema(name="j", schema=schema), "[[[]]]", None) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        ({"patternProperties": {"a": {}}}, "patternProperties"),
+        ({"items": [{"anyOf": [{"patternProperties": {}}]}]}, "none"),
+        ({"properties": {"x": {"anyOf": [{"patternProperties": {}}]}}}, "patternProperties"),
+        ({"$defs": {"x": {"$schema": "http://json-schema.org/draft-07/schema#"}}}, "$schema"),
+        ({"pattern": "("}, "is not a 'regex'"),
+        ({"pattern": r"(?P<n>a)(?P=m)"}, "the schema is none"),
+    ],
+)
+def test_a_schema_whose_searches_cannot_be_bounded_is_refused(schema: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigurationError) as failure:
+        schema_validator(JsonSchema(name="j", schema=schema))
+    assert reason in str(failure.value)
 
 
 def test_tokens_are_those_that_the_model_counted() -> None:
