@@ -26,7 +26,7 @@ def multiplies_pairs() -> bool:
     return bool(binding.get_host_cpu_features().get("avx512bf16"))
 
 
-class _BFloat(ir.Type):
+class _BFloat(ir.Type):  # type: ignore[misc]
     """LLVM's bf16, which llvmlite has no name for."""
 
     def __str__(self) -> str:
