@@ -161,7 +161,8 @@ def _attention(table, query, output):
             _cap(f4(setting(table[17])), logits, padded * used)
             if table[19] or count < padded or (table[18] and first + count - 1 > tile[2]):
                 _mask(table, np.int32(tile[6] - first), logits, positions, np.int32(first), padded, used)
-            _softmax(logits, highest, padded, used, total, width)
+            _raise_maxima(logits, highest, padded, used, total, width)
+            _weigh(logits, highest, padded, used)
             add_product(total, logits, values, width, padded, used, 1, value_step)
         _write(tile, output, head, kv_heads, fold, width, total, highest, used)
 
@@ -244,8 +245,8 @@ def _mask(table, exist, logits, positions, first, padded, used):
 
 
 @njit(fastmath=_FASTMATH, error_model="numpy")
-def _softmax(logits, highest, padded, used, total, width):
-    """Logits to weights in place; maxima, the sums behind them and `total` are brought to the new maxima."""
+def _raise_maxima(logits, highest, padded, used, total, width):
+    """Maxima, the sums behind them and `total` are brought to the maxima that these logits make."""
     sums, rescale = beyond(highest, used), beyond(highest, 2 * used)
     for lane in range(used):
         rescale[lane] = highest[lane]
@@ -260,6 +261,12 @@ def _softmax(logits, highest, padded, used, total, width):
         line = beyond(total, d * used)
         for lane in range(used):
             line[lane] *= rescale[lane]
+
+
+@njit(fastmath=_FASTMATH, error_model="numpy")
+def _weigh(logits, highest, padded, used):
+    """Logits to weights in place, and their sums."""
+    sums = beyond(highest, used)
     for n in range(padded):
         row = beyond(logits, n * used)
         for lane in range(used):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .cpu_attention import _FASTMATH, _LOG2_E, _NOTHING, _cap, _fill, _mask, _row, _seen, _write
+from .cpu_attention import _FASTMATH, _LOG2_E, _NOTHING, _cap, _fill, _mask, _raise_maxima, _row, _seen, _write
 from .cpu_math import LANES, ROWS, beyond, exp2, f4, floats, halves, integers, setting, take
 from .cpu_pairs import add_pairs, high_of, low_of, multiply_pairs, pair_of, pairs
 from .tiles import BLOCK
@@ -61,8 +61,9 @@ def _attention(table):
             _cap(f4(setting(table[17])), logits, padded * used)
             if table[19] or count < padded or (table[18] and first + count - 1 > tile[2]):
                 _mask(table, np.int32(tile[6] - first), logits, positions, np.int32(first), padded, used)
-            _softmax(logits, highest, padded, used, total, width, weights)
-            add_pairs(total, weights, values, width, padded // 2, used, 1, width)
+            _raise_maxima(logits, highest, padded, used, total, width)
+            _weigh(logits, highest, padded, used, weights)
+            add_pairs(total, weights, values, width, padded // 2, used, 1, width, f4(1.0))
         _write(tile, halves(table[6]), head, kv_heads, fold, width, total, highest, used)
 
 
@@ -111,22 +112,9 @@ def _pair_values(tile, source, row_step, first, count, padded, width, rows):
 
 
 @njit(fastmath=_FASTMATH, error_model="numpy")
-def _softmax(logits, highest, padded, used, total, width, weights):
-    """weights (padded / 2, used) in pairs; maxima, the sums behind them and `total` are brought to the new maxima."""
-    sums, rescale = beyond(highest, used), beyond(highest, 2 * used)
-    for lane in range(used):
-        rescale[lane] = highest[lane]
-    for n in range(padded):
-        row = beyond(logits, n * used)
-        for lane in range(used):
-            highest[lane] = row[lane] if row[lane] > highest[lane] else highest[lane]
-    for lane in range(used):
-        rescale[lane] = exp2(rescale[lane] - highest[lane])
-        sums[lane] *= rescale[lane]
-    for d in range(width):
-        line = beyond(total, d * used)
-        for lane in range(used):
-            line[lane] *= rescale[lane]
+def _weigh(logits, highest, padded, used, weights):
+    """weights (padded / 2, used) in pairs, and their sums."""
+    sums = beyond(highest, used)
     for n in range(0, padded, 2):
         row, next_row, pair = beyond(logits, n * used), beyond(logits, (n + 1) * used), beyond(weights, n // 2 * used)
         for lane in range(used):

@@ -14,7 +14,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .cpu_math import _FLOATS, LANES, ROWS, _address, beyond, bits_of, f4, float_of
+from .cpu_math import _FLOATS, LANES, ROWS, _address, beyond, bits_of, float_of
 
 _PAIRS = types.CPointer(types.uint32)
 pairs = _address(_PAIRS)
@@ -94,33 +94,26 @@ def _dot(vectors: int, accumulate: bool):
     return multiply
 
 
-_multiply, _multiply_two = _dot(1, False), _dot(2, False)
-_add, _add_two = _dot(1, True), _dot(2, True)
+def _product(accumulate: bool):
+    """c (rows, width) = factor * B (rows, depth) @ a (depth, width) over `depth` pairs; with `accumulate` it is added,
+    without the factor. a and c lie row by row, pair (n, k) of B lies at n * row_step + k * depth_step. rows is a
+    multiple of ROWS, width of LANES."""
+    narrow, wide = _dot(1, accumulate), _dot(2, accumulate)
+
+    @njit
+    def product(c, a, b, rows, depth, width, row_step, depth_step, factor):
+        for n in range(0, rows, ROWS):
+            line, row = beyond(c, n * width), beyond(b, n * row_step)
+            for lane in range(0, width // (2 * LANES) * 2 * LANES, 2 * LANES):
+                wide(beyond(line, lane), beyond(a, lane), row, depth, width, row_step, depth_step, factor)
+            if width % (2 * LANES):
+                last = width - LANES
+                narrow(beyond(line, last), beyond(a, last), row, depth, width, row_step, depth_step, factor)
+
+    return product
 
 
-@njit
-def multiply_pairs(c, a, b, rows, depth, width, row_step, depth_step, factor):
-    """c (rows, width) = factor * B (rows, depth) @ a (depth, width) over `depth` pairs; a and c lie row by row, pair
-    (n, k) of B lies at n * row_step + k * depth_step. rows a multiple of ROWS, width of LANES."""
-    for n in range(0, rows, ROWS):
-        row = beyond(b, n * row_step)
-        for lane in range(0, width // (2 * LANES) * 2 * LANES, 2 * LANES):
-            _multiply_two(beyond(c, n * width + lane), beyond(a, lane), row, depth, width, row_step, depth_step, factor)
-        if width % (2 * LANES):
-            lane = width - LANES
-            _multiply(beyond(c, n * width + lane), beyond(a, lane), row, depth, width, row_step, depth_step, factor)
-
-
-@njit
-def add_pairs(c, a, b, rows, depth, width, row_step, depth_step):
-    """c += B @ a: as `multiply_pairs` without a factor."""
-    for n in range(0, rows, ROWS):
-        row, one = beyond(b, n * row_step), f4(1.0)
-        for lane in range(0, width // (2 * LANES) * 2 * LANES, 2 * LANES):
-            _add_two(beyond(c, n * width + lane), beyond(a, lane), row, depth, width, row_step, depth_step, one)
-        if width % (2 * LANES):
-            lane = width - LANES
-            _add(beyond(c, n * width + lane), beyond(a, lane), row, depth, width, row_step, depth_step, one)
+multiply_pairs, add_pairs = _product(False), _product(True)
 
 
 @njit
