@@ -136,6 +136,11 @@ class Engine:
         return 0 if self._phase == "starting" else self._ledger.queued_tokens
 
     @property
+    def token_budget(self) -> int:
+        """Tokens of a batch: what was asked for, or what has turned out to fit into memory."""
+        return self._settings.token_budget if self._phase == "starting" else self._batcher.token_budget
+
+    @property
     def open_items(self) -> int:
         """Items that have no answer yet."""
         return 0 if self._phase == "starting" else self._ledger.items
@@ -175,8 +180,8 @@ class Engine:
         policy = BatchPolicy(s.token_budget, s.max_wait_ms / 1e3, s.settle_ms / 1e3, s.look_ahead)
         self._batcher = Batcher(policy, share=info.shares_prompt)
         bounds = Bounds(s.queue_tokens, s.queue_bytes, info.max_length)
-        cache, full = ScoreCache(s.cache_bytes), s.token_budget // 2
-        self._ledger = Ledger(self._batcher, cache, ScoreKeys(info), bounds, full, self._observer)
+        cache = ScoreCache(s.cache_bytes)
+        self._ledger = Ledger(self._batcher, cache, ScoreKeys(info), bounds, self._observer)
 
     async def _pump(self) -> None:
         while True:
@@ -257,6 +262,9 @@ class Engine:
                 rows = len(flight.batch.entries)
                 logger.warning("compiled while %d sequences, %d tokens waited: %s", rows, flight.tokens, kernel)
             self._last_seconds = answer.seconds
+            if answer.token_cap is not None and answer.token_cap < self.token_budget:
+                logger.warning("out of memory: a batch holds %d tokens from now on", answer.token_cap)
+                self._ledger.limit(answer.token_cap)
             self._ledger.scored(flight, answer, now)
 
     async def _bury(self, worker: Worker) -> None:
@@ -294,6 +302,7 @@ class Engine:
 
     def _take_on(self, worker: Worker) -> None:
         self._worker, self._phase = worker, "ready"
+        self._ledger.limit(self._settings.token_budget)  # what another worker has learnt may have been of its moment
         self._wake.set()
 
     def _give_up(self, reason: str) -> None:

@@ -8,6 +8,7 @@ EngineError
   DeadlineExceeded   the item's deadline passed before its score was there
   WorkerCrashed      the item kills the worker, alone and twice; its neighbours have their scores
   ScoringFailed      the item makes the forward raise, alone
+  OutOfMemory        the item does not fit into the device's memory, alone
   NonFinite          the model gives NaN or infinity for the item
   WorkerFailed       the worker could not start: the model cannot be loaded or does not score
 """
@@ -63,6 +64,10 @@ class WorkerCrashed(EngineError):
 
 class ScoringFailed(EngineError):
     code, retryable = "scoring_failed", False
+
+
+class OutOfMemory(EngineError):
+    code, retryable = "out_of_memory", False
 
 
 class NonFinite(EngineError):

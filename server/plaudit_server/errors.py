@@ -70,6 +70,7 @@ RULES: dict[str, Rule] = {
     "non_finite_score": _ITEM,
     "worker_crashed": _ITEM,
     "scoring_failed": _ITEM,
+    "out_of_memory": _ITEM,
     # the engine
     "too_large": _TOO_LARGE,
     "rate_limited": Rule(429, "overloaded_error", retry_after=1.0),

@@ -44,11 +44,14 @@ class LoadOrder:
 @dataclass(frozen=True, slots=True, eq=False)
 class Scores:
     """`attributes` (N, A), in the order of the batch's rows; non-finite where the model gave that. `late_jit`: the
-    kernels that were compiled since the last scores."""
+    kernels that were compiled since the last scores. `unfit`: the rows that do not fit into memory alone. `token_cap`:
+    the largest batch that the worker computes in one piece, once it has run out of memory over a larger one."""
 
     attributes: Attributes
     seconds: float
     late_jit: tuple[str, ...] = ()
+    unfit: tuple[int, ...] = ()
+    token_cap: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +138,9 @@ def batch_groups(frame: Frame) -> list[Group]:
 
 
 def scores_frame(scores: Scores) -> Frame:
-    fields = {"seconds": scores.seconds, "columns": scores.attributes.shape[1], "late_jit": scores.late_jit}
-    return Frame("scores", fields, {"attributes": scores.attributes.reshape(-1)})
+    fields = {"seconds": scores.seconds, "late_jit": scores.late_jit, "token_cap": scores.token_cap}
+    arrays = {"attributes": scores.attributes.reshape(-1), "unfit": _int32(scores.unfit)}
+    return Frame("scores", fields | {"columns": scores.attributes.shape[1]}, arrays)
 
 
 def failed_frame(failure: Failure) -> Frame:
@@ -153,7 +157,10 @@ def reply(frame: Frame, rows: int) -> Scores | Failure:
         if columns < 1 or len(flat) != rows * columns:
             raise ValueError(f"{len(flat)} numbers for {rows} sequences of {columns} attributes")
         attributes = flat.astype(np.float32, copy=False).reshape(rows, columns)
-        return Scores(attributes, float(fields["seconds"]), tuple(map(str, fields["late_jit"])))
+        unfit, cap = tuple(frame.arrays["unfit"].tolist()), fields["token_cap"]
+        if cap is not None and int(cap) < 1:
+            raise ValueError(f"a batch of {cap} tokens")
+        return Scores(attributes, float(fields["seconds"]), tuple(map(str, fields["late_jit"])), unfit, cap)
 
 
 def _cut(
