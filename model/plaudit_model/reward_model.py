@@ -27,6 +27,7 @@ from .build import kernel_build
 from .contract import ADAPTER_FILE, FILE_NAME, RewardContract, Serving
 from .encode import Encoded, Encoder
 from .errors import AdapterError, ContractError
+from .footprint import Room
 from .heads import head_modules, is_known
 from .infer import check_base, contract_for, is_adapter, resolve, tokenizer_home
 from .laps import Laps
@@ -84,10 +85,16 @@ class RewardModel:
 
     @classmethod
     def load(
-        cls, name: str | Path, *, device: str = "auto", dtype: str | None = None, mode: str | None = None
+        cls,
+        name: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str | None = None,
+        mode: str | None = None,
+        room: Room | None = None,
     ) -> RewardModel:
         """The reward model in a directory, on the Hub, or the fitted `starter`; None means as its contract says. An
-        adapter is merged into its base.
+        adapter is merged into its base. One that needs more than `room` is refused (ModelError).
 
         Raises CheckpointError for missing or changed files and pickle weights, ContractError for a fresh head,
         a contract that contradicts the weights, or scores that depend on the batch, AdapterError for an adapter
@@ -101,10 +108,11 @@ class RewardModel:
             store.check_files(directory, contract)
             check_base(directory, contract)
         if serving.backend == "onnx":
-            return cls._load_graph(directory, contract, serving, device)
+            return cls._load_graph(directory, contract, serving, device, room or Room(0))
         adapter = Adapter.open(directory, contract) if is_adapter(directory) else None
         module = adapter.module if adapter else _load_module(directory)
         _check_contract(module, contract, directory)
+        (room or Room(0)).check(module, serving.dtype)
         laps.lap("load")
         reference, stored = plain_scores(module, contract), next(module.parameters()).dtype
         if adapter:  # what is served is merged, and proven against PEFT's own forward
@@ -121,7 +129,9 @@ class RewardModel:
         return model
 
     @classmethod
-    def _load_graph(cls, directory: Path, contract: RewardContract, serving: Serving, device: str) -> RewardModel:
+    def _load_graph(
+        cls, directory: Path, contract: RewardContract, serving: Serving, device: str, room: Room
+    ) -> RewardModel:
         """An exported model. Its safetensors stay on the disk: they are for people, other tools and `verify`."""
         from .onnx_trunk import GRAPH, GraphProof, OnnxTrunk, check_machine
 
@@ -133,12 +143,14 @@ class RewardModel:
                 f"plaudit model export --onnx {directory} --dtype {serving.dtype} --out DIR"
             )
         laps = Laps()
+        skeleton = _skeleton(directory, contract)
+        room.check(skeleton, serving.dtype)
         proof = GraphProof.read(directory)
         check_machine(proof)
         device = "cpu" if (device, serving.dtype) == ("auto", "int8") else choose_device(device)
         graph = OnnxTrunk(directory / GRAPH, device=device, dtype=serving.dtype, exact=serving.mode == "exact")
         options = {"device": device, "dtype": serving.dtype, "mode": serving.mode}
-        model = cls(_skeleton(directory, contract), contract, directory, **options, graph=graph)
+        model = cls(skeleton, contract, directory, **options, graph=graph)
         laps.lap("load")
         prove(model, proof.items, proof.scores)
         laps.lap("proof")

@@ -4,6 +4,7 @@ EngineError
   Overloaded         at capacity: the request was not taken; carries when to come back
   Draining           shutting down: the request was not taken, or was not finished in time
   Unavailable        no worker: not started yet, or given up after a crash loop
+  Asleep             the device is lent out: batch work waits, other work is not taken
   TooLarge           the request can never fit
   DeadlineExceeded   the item's deadline passed before its score was there
   WorkerCrashed      the item kills the worker, alone and twice; its neighbours have their scores
@@ -42,6 +43,10 @@ class Draining(EngineError):
 
 class Unavailable(EngineError):
     code, retryable = "unavailable", True
+
+
+class Asleep(EngineError):
+    code, retryable = "asleep", True
 
 
 class TooLarge(EngineError):

@@ -77,6 +77,7 @@ RULES: dict[str, Rule] = {
     "overloaded": Rule(503, "overloaded_error", retry_after=1.0),
     "draining": Rule(503, "overloaded_error", retry_after=5.0),
     "unavailable": Rule(503, "overloaded_error", retry_after=2.0),
+    "asleep": Rule(503, "overloaded_error", retry_after=5.0),
     "worker_failed": Rule(503, "server_error"),
     "deadline_exceeded": Rule(504, "timeout_error", retry_after=0.0),
     "internal_error": Rule(500, "server_error"),

@@ -66,6 +66,11 @@ class Ledger:
         return len(self._answers)
 
     @property
+    def urgent(self) -> bool:
+        """Whether somebody waits who is not of the batch class."""
+        return any(job.priority == "interactive" for job in self._answers)
+
+    @property
     def queued_tokens(self) -> int:
         """Tokens that wait for the worker, a shared prompt counted in each sequence."""
         return self._batcher.queued_tokens("interactive") + self._batcher.queued_tokens("batch")
@@ -127,9 +132,9 @@ class Ledger:
         for job in self._batcher.answered(entry):
             self._fail(job, error(message))
 
-    def fail_all(self, error: type[EngineError], message: str) -> None:
-        """Answer everyone with an error."""
-        for job in list(self._answers):
+    def fail_all(self, error: type[EngineError], message: str, priority: Priority | None = None) -> None:
+        """Answer everyone, or everyone of one class, with an error."""
+        for job in [job for job in self._answers if priority in (None, job.priority)]:
             self._batcher.discard(job)
             self._fail(job, error(message))
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from plaudit_model.packing import Group
 
 from .domain import ModelInfo
-from .link import Frame, LinkError
+from .link import Array, Frame, LinkError
 
 Attributes = NDArray[np.float32]
 
@@ -30,7 +30,8 @@ Attributes = NDArray[np.float32]
 @dataclass(frozen=True)
 class LoadOrder:
     """What the worker is to load; None means what the contract, or torch, says. It warms up for batches of
-    `token_budget`, and runs on these `cpus` alone, a thread each, if any are named."""
+    `token_budget`, runs on these `cpus` alone, a thread each, if any are named, and takes no more than `memory_cap`
+    bytes."""
 
     model: str
     device: str
@@ -39,6 +40,7 @@ class LoadOrder:
     threads: int | None
     token_budget: int = 4096
     cpus: tuple[int, ...] = ()
+    memory_cap: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -139,7 +141,7 @@ def batch_groups(frame: Frame) -> list[Group]:
 
 def scores_frame(scores: Scores) -> Frame:
     fields = {"seconds": scores.seconds, "late_jit": scores.late_jit, "token_cap": scores.token_cap}
-    arrays = {"attributes": scores.attributes.reshape(-1), "unfit": _int32(scores.unfit)}
+    arrays: dict[str, Array] = {"attributes": scores.attributes.reshape(-1), "unfit": _int32(scores.unfit)}
     return Frame("scores", fields | {"columns": scores.attributes.shape[1]}, arrays)
 
 

@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from plaudit_kernels import watch_compilations
 from plaudit_model import warm
 from plaudit_model.errors import ModelError
+from plaudit_model.footprint import Room
 from plaudit_model.memory import keep_freed_memory
 from plaudit_model.packing import Group, group_items, pack, split_by_budget
-from plaudit_model.reward_model import RewardModel
+from plaudit_model.reward_model import RewardModel, choose_device
 
 from . import faults, messages
 from .domain import ModelInfo
@@ -92,7 +93,10 @@ class Scorer:
             torch.set_num_threads(threads)
         self._faults, self._compiled = armed, watch_compilations()
         self._token_cap: int | None = None
-        self._model = model = RewardModel.load(order.model, device=order.device, dtype=order.dtype, mode=order.mode)
+        room = Room(order.token_budget, order.memory_cap)
+        room.enforce(choose_device(order.device))
+        options = {"device": order.device, "dtype": order.dtype, "mode": order.mode}
+        self._model = model = RewardModel.load(order.model, **options, room=room)
         note(
             f"{model.parameters / 1e6:,.1f} M parameters loaded and proven in {sum(model.laps.seconds.values()):.1f} s"
         )
@@ -103,7 +107,7 @@ class Scorer:
         if self._compiled:
             note(f"{len(self._compiled)} kernels compiled or read from Triton's cache")
             self._compiled.clear()
-        self.info = _info(model)
+        self.info = _info(model, room)
 
     def score(self, groups: list[Group]) -> Scores | Failure:
         """Attributes of every sequence of the groups, in their order; in parts, if memory does not hold them together.
@@ -181,14 +185,14 @@ def main(arguments: list[str]) -> int:
         return run(end)
 
 
-def _info(model: RewardModel) -> ModelInfo:
+def _info(model: RewardModel, room: Room) -> ModelInfo:
     contract = model.contract
     return ModelInfo(
         architecture=contract.architecture, attributes=contract.head.attributes, revision=contract.revision(),
         numerics=model.numerics, dtype=model.dtype, mode=model.mode, device=model.device,
         backend=contract.serving.backend, path=model.path_reason, sharing=model.sharing,
         max_length=contract.max_length, parameters=model.parameters, shares_prompt=model.shares_prompt,
-        ready_s=model.laps.seconds,
+        memory_bytes=room.prediction(model.module, model.dtype) | {"cap": room.cap}, ready_s=model.laps.seconds,
     )  # fmt: skip
 
 
