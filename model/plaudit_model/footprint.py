@@ -53,7 +53,8 @@ def _numbers_a_token(config: Any) -> int:
     """Live at once in a layer's feed-forward: five rows of the hidden size, queries, keys and values as the product
     gave them and as attention read them, its output, and both halves of the gate with their product."""
     hidden, heads = config.hidden_size, config.num_attention_heads
-    width = getattr(config, "head_dim", None) or hidden // heads
-    keys = getattr(config, "num_key_value_heads", None) or heads
-    inner = getattr(config, "intermediate_size", None) or 4 * hidden
-    return 5 * hidden + 3 * width * (heads + keys) + 3 * int(inner)
+    width: int = getattr(config, "head_dim", None) or hidden // heads
+    keys: int = getattr(config, "num_key_value_heads", None) or heads
+    inner: int = getattr(config, "intermediate_size", None) or 4 * hidden
+    numbers: int = 5 * hidden + 3 * width * (heads + keys) + 3 * inner
+    return numbers

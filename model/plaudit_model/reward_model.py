@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import metadata
@@ -25,9 +25,12 @@ from .adapter import Adapter
 from .base import load_base, load_weights, token_ids
 from .build import kernel_build
 from .contract import ADAPTER_FILE, FILE_NAME, RewardContract, Serving
+from .decoder import DecoderTrunk
 from .encode import Encoded, Encoder
+from .encoder_trunk import EncoderTrunk
 from .errors import AdapterError, ContractError
 from .footprint import Room
+from .graphs import CudaRecorder, Graphs
 from .heads import head_modules, is_known
 from .infer import check_base, contract_for, is_adapter, resolve, tokenizer_home
 from .laps import Laps
@@ -74,6 +77,7 @@ class RewardModel:
         self.trunk: Trunk
         self.laps = Laps()
         self._frozen = False
+        self._graphs: Graphs | None = None
         if graph is not None:
             self.trunk, self.runtime = graph, graph.runtime
             return
@@ -246,14 +250,23 @@ class RewardModel:
             self.trunk = self._make_trunk()
         self.module.requires_grad_(False)
         self.trunk.freeze()
-        self._frozen = True
+        self._frozen, self._graphs = True, None
+
+    def record(self, token_budget: int, tell: Callable[[str], None]) -> None:
+        """Have CUDA replay the forward of small batches (see `graphs`), where the model is frozen and computed by
+        layers of ours. `tell` is told what was recorded, in a line."""
+        device = torch.device(self.device)
+        fused = device.type == "cuda" and self.choice is not None and self.choice.implementation == "triton"
+        if fused and self._frozen and isinstance(self.trunk, (DecoderTrunk, EncoderTrunk)):
+            self._graphs = Graphs(self.trunk, device, CudaRecorder(device))
+            self._graphs.record(token_budget, tell)
 
     def train_mode(self) -> None:
         """Ready for training. Dropout stays off: the two responses of a pair must see the same network."""
         if self.adapter and self.adapter.merged:
             raise AdapterError("the adapters are merged and cannot be trained any more")
         self.trunk.thaw()
-        self._frozen = False
+        self._frozen, self._graphs = False, None
         self._require_gradients()
         self.module.train()
 
@@ -262,6 +275,8 @@ class RewardModel:
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Attributes (N, A) fp32, with gradients where they are enabled; row i belongs to `batch.indices[i]`."""
+        if self._graphs and (scores := self._graphs(batch)) is not None:
+            return scores
         return self.trunk(batch)
 
     @torch.inference_mode()
@@ -318,7 +333,9 @@ class RewardModel:
 
     @contextmanager
     def _written_out(self) -> Iterator[None]:
-        """The weights where transformers looks for them: a frozen trunk may keep them elsewhere."""
+        """The weights where transformers looks for them: a frozen trunk may keep them elsewhere, and graphs read them
+        there."""
+        self._graphs = None
         self.trunk.thaw()
         try:
             yield

@@ -95,13 +95,15 @@ class Scorer:
         self._token_cap: int | None = None
         room = Room(order.token_budget, order.memory_cap)
         room.enforce(choose_device(order.device))
-        options = {"device": order.device, "dtype": order.dtype, "mode": order.mode}
-        self._model = model = RewardModel.load(order.model, **options, room=room)
+        self._model = model = RewardModel.load(
+            order.model, device=order.device, dtype=order.dtype, mode=order.mode, room=room
+        )
         note(
             f"{model.parameters / 1e6:,.1f} M parameters loaded and proven in {sum(model.laps.seconds.values()):.1f} s"
         )
         if warm.pays(model):
             self._token_cap = warm.warm_up(model, order.token_budget, note)
+            model.record(self._token_cap or order.token_budget, note)
         self._self_test()
         model.laps.lap("warm_up")
         if self._compiled:
