@@ -8,7 +8,8 @@ smaller than TILE cuts a tile up by itself, so that a plan fits every head size 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch.nn.functional import pad
 from .tiles import check_segments
 
 TILE = 128
+_TABLES = ("segments", "tiles", "key_tiles", "visitor_offsets", "visitors")
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,13 @@ class BlockPlan:
 
     @property
     def tables(self) -> list[torch.Tensor]:
-        return [self.segments, self.tiles, self.key_tiles, self.visitor_offsets, self.visitors]
+        return [getattr(self, name) for name in _TABLES]
 
     def over(self, tables: Sequence[torch.Tensor]) -> BlockPlan:
         """The plan with tables that lie elsewhere, in any shape."""
-        views = [table.view(own.shape) for table, own in zip(tables, self.tables, strict=True)]
-        return BlockPlan(*views, self.tokens, self.causal, self.window, self.whole)
+        views = (table.view(own.shape) for table, own in zip(tables, self.tables, strict=True))
+        named: dict[str, Any] = dict(zip(_TABLES, views, strict=True))
+        return replace(self, **named)
 
     def to(self, device: torch.device) -> BlockPlan:
         return self if device.type == "cpu" else self.over([table.to(device) for table in self.tables])
@@ -58,8 +61,8 @@ class BlockPlan:
         beyond = self.tiles.new_tensor([[0, self.tokens // TILE + 1]]).expand(tiles - len(self.tiles), 2)
         rows = pad(self.segments, (0, 0, 0, segments - len(self.segments)))
         none = self.visitors[:0]
-        tables = rows, torch.cat([self.tiles, beyond]), self.key_tiles[:0], none, none
-        return BlockPlan(*tables, self.tokens, self.causal, self.window, self.whole)
+        forward = replace(self, segments=rows, tiles=torch.cat([self.tiles, beyond]))
+        return replace(forward, key_tiles=self.key_tiles[:0], visitor_offsets=none, visitors=none)
 
 
 def plan_blocks(

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plaudit_kernels import BLOCK, TILE, BlockPlan
+from plaudit_kernels import BLOCK, TILE, AttentionPlan, BlockPlan
 
-from .packed import Layout, padded
+from .packed import Layout, PlanKey, padded
 from .packing import Group, PackedBatch, pack
 
 SIZES = tuple(1 << power for power in range(6, 14))
@@ -81,7 +81,7 @@ def fixed(trunk: Recordable, batch: PackedBatch, size: int) -> Layout | None:
         return None
     last, first = (np.resize(rows, slots) for rows in (batch.pool_last, batch.pool_first))
     layout = trunk.lay_out(replace(padded(batch, size), pool_last=last, pool_first=first))
-    plans = {}
+    plans: dict[PlanKey, AttentionPlan] = {}
     for (window, pooled_only), plan in layout.plans.items():
         assert isinstance(plan, BlockPlan), "only fused kernels are recorded"
         tiles = slots if pooled_only else size // TILE + 2 * slots
@@ -99,7 +99,7 @@ class CudaRecorder:
 
     def __call__(self, compute: Callable[[], Tensor]) -> Replay:
         with torch.cuda.device(self._device):
-            side = torch.cuda.Stream()
+            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 compute()  # what is compiled, loaded or allocated once must not be while a graph records

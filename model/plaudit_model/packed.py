@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +42,8 @@ class Layout:
         pool = batch.pool_last if causal else batch.pool_first
         padded = np.resize(pool, -(-len(pool) // BLOCK) * BLOCK) if exact else pool
         arrays = (rows.input_ids, rows.position_ids, rows.type_ids, padded)
-        layout = cls(rows, causal, *map(torch.from_numpy, arrays), len(pool), {})
+        ids, positions, types, pooled = map(torch.from_numpy, arrays)
+        layout = cls(rows, causal, ids, positions, types, pooled, len(pool), {})
         return replace(layout, plans={key: layout._planned(key, device) for key in dict.fromkeys(plans)})
 
     def to(self, device: torch.device) -> Layout:
@@ -51,9 +53,8 @@ class Layout:
             return self
         if all(isinstance(plan, BlockPlan) for plan in self.plans.values()):
             return self.over(self.joined(pinned=True).to(device, non_blocking=True))
-        rows = (table.to(device) for table in self._rows)
         plans = {key: _moved(plan, device) for key, plan in self.plans.items()}
-        return Layout(self.batch, self.causal, *rows, self.distinct, plans)
+        return self._with([table.to(device) for table in self._rows], plans)
 
     def joined(self, *, pinned: bool) -> torch.Tensor:
         """Every table end to end, int32, on the host."""
@@ -63,17 +64,21 @@ class Layout:
 
     def over(self, buffer: torch.Tensor) -> Layout:
         """The same layout, its tables read from what `joined` gave, wherever that has been copied to."""
-        rows, *tables = buffer.split([sum(map(len, self._rows)), *(table.numel() for table in self._tables[4:])])
-        plans = {}
+        rows, *tables = torch.split(buffer, [sum(map(len, self._rows)), *map(torch.numel, self._tables[4:])])
+        plans: dict[PlanKey, AttentionPlan] = {}
         for number, (key, plan) in enumerate(self._block_plans.items()):
             plans[key] = plan.over(tables[5 * number : 5 * number + 5])
-        wide = rows.long().split([len(row) for row in self._rows])
-        return Layout(self.batch, self.causal, *wide, self.distinct, {**plans})
+        return self._with(torch.split(rows.long(), list(map(len, self._rows))), plans)
 
     def plan(self, window: int | None, *, pooled_only: bool = False) -> AttentionPlan:
         """Where attention's tiles lie; with `pooled_only`, those alone that hold a pooled row."""
         device, key = self.input_ids.device, (window, pooled_only)
         return self.plans.get(key) or _moved(self._planned(key, device), device)
+
+    def _with(self, rows: Sequence[torch.Tensor], plans: dict[PlanKey, AttentionPlan]) -> Layout:
+        ids, positions, types, pooled = rows
+        tables: dict[str, Any] = {"input_ids": ids, "position_ids": positions, "type_ids": types, "pool_rows": pooled}
+        return replace(self, **tables, plans=plans)
 
     def _planned(self, key: PlanKey, device: torch.device) -> AttentionPlan:
         (window, pooled_only), batch = key, self.batch

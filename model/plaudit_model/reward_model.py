@@ -275,7 +275,7 @@ class RewardModel:
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Attributes (N, A) fp32, with gradients where they are enabled; row i belongs to `batch.indices[i]`."""
-        if self._graphs and (scores := self._graphs(batch)) is not None:
+        if self._graphs and torch.is_inference_mode_enabled() and (scores := self._graphs(batch)) is not None:
             return scores
         return self.trunk(batch)
 
