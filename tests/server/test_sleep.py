@@ -101,6 +101,14 @@ async def test_what_was_taken_is_finished_first_but_batch_work(
     assert await scores(waiting) == expected(patient)
 
 
+async def test_what_still_waits_for_company_is_finished_too(engine: Engine, expected: Oracle) -> None:
+    work = samples(2, seed=42)
+    answers = engine.submit(work)
+    await engine.sleep()
+    assert all(answer.done() for answer in answers)
+    assert await scores(answers) == expected(work)
+
+
 async def test_a_worker_that_dies_while_it_finishes_is_replaced_first(
     engine: Engine, recorder: Recorder, expected: Oracle
 ) -> None:
