@@ -2,7 +2,7 @@
 installed; nothing of ours."""
 
 from .attention import packed_attention, reference_attention
-from .blocks import BlockPlan, plan_blocks
+from .blocks import TILE, BlockPlan, plan_blocks
 from .compilations import watch_compilations
 from .dispatch import Choice, select
 from .gated import Activation, bias_gelu, gated
@@ -18,6 +18,7 @@ from .tiles import BLOCK, TilePlan, plan_tiles
 
 __all__ = [
     "BLOCK",
+    "TILE",
     "Activation",
     "AttentionPlan",
     "BlockPlan",

@@ -7,15 +7,19 @@ smaller than TILE cuts a tile up by itself, so that a plan fits every head size 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.functional import pad
 
 from .tiles import check_segments
 
 TILE = 128
+_TABLES = ("segments", "tiles", "key_tiles", "visitor_offsets", "visitors")
 
 
 @dataclass(frozen=True)
@@ -38,16 +42,27 @@ class BlockPlan:
     whole: bool
     """Whether every row is a query of some tile."""
 
+    @property
+    def tables(self) -> list[torch.Tensor]:
+        return [getattr(self, name) for name in _TABLES]
+
+    def over(self, tables: Sequence[torch.Tensor]) -> BlockPlan:
+        """The plan with tables that lie elsewhere, in any shape."""
+        views = (table.view(own.shape) for table, own in zip(tables, self.tables, strict=True))
+        named: dict[str, Any] = dict(zip(_TABLES, views, strict=True))
+        return replace(self, **named)
+
     def to(self, device: torch.device) -> BlockPlan:
-        if device.type == "cpu":
-            return self
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        tables = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
-        # One transfer: each costs more than the bytes do.
-        joined = torch.cat([table.reshape(-1) for table in tables.values()]).to(device)
-        parts = joined.split([table.numel() for table in tables.values()])
-        moved = {name: part.view(tables[name].shape) for name, part in zip(tables, parts, strict=True)}
-        return BlockPlan(**values | moved)
+        return self if device.type == "cpu" else self.over([table.to(device) for table in self.tables])
+
+    def sized(self, segments: int, tiles: int) -> BlockPlan:
+        """The plan of the forward pass with tables of these lengths, so that a launch is the same for every batch of so
+        many rows. Added tiles lie behind the end of any segment: their programs return at once. No key tiles."""
+        beyond = self.tiles.new_tensor([[0, self.tokens // TILE + 1]]).expand(tiles - len(self.tiles), 2)
+        rows = pad(self.segments, (0, 0, 0, segments - len(self.segments)))
+        none = self.visitors[:0]
+        forward = replace(self, segments=rows, tiles=torch.cat([self.tiles, beyond]))
+        return replace(forward, key_tiles=self.key_tiles[:0], visitor_offsets=none, visitors=none)
 
 
 def plan_blocks(

@@ -27,12 +27,12 @@ def plan_attention(
     window: int | None = None,
     only: NDArray[np.int64] | None = None,
 ) -> AttentionPlan:
-    """The plan, on `device`; arguments and errors as those of `plan_tiles`. The fused CPU kernels have no gradients:
-    where they are enabled the plan is that of torch's implementation."""
+    """The plan for `device`, still on the host: `to` moves it. Arguments and errors are those of `plan_tiles`. The
+    fused CPU kernels have no gradients: where they are enabled the plan is that of torch's implementation."""
     implementation = select(device).implementation
     if implementation == "cpu" and not torch.is_grad_enabled():
         from .cpu_attention import plan_segments  # needs numba, which the torch path does not
 
         return plan_segments(segments, tokens, causal=causal, window=window, only=only)
     plan = plan_blocks if implementation == "triton" else plan_tiles
-    return plan(segments, tokens, causal=causal, window=window, only=only).to(device)
+    return plan(segments, tokens, causal=causal, window=window, only=only)

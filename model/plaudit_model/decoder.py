@@ -96,24 +96,37 @@ class DecoderTrunk(Freezable):
         self.reason = "packed: own layers, prompts shared"
 
     def __call__(self, batch: PackedBatch) -> Tensor:
-        layout = Layout.of(batch, next(self._module.parameters()).device, causal=True, exact=self._exact)
-        plans = {window: layout.plan(window) for window in set(self._spec.windows[:-1])}
+        hidden_RD = self.hidden(self.lay_out(batch).to(self.device))
+        return self.head(hidden_RD[: len(batch.pool_last)])
+
+    @property
+    def device(self) -> torch.device:
+        return next(self._module.parameters()).device
+
+    def lay_out(self, batch: PackedBatch) -> Layout:
+        """What `hidden` needs of a batch, on the host."""
+        *body, last = self._spec.windows
+        plans = [*((window, False) for window in body), (last, True)]
+        return Layout.of(batch, self.device, causal=True, exact=self._exact, plans=plans)
+
+    def hidden(self, layout: Layout) -> Tensor:
+        """The last layer's output (R, D) at the pooled rows. On CUDA it waits for nothing on the host."""
         residual: Tensor = self._base.embed_tokens(layout.input_ids)
         angles = {kind: self._angles(residual, layout, kind) for kind in set(self._rope_kinds)}
         branch: Tensor | None = None
         *body, last = self._layers
         for layer, kind in zip(body, self._rope_kinds[:-1], strict=True):
-            branch, residual = layer(branch, residual, plans[layer.window], angles[kind])
+            branch, residual = layer(branch, residual, layout.plan(layer.window), angles[kind])
         assert isinstance(last, LastLayer)
-        hidden_RD = last.pooled(branch, residual, layout, angles[self._rope_kinds[-1]])
-        return self._head(hidden_RD)[: len(batch.pool_last)]
+        return last.pooled(branch, residual, layout, angles[self._rope_kinds[-1]])
 
     def _angles(self, hidden: Tensor, layout: Layout, kind: str | None) -> Pair:
         arguments = (hidden[None], layout.position_ids[None]) + ((kind,) if kind else ())
         cos, sin = self._base.rotary_emb(*arguments)
         return cos[0], sin[0]
 
-    def _head(self, hidden_RD: Tensor) -> Tensor:
+    def head(self, hidden_RD: Tensor) -> Tensor:
+        """Attributes (R, A) fp32 of what `hidden` gave."""
         head, norm = final_layer(self._module), self._base.norm
         rows = torch.arange(len(hidden_RD), device=hidden_RD.device)
         with torch.autocast(hidden_RD.device.type, enabled=False):

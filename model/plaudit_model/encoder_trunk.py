@@ -79,18 +79,33 @@ class EncoderTrunk(Freezable):
         self.reason = "packed: own layers"
 
     def __call__(self, batch: PackedBatch) -> Tensor:
-        layout = Layout.of(batch, next(self._module.parameters()).device, causal=False, exact=self._exact)
+        hidden_RD = self.hidden(self.lay_out(batch).to(self.device))
+        return self.head(hidden_RD[: len(batch.pool_first)])
+
+    @property
+    def device(self) -> torch.device:
+        return next(self._module.parameters()).device
+
+    def lay_out(self, batch: PackedBatch) -> Layout:
+        """What `hidden` needs of a batch, on the host."""
+        *body, last = self._layers
+        plans = [*((layer.window, False) for layer in body), (last.window, True)]
+        return Layout.of(batch, self.device, causal=False, exact=self._exact, plans=plans)
+
+    def hidden(self, layout: Layout) -> Tensor:
+        """The last layer's output (R, D) at the pooled rows. On CUDA it waits for nothing on the host."""
         hidden = self._embed(layout)
         angles = {kind: self._angles(hidden, layout, kind) for kind in set(self._kinds)}
-        plans = {window: layout.plan(window) for window in {layer.window for layer in self._layers[:-1]}}
         *body, last = self._layers
         for layer, kind in zip(body, self._kinds[:-1], strict=True):
-            hidden = layer(hidden, plans[layer.window], angles[kind], None)
+            hidden = layer(hidden, layout.plan(layer.window), angles[kind], None)
         pooled_plan = layout.plan(last.window, pooled_only=True)
         pooled_RD = last(hidden, pooled_plan, angles[self._kinds[-1]], layout)
-        if self._modern:
-            pooled_RD = self._base.final_norm(pooled_RD)
-        return apply_head(self._module, pooled_RD[: len(batch.pool_first)])
+        return self._base.final_norm(pooled_RD) if self._modern else pooled_RD
+
+    def head(self, hidden_RD: Tensor) -> Tensor:
+        """Attributes (R, A) fp32 of what `hidden` gave."""
+        return apply_head(self._module, hidden_RD)
 
     def _embed(self, layout: Layout) -> Tensor:
         arguments: dict[str, Tensor] = {"input_ids": layout.input_ids[None]}

@@ -106,7 +106,8 @@ class ModuleTrunk:
             vars(layer).pop("forward", None)
 
     def __call__(self, batch: PackedBatch) -> Tensor:
-        layout = Layout.of(batch, next(self.module.parameters()).device, causal=self.causal, exact=self.exact)
+        device = next(self.module.parameters()).device
+        layout = Layout.of(batch, device, causal=self.causal, exact=self.exact).to(device)
         arguments: dict[str, Any] = {
             "input_ids": layout.input_ids[None],
             "position_ids": layout.position_ids[None] + self._first_position,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import metadata
@@ -25,8 +25,12 @@ from .adapter import Adapter
 from .base import load_base, load_weights, token_ids
 from .build import kernel_build
 from .contract import ADAPTER_FILE, FILE_NAME, RewardContract, Serving
+from .decoder import DecoderTrunk
 from .encode import Encoded, Encoder
+from .encoder_trunk import EncoderTrunk
 from .errors import AdapterError, ContractError
+from .footprint import Room
+from .graphs import CudaRecorder, Graphs
 from .heads import head_modules, is_known
 from .infer import check_base, contract_for, is_adapter, resolve, tokenizer_home
 from .laps import Laps
@@ -73,6 +77,7 @@ class RewardModel:
         self.trunk: Trunk
         self.laps = Laps()
         self._frozen = False
+        self._graphs: Graphs | None = None
         if graph is not None:
             self.trunk, self.runtime = graph, graph.runtime
             return
@@ -84,10 +89,16 @@ class RewardModel:
 
     @classmethod
     def load(
-        cls, name: str | Path, *, device: str = "auto", dtype: str | None = None, mode: str | None = None
+        cls,
+        name: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str | None = None,
+        mode: str | None = None,
+        room: Room | None = None,
     ) -> RewardModel:
         """The reward model in a directory, on the Hub, or the fitted `starter`; None means as its contract says. An
-        adapter is merged into its base.
+        adapter is merged into its base. One that needs more than `room` is refused (ModelError).
 
         Raises CheckpointError for missing or changed files and pickle weights, ContractError for a fresh head,
         a contract that contradicts the weights, or scores that depend on the batch, AdapterError for an adapter
@@ -101,10 +112,11 @@ class RewardModel:
             store.check_files(directory, contract)
             check_base(directory, contract)
         if serving.backend == "onnx":
-            return cls._load_graph(directory, contract, serving, device)
+            return cls._load_graph(directory, contract, serving, device, room or Room(0))
         adapter = Adapter.open(directory, contract) if is_adapter(directory) else None
         module = adapter.module if adapter else _load_module(directory)
         _check_contract(module, contract, directory)
+        (room or Room(0)).check(module, serving.dtype)
         laps.lap("load")
         reference, stored = plain_scores(module, contract), next(module.parameters()).dtype
         if adapter:  # what is served is merged, and proven against PEFT's own forward
@@ -121,7 +133,9 @@ class RewardModel:
         return model
 
     @classmethod
-    def _load_graph(cls, directory: Path, contract: RewardContract, serving: Serving, device: str) -> RewardModel:
+    def _load_graph(
+        cls, directory: Path, contract: RewardContract, serving: Serving, device: str, room: Room
+    ) -> RewardModel:
         """An exported model. Its safetensors stay on the disk: they are for people, other tools and `verify`."""
         from .onnx_trunk import GRAPH, GraphProof, OnnxTrunk, check_machine
 
@@ -133,12 +147,14 @@ class RewardModel:
                 f"plaudit model export --onnx {directory} --dtype {serving.dtype} --out DIR"
             )
         laps = Laps()
+        skeleton = _skeleton(directory, contract)
+        room.check(skeleton, serving.dtype)
         proof = GraphProof.read(directory)
         check_machine(proof)
         device = "cpu" if (device, serving.dtype) == ("auto", "int8") else choose_device(device)
         graph = OnnxTrunk(directory / GRAPH, device=device, dtype=serving.dtype, exact=serving.mode == "exact")
         options = {"device": device, "dtype": serving.dtype, "mode": serving.mode}
-        model = cls(_skeleton(directory, contract), contract, directory, **options, graph=graph)
+        model = cls(skeleton, contract, directory, **options, graph=graph)
         laps.lap("load")
         prove(model, proof.items, proof.scores)
         laps.lap("proof")
@@ -234,14 +250,23 @@ class RewardModel:
             self.trunk = self._make_trunk()
         self.module.requires_grad_(False)
         self.trunk.freeze()
-        self._frozen = True
+        self._frozen, self._graphs = True, None
+
+    def record(self, token_budget: int, tell: Callable[[str], None]) -> None:
+        """Have CUDA replay the forward of small batches (see `graphs`), where the model is frozen and computed by
+        layers of ours. `tell` is told what was recorded, in a line."""
+        device = torch.device(self.device)
+        fused = device.type == "cuda" and self.choice is not None and self.choice.implementation == "triton"
+        if fused and self._frozen and isinstance(self.trunk, (DecoderTrunk, EncoderTrunk)):
+            self._graphs = Graphs(self.trunk, device, CudaRecorder(device))
+            self._graphs.record(token_budget, tell)
 
     def train_mode(self) -> None:
         """Ready for training. Dropout stays off: the two responses of a pair must see the same network."""
         if self.adapter and self.adapter.merged:
             raise AdapterError("the adapters are merged and cannot be trained any more")
         self.trunk.thaw()
-        self._frozen = False
+        self._frozen, self._graphs = False, None
         self._require_gradients()
         self.module.train()
 
@@ -250,6 +275,8 @@ class RewardModel:
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Attributes (N, A) fp32, with gradients where they are enabled; row i belongs to `batch.indices[i]`."""
+        if self._graphs and torch.is_inference_mode_enabled() and (scores := self._graphs(batch)) is not None:
+            return scores
         return self.trunk(batch)
 
     @torch.inference_mode()
@@ -306,7 +333,9 @@ class RewardModel:
 
     @contextmanager
     def _written_out(self) -> Iterator[None]:
-        """The weights where transformers looks for them: a frozen trunk may keep them elsewhere."""
+        """The weights where transformers looks for them: a frozen trunk may keep them elsewhere, and graphs read them
+        there."""
+        self._graphs = None
         self.trunk.thaw()
         try:
             yield

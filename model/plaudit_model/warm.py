@@ -22,6 +22,7 @@ import torch
 from plaudit_kernels import BLOCK
 
 from .encode import Encoded
+from .packing import group_items
 
 if TYPE_CHECKING:
     from .reward_model import RewardModel
@@ -35,19 +36,21 @@ def pays(model: RewardModel) -> bool:
     return torch.device(model.device).type == "cuda"
 
 
-def warm_up(model: RewardModel, token_budget: int, tell: Callable[[str], None]) -> None:
+def warm_up(model: RewardModel, token_budget: int, tell: Callable[[str], None]) -> int | None:
     """Compute the batches; `tell` is told how far it is, in a line. What does not fit into memory is left out, with all
-    that is larger, and told."""
+    that is larger, and told; half of it is returned, else None."""
     batches = list(warming(token_budget, model.contract.max_length, share=model.shares_prompt))
     for number, items in enumerate(batches, 1):
         try:
             model.score_encoded(items, token_budget=token_budget)
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
-            tell(f"out of memory over {sum(len(i.ids) for i in items)} tokens: larger batches are not warmed up")
-            return
+            tokens = sum(group.tokens for group in group_items(items, share=model.shares_prompt))
+            tell(f"out of memory over {tokens} tokens: larger batches are not warmed up")
+            return tokens // 2
         if number % 8 == 0 or number == len(batches):
             tell(f"warming up: {number} of {len(batches)} batches")
+    return None
 
 
 def warming(token_budget: int, max_length: int, *, share: bool) -> Iterator[list[Encoded]]:

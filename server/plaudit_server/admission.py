@@ -62,12 +62,12 @@ class Throughput:
     shared prompt counts in each sequence, as it does in the queue."""
 
     def __init__(self, full: int) -> None:
-        self._full = full
+        self.full = full
         self.tokens_per_second: float | None = None
 
     def observe(self, computed: int, tokens: int, seconds: float) -> None:
         """`computed` tokens went through the model in `seconds`, and answered `tokens` of the queue."""
-        if computed < self._full:
+        if computed < self.full:
             return
         rate = tokens / max(seconds, 1e-9)
         known = self.tokens_per_second

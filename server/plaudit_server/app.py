@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from . import compat, openapi, probe, routes
+from . import admin, compat, openapi, probe, routes
 from .errors import RequestError
 from .gates import gates
 from .metrics import Metrics
@@ -18,7 +18,7 @@ from .served import Models
 from .service import Service
 from .settings import ServerSettings
 
-ROUTES = [*routes.router.routes, *compat.router.routes, *probe.router.routes]
+ROUTES = [*routes.router.routes, *compat.router.routes, *probe.router.routes, *admin.router.routes]
 """Matched in this order: what is asked most comes first."""
 
 

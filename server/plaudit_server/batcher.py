@@ -56,10 +56,10 @@ class BatchPolicy:
 
 
 class Batcher:
-    """Owns everything that is accepted and not yet answered."""
+    """Owns everything that is accepted and not yet answered. `token_budget` is the policy's until somebody sets it."""
 
     def __init__(self, policy: BatchPolicy, *, share: bool) -> None:
-        self._policy = policy
+        self._policy, self.token_budget = policy, policy.token_budget
         self._entries: dict[bytes, Entry] = {}
         self._lanes: dict[Priority, Lane] = {"interactive": Lane(), "batch": Lane()}
         self._index = PrefixIndex(share=share)
@@ -214,7 +214,7 @@ class Batcher:
         oldest = min((lane.head.arrived for lane in self._lanes.values() if lane.head), default=None)
         if oldest is None or slot == "none" or (slot == "ahead" and self._suspects):
             return None
-        if self._index.tokens >= self._policy.token_budget:
+        if self._index.tokens >= self.token_budget:
             return oldest
         if slot == "ahead":
             return None  # a batch that is not full only gains by waiting until the worker is free
@@ -222,7 +222,7 @@ class Batcher:
         return min(oldest + self._policy.max_wait, self._silent_since + (0.0 if hopeless else self._policy.settle))
 
     def _form(self) -> Batch:
-        lane, room, passed_over = self._next_lane(), self._policy.token_budget, 0
+        lane, room, passed_over = self._next_lane(), self.token_budget, 0
         families: list[Family] = []
         for leader in lane.entries():
             if leader.state == "running":
@@ -257,7 +257,7 @@ class Batcher:
                 members.append(entry)
                 cost, shared = cost + lost + entry.tokens - prefix, prefix
                 continue
-            if not first and prefix * _DEAR > self._policy.token_budget:
+            if not first and prefix * _DEAR > self.token_budget:
                 return (), 0
             passed_over += 1
             if passed_over > self._policy.look_ahead:

@@ -20,6 +20,7 @@ Overlong = Literal["error", "truncate_prompt", "truncate_left"]
 RenderedText = Literal["refuse", "as-is", "rerender"]
 Wait = Literal["active", "passive"]
 _WAIT = "how compute threads wait: passive ones sleep, for cores that others need too"
+_CAP = "of the device's memory: enforced on CUDA, and predicted before the model is loaded"
 _KEY = "API key of every route but the probes"
 
 
@@ -44,6 +45,7 @@ def serve(
     threads: Annotated[int | None, typer.Option(min=1, help="torch's threads", show_default="torch's choice")] = None,
     cpus: Annotated[str | None, typer.Option(help="CPUs of the worker, as 0-3,8", show_default="any")] = None,
     wait: Annotated[Wait | None, typer.Option(help=_WAIT, show_default="OpenMP's choice")] = None,
+    memory_cap: Annotated[float | None, typer.Option(metavar="GIB", help=_CAP, show_default="none")] = None,
     encode_threads: Annotated[int | None, typer.Option(help="tokenizers", show_default="up to 4")] = None,
     deadline_seconds: Annotated[float, typer.Option(help="of a request that names none")] = 170.0,
     lameduck_seconds: Annotated[float, typer.Option(help="after SIGTERM, time in which work is still taken")] = 0.0,
@@ -78,6 +80,7 @@ def serve(
         cpus=_cpus(cpus),
         wait=wait,
         cache_bytes=cache_mb << 20,
+        memory_cap=None if memory_cap is None else int(memory_cap * (1 << 30)),
         **_given(token_budget=token_budget, max_wait_ms=max_wait_ms, queue_tokens=queue_tokens),
     )
     run(models, settings, engine)

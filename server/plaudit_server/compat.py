@@ -46,11 +46,13 @@ STATUSES = {
     "non_finite_score": 422,
     "worker_crashed": 422,
     "scoring_failed": 422,
+    "out_of_memory": 422,
     "too_large": 413,
     "rate_limited": 503,
     "overloaded": 503,
     "draining": 503,
     "unavailable": 503,
+    "asleep": 503,
     "deadline_exceeded": 504,
 }
 """What a failure is on each of these routes. Their shapes have no null, so one failed item fails the request: with a

@@ -42,7 +42,7 @@ class ModelInfo:
 
     `revision` identifies the files: equal revisions and equal numerics give equal scores. `sharing` says in
     words what `shares_prompt` says to the batcher. `ready_s` is how long the first worker took, in seconds by what they
-    were spent on; it says nothing of who the model is.
+    were spent on; it says nothing of who the model is. `memory_bytes` are predictions and the cap.
     """
 
     architecture: str
@@ -59,3 +59,4 @@ class ModelInfo:
     parameters: int
     shares_prompt: bool = False
     ready_s: Mapping[str, float] = field(default_factory=dict, compare=False)
+    memory_bytes: Mapping[str, int | None] = field(default_factory=dict)

@@ -4,10 +4,12 @@ EngineError
   Overloaded         at capacity: the request was not taken; carries when to come back
   Draining           shutting down: the request was not taken, or was not finished in time
   Unavailable        no worker: not started yet, or given up after a crash loop
+  Asleep             the device is lent out: batch work waits, other work is not taken
   TooLarge           the request can never fit
   DeadlineExceeded   the item's deadline passed before its score was there
   WorkerCrashed      the item kills the worker, alone and twice; its neighbours have their scores
   ScoringFailed      the item makes the forward raise, alone
+  OutOfMemory        the item does not fit into the device's memory, alone
   NonFinite          the model gives NaN or infinity for the item
   WorkerFailed       the worker could not start: the model cannot be loaded or does not score
 """
@@ -43,6 +45,10 @@ class Unavailable(EngineError):
     code, retryable = "unavailable", True
 
 
+class Asleep(EngineError):
+    code, retryable = "asleep", True
+
+
 class TooLarge(EngineError):
     code, retryable = "too_large", False
 
@@ -63,6 +69,10 @@ class WorkerCrashed(EngineError):
 
 class ScoringFailed(EngineError):
     code, retryable = "scoring_failed", False
+
+
+class OutOfMemory(EngineError):
+    code, retryable = "out_of_memory", False
 
 
 class NonFinite(EngineError):

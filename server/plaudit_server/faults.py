@@ -2,7 +2,8 @@
 
 `PLAUDIT_FAULT` is a list like `exit_on_token:17,nan_on_token:4`. `exit_on_token` ends the process in mid-batch,
 as a crash would; `hang_on_token` never returns; `raise_on_token` raises in the forward; `nan_on_token` gives
-NaN for the items with that token. Unset, which is the rule, nothing is checked.
+NaN for the items with that token; `oom_over_tokens:N` runs out of memory over batches of more than N tokens. Unset,
+which is the rule, nothing is checked.
 """
 
 from __future__ import annotations
@@ -14,18 +15,19 @@ from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from plaudit_model.packing import Group
 
 VARIABLE = "PLAUDIT_FAULT"
 
-Kind = Literal["exit_on_token", "hang_on_token", "raise_on_token", "nan_on_token"]
+Kind = Literal["exit_on_token", "hang_on_token", "raise_on_token", "nan_on_token", "oom_over_tokens"]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault and the token id that sets it off."""
+    """One fault and the token id, or number of tokens, that sets it off."""
 
     kind: Kind
     token: int
@@ -36,11 +38,13 @@ class Fault:
         kind, _, token = text.partition(":")
         if kind not in get_args(Kind) or not token.isdecimal():
             kinds = ", ".join(get_args(Kind))
-            raise ValueError(f"{VARIABLE} lists one of {kinds}, then a colon and a token id; got {text!r}")
+            raise ValueError(f"{VARIABLE} lists one of {kinds}, then a colon and a number; got {text!r}")
         return cls(cast(Kind, kind), int(token))
 
     def before(self, groups: Sequence[Group]) -> None:
-        """Strike before the forward, if the token is in the batch."""
+        """Strike before the forward, if the token is in the batch, or the batch too large."""
+        if self.kind == "oom_over_tokens" and sum(group.tokens for group in groups) > self.token:
+            raise torch.OutOfMemoryError(f"{VARIABLE}: more than {self.token} tokens")
         if not any(self._hit(group).any() for group in groups):
             return
         if self.kind == "exit_on_token":

@@ -17,7 +17,7 @@ from .admission import Backlog, Bounds, Demand, Throughput, admit, item_bytes
 from .batcher import Batcher
 from .cache import ScoreCache, ScoreKeys
 from .domain import Priority, Scored, Work
-from .engine_errors import DeadlineExceeded, EngineError, NonFinite
+from .engine_errors import DeadlineExceeded, EngineError, NonFinite, OutOfMemory
 from .messages import Scores
 from .observer import BatchReport, EngineObserver
 from .waiting import Batch, Entry, Job
@@ -44,15 +44,14 @@ class Ledger:
     """Owns the futures, the cache and the accounts; the batcher decides what is computed when."""
 
     def __init__(
-        self, batcher: Batcher, cache: ScoreCache, keys: ScoreKeys, bounds: Bounds, full: int, observer: EngineObserver
+        self, batcher: Batcher, cache: ScoreCache, keys: ScoreKeys, bounds: Bounds, observer: EngineObserver
     ) -> None:
-        """`full` is how many computed tokens make a batch that tells the worker's rate."""
         self._batcher = batcher
         self._cache = cache
         self._keys = keys
         self._bounds = bounds
         self._observer = observer
-        self._throughput = Throughput(full)
+        self._throughput = Throughput(batcher.token_budget // 2)
         self._answers: dict[Job, Answer] = {}
         self._bytes = 0
 
@@ -65,6 +64,11 @@ class Ledger:
     def items(self) -> int:
         """Items that have no answer yet."""
         return len(self._answers)
+
+    @property
+    def urgent(self) -> bool:
+        """Whether somebody waits who is not of the batch class."""
+        return any(job.priority == "interactive" for job in self._answers)
 
     @property
     def queued_tokens(self) -> int:
@@ -104,26 +108,33 @@ class Ledger:
         """Hand out the scores of a batch."""
         logical = sum(entry.tokens for entry in flight.batch.entries)
         self._throughput.observe(flight.tokens, logical, scores.seconds)
-        rows = iter(scores.attributes.tolist())
+        rows, unfit = enumerate(scores.attributes.tolist()), frozenset(scores.unfit)
         for family, group in zip(flight.batch.families, flight.groups, strict=True):
             for entry in family:
-                attributes = tuple(next(rows))
-                if all(map(math.isfinite, attributes)):
-                    self._resolve(entry, attributes, len(group.prefix), scores.seconds, now)
+                row, attributes = next(rows)
+                if row in unfit:
+                    self.fail(entry, OutOfMemory, "this item does not fit into the device's memory, alone")
+                elif all(map(math.isfinite, attributes)):
+                    self._resolve(entry, tuple(attributes), len(group.prefix), scores.seconds, now)
                 else:
                     self.fail(entry, NonFinite, "the model gives NaN or infinity for this item")
         computed = flight.tokens
         sequences, late = len(flight.batch.entries), len(scores.late_jit)
         self._observer.batch_done(BatchReport(sequences, computed, logical - computed, scores.seconds, late))
 
+    def limit(self, token_budget: int) -> None:
+        """Batches hold this many tokens from now on."""
+        self._batcher.token_budget = token_budget
+        self._throughput.full = token_budget // 2
+
     def fail(self, entry: Entry, error: type[EngineError], message: str) -> None:
         """Answer everyone who waits for a sequence with an error."""
         for job in self._batcher.answered(entry):
             self._fail(job, error(message))
 
-    def fail_all(self, error: type[EngineError], message: str) -> None:
-        """Answer everyone with an error."""
-        for job in list(self._answers):
+    def fail_all(self, error: type[EngineError], message: str, priority: Priority | None = None) -> None:
+        """Answer everyone, or everyone of one class, with an error."""
+        for job in [job for job in self._answers if priority in (None, job.priority)]:
             self._batcher.discard(job)
             self._fail(job, error(message))
 

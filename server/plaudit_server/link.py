@@ -126,6 +126,9 @@ class StreamLink:
             return None
         return from_bytes(header, payload)
 
+    def hang_up(self) -> None:
+        self._writer.close()
+
     async def close(self) -> None:
         self._writer.close()
         with contextlib.suppress(ConnectionError):  # the other end was gone first: nothing is left to flush

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from plaudit_model.packing import Group
 
 from .domain import ModelInfo
-from .link import Frame, LinkError
+from .link import Array, Frame, LinkError
 
 Attributes = NDArray[np.float32]
 
@@ -30,7 +30,8 @@ Attributes = NDArray[np.float32]
 @dataclass(frozen=True)
 class LoadOrder:
     """What the worker is to load; None means what the contract, or torch, says. It warms up for batches of
-    `token_budget`, and runs on these `cpus` alone, a thread each, if any are named."""
+    `token_budget`, runs on these `cpus` alone, a thread each, if any are named, and takes no more than `memory_cap`
+    bytes."""
 
     model: str
     device: str
@@ -39,16 +40,20 @@ class LoadOrder:
     threads: int | None
     token_budget: int = 4096
     cpus: tuple[int, ...] = ()
+    memory_cap: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scores:
     """`attributes` (N, A), in the order of the batch's rows; non-finite where the model gave that. `late_jit`: the
-    kernels that were compiled since the last scores."""
+    kernels that were compiled since the last scores. `unfit`: the rows that do not fit into memory alone. `token_cap`:
+    the largest batch that the worker computes in one piece, once it has run out of memory over a larger one."""
 
     attributes: Attributes
     seconds: float
     late_jit: tuple[str, ...] = ()
+    unfit: tuple[int, ...] = ()
+    token_cap: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +140,9 @@ def batch_groups(frame: Frame) -> list[Group]:
 
 
 def scores_frame(scores: Scores) -> Frame:
-    fields = {"seconds": scores.seconds, "columns": scores.attributes.shape[1], "late_jit": scores.late_jit}
-    return Frame("scores", fields, {"attributes": scores.attributes.reshape(-1)})
+    fields = {"seconds": scores.seconds, "late_jit": scores.late_jit, "token_cap": scores.token_cap}
+    arrays: dict[str, Array] = {"attributes": scores.attributes.reshape(-1), "unfit": _int32(scores.unfit)}
+    return Frame("scores", fields | {"columns": scores.attributes.shape[1]}, arrays)
 
 
 def failed_frame(failure: Failure) -> Frame:
@@ -153,7 +159,10 @@ def reply(frame: Frame, rows: int) -> Scores | Failure:
         if columns < 1 or len(flat) != rows * columns:
             raise ValueError(f"{len(flat)} numbers for {rows} sequences of {columns} attributes")
         attributes = flat.astype(np.float32, copy=False).reshape(rows, columns)
-        return Scores(attributes, float(fields["seconds"]), tuple(map(str, fields["late_jit"])))
+        unfit, cap = tuple(frame.arrays["unfit"].tolist()), fields["token_cap"]
+        if cap is not None and int(cap) < 1:
+            raise ValueError(f"a batch of {cap} tokens")
+        return Scores(attributes, float(fields["seconds"]), tuple(map(str, fields["late_jit"])), unfit, cap)
 
 
 def _cut(

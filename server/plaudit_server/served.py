@@ -127,5 +127,10 @@ def open_model(name: Name, settings: ServerSettings, engine: EngineSettings, met
     encoders = EncodingPool(encoder, settings.encode_threads, rule, settings.limits.item_bytes)
     observer = metrics.of_model(name.id)
     scorer = Engine(str(directory), engine, observer)
-    observer.follow(lambda: scorer.queued_tokens, lambda: scorer.open_items)
+    observer.follow(
+        lambda: scorer.queued_tokens,
+        lambda: scorer.open_items,
+        lambda: scorer.token_budget,
+        lambda: scorer.state == "asleep",
+    )
     return Served(name.id, contract, encoders, scorer, observer)

@@ -1,4 +1,4 @@
-"""How the HTTP side is set up: frozen values, checked once. What the engine needs is `engine.EngineSettings`."""
+"""How the HTTP side is set up: frozen values, checked once. What the engine needs is `EngineSettings`."""
 
 from __future__ import annotations
 

@@ -39,6 +39,7 @@ class Worker:
 
     def __init__(self, link: StreamLink, pid: int, info: ModelInfo) -> None:
         self._link = link
+        self._process: int | None = None
         self.pid = pid
         self.info = info
 
@@ -54,9 +55,32 @@ class Worker:
         """End it at once. Call only while the link is open: then the process id is still its own."""
         _kill(self.pid)
 
+    def leave(self) -> None:
+        """Have it exit, idle as it is: `receive` will say that it is gone, `ended` when."""
+        if sys.platform == "linux":
+            with contextlib.suppress(ProcessLookupError):
+                self._process = os.pidfd_open(self.pid)
+        self._link.hang_up()
+
     async def close(self) -> None:
         """Close the link, upon which an idle worker exits."""
         await self._link.close()
+
+    async def ended(self) -> None:
+        """Return once the process is gone, and with it the memory that it held."""
+        if self._process is None:
+            return
+        loop, gone = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self._process, gone.set)
+        try:
+            async with asyncio.timeout(_GRACE):
+                await gone.wait()
+        except TimeoutError:
+            _kill(self.pid)
+            await gone.wait()
+        finally:
+            loop.remove_reader(self._process)
+            os.close(self._process)
 
 
 class WorkerHost:

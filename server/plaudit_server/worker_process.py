@@ -15,16 +15,19 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from plaudit_kernels import watch_compilations
 from plaudit_model import warm
 from plaudit_model.errors import ModelError
+from plaudit_model.footprint import Room
 from plaudit_model.memory import keep_freed_memory
-from plaudit_model.packing import Group, group_items, pack
-from plaudit_model.reward_model import RewardModel
+from plaudit_model.packing import Group, group_items, pack, split_by_budget
+from plaudit_model.reward_model import RewardModel, choose_device
 
 from . import faults, messages
 from .domain import ModelInfo
@@ -35,6 +38,9 @@ from .messages import Failure, LoadOrder, Scores
 logger = logging.getLogger("plaudit.worker")
 
 _PR_SET_PDEATHSIG = 1
+
+Part = tuple[messages.Attributes, NDArray[np.bool_]]
+"""Attributes (N, A), and (N,) which of the sequences do not fit into memory alone."""
 
 
 def run(end: socket.socket) -> int:
@@ -86,45 +92,66 @@ class Scorer:
         if threads := order.threads or len(order.cpus):
             torch.set_num_threads(threads)
         self._faults, self._compiled = armed, watch_compilations()
-        self._model = model = RewardModel.load(order.model, device=order.device, dtype=order.dtype, mode=order.mode)
+        self._token_cap: int | None = None
+        room = Room(order.token_budget, order.memory_cap)
+        room.enforce(choose_device(order.device))
+        self._model = model = RewardModel.load(
+            order.model, device=order.device, dtype=order.dtype, mode=order.mode, room=room
+        )
         note(
             f"{model.parameters / 1e6:,.1f} M parameters loaded and proven in {sum(model.laps.seconds.values()):.1f} s"
         )
         if warm.pays(model):
-            warm.warm_up(model, order.token_budget, note)
+            self._token_cap = warm.warm_up(model, order.token_budget, note)
+            model.record(self._token_cap or order.token_budget, note)
         self._self_test()
         model.laps.lap("warm_up")
         if self._compiled:
             note(f"{len(self._compiled)} kernels compiled or read from Triton's cache")
             self._compiled.clear()
-        self.info = _info(model)
+        self.info = _info(model, room)
 
     def score(self, groups: list[Group]) -> Scores | Failure:
-        """Attributes of every sequence of the groups, in their order. What the forward raises is a Failure,
-        unless it leaves the device unusable: then the process ends with it."""
+        """Attributes of every sequence of the groups, in their order; in parts, if memory does not hold them together.
+        What the forward raises is a Failure, unless it leaves the device unusable: then the process ends with it."""
         started = time.monotonic()
+        budget = self._token_cap or sum(group.tokens for group in groups)
         try:
-            for fault in self._faults:
-                fault.before(groups)
-            attributes = self._forward(groups)
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            return Failure("out of memory on the device")
+            attributes, unfit = _joined(map(self._fitted, split_by_budget(groups, budget)))
         except Exception as error:
             if self._model.device.startswith("cuda"):
                 raise  # an error inside a kernel poisons the context for everything after it
             logger.exception("the forward raised")
             return Failure(_one_line(error))
-        for fault in self._faults:
-            attributes = fault.after(groups, attributes)
         late = tuple(self._compiled)
         self._compiled.clear()
-        return Scores(attributes, time.monotonic() - started, late)
+        rows = tuple(np.flatnonzero(unfit).tolist())
+        return Scores(attributes, time.monotonic() - started, late, rows, self._token_cap)
+
+    def _fitted(self, groups: list[Group]) -> Part:
+        """Attributes (N, A), and which of the sequences do not fit into memory alone. What runs out of memory is run
+        again in halves: half of it is then the most that a batch holds, for as long as this process lives."""
+        try:
+            attributes = self._forward(groups)
+            return attributes, np.zeros(len(attributes), np.bool_)
+        except torch.OutOfMemoryError:
+            pass  # tried again below: here the traceback still holds the tensors
+        torch.cuda.empty_cache()
+        half = max(sum(group.tokens for group in groups) // 2, 1)
+        parts = split_by_budget(groups, half)
+        if len(parts) == 1:
+            nothing = np.full((1, len(self._model.contract.head.attributes)), np.nan, np.float32)
+            return nothing, np.ones(1, np.bool_)
+        self._token_cap = min(half, self._token_cap or half)
+        return _joined(map(self._fitted, parts))
 
     @torch.inference_mode()
     def _forward(self, groups: list[Group]) -> messages.Attributes:
-        batch = pack(groups)
-        attributes: messages.Attributes = self._model.forward(batch).cpu().numpy()
+        for fault in self._faults:
+            fault.before(groups)
+        attributes: messages.Attributes = self._model.forward(pack(groups)).cpu().numpy()
+        for fault in self._faults:
+            attributes = fault.after(groups, attributes)
         return attributes
 
     def _self_test(self) -> None:
@@ -132,8 +159,9 @@ class Scorer:
         encoder = self._model.encoder
         items = [encoder.encode("Name a prime number.", text, "truncate_left") for text in ("Seven.", "It is 8.")]
         answer = self.score(group_items(items, share=self._model.shares_prompt))
-        if isinstance(answer, Failure):
-            raise ModelError(f"the model does not score: {answer.reason}")
+        if isinstance(answer, Failure) or answer.unfit:
+            reason = answer.reason if isinstance(answer, Failure) else "out of memory"
+            raise ModelError(f"the model does not score: {reason}")
 
 
 def die_with_parent(parent: int) -> None:
@@ -159,15 +187,20 @@ def main(arguments: list[str]) -> int:
         return run(end)
 
 
-def _info(model: RewardModel) -> ModelInfo:
+def _info(model: RewardModel, room: Room) -> ModelInfo:
     contract = model.contract
     return ModelInfo(
         architecture=contract.architecture, attributes=contract.head.attributes, revision=contract.revision(),
         numerics=model.numerics, dtype=model.dtype, mode=model.mode, device=model.device,
         backend=contract.serving.backend, path=model.path_reason, sharing=model.sharing,
         max_length=contract.max_length, parameters=model.parameters, shares_prompt=model.shares_prompt,
-        ready_s=model.laps.seconds,
+        memory_bytes=room.prediction(model.module, model.dtype) | {"cap": room.cap}, ready_s=model.laps.seconds,
     )  # fmt: skip
+
+
+def _joined(parts: Iterable[Part]) -> Part:
+    attributes, unfit = zip(*parts, strict=True)
+    return np.concatenate(attributes), np.concatenate(unfit)
 
 
 def _one_line(error: Exception) -> str:

@@ -55,7 +55,7 @@ def test_what_does_not_fit_is_left_out_and_told(
 
     monkeypatch.setattr(model, "score_encoded", score)
     told: list[str] = []
-    warm.warm_up(model, 4096, told.append)
+    assert warm.warm_up(model, 4096, told.append) == 64
     assert computed and told == ["out of memory over 128 tokens: larger batches are not warmed up"]
 
 

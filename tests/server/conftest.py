@@ -15,9 +15,13 @@ import httpx2
 import pytest
 
 from plaudit_model import contract
-from plaudit_model.encode import Encoder
+from plaudit_model.encode import Encoded, Encoder
+from plaudit_model.reward_model import RewardModel
+from plaudit_server.domain import Work
 from plaudit_server.faults import VARIABLE
 from plaudit_server.worker import WorkerHost
+
+from .engines import Oracle
 
 FAULTS = {"exit_on_token": 690, "hang_on_token": 691, "raise_on_token": 692, "nan_on_token": 693}
 
@@ -53,6 +57,17 @@ async def host(anyio_backend: str) -> AsyncIterator[WorkerHost]:
         host = WorkerHost()
         yield host
         await host.close()
+
+
+@pytest.fixture(scope="session")
+def expected(tiny_model_dir: Path) -> Oracle:
+    """Scores by the model itself, in this process, one item at a time."""
+    model = RewardModel.load(tiny_model_dir, device="cpu")
+
+    def score(work: list[Work]) -> list[float]:
+        return [float(model.score_encoded([Encoded(item.ids, item.prompt_tokens)])[0, 0]) for item in work]
+
+    return score
 
 
 FAULT_TEXT = {"nan": "\x02", "exit": "\x03", "raise": "\x04", "hang": "\x05"}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from plaudit_model.packing import Group
 from plaudit_server.faults import VARIABLE, Fault, read
@@ -30,6 +31,13 @@ def test_it_strikes_only_where_its_token_is() -> None:
     fault = Fault("raise_on_token", 9)
     fault.before([group([1, 2], [3], [4])])
     with pytest.raises(RuntimeError, match="token 9"):
+        fault.before([group([1, 2], [3], [4]), group([9], [1])])
+
+
+def test_memory_runs_out_over_more_tokens_than_it_says() -> None:
+    fault = Fault("oom_over_tokens", 4)
+    fault.before([group([1, 2], [3], [4])])
+    with pytest.raises(torch.OutOfMemoryError):
         fault.before([group([1, 2], [3], [4]), group([9], [1])])
 
 

@@ -57,6 +57,9 @@ def test_replies_cross() -> None:
     back = messages.reply(crossed(messages.scores_frame(scores)), 2)
     assert isinstance(back, Scores) and (back.seconds, back.late_jit) == (0.25, ("kernel(rows: i32)",))
     assert back.attributes.tobytes() == scores.attributes.tobytes()
+    assert (back.unfit, back.token_cap) == ((), None)
+    cramped = messages.reply(crossed(messages.scores_frame(Scores(scores.attributes, 0.5, (), (1,), 300))), 2)
+    assert isinstance(cramped, Scores) and (cramped.unfit, cramped.token_cap) == ((1,), 300)
     assert messages.reply(crossed(messages.failed_frame(Failure("why"))), 2) == Failure("why")
 
 
@@ -66,14 +69,33 @@ def test_a_reply_for_another_batch_is_refused() -> None:
         messages.reply(frame, 2)
     with pytest.raises(LinkError, match="expected a scores frame"):
         messages.reply(Frame("ready"), 2)
+    arrays = {"attributes": np.zeros(2, np.float32), "unfit": np.zeros(0, np.int32)}
     with pytest.raises(LinkError, match="seconds"):
-        messages.reply(Frame("scores", {"columns": 1}, {"attributes": np.zeros(2, np.float32)}), 2)
+        messages.reply(Frame("scores", {"columns": 1, "token_cap": None}, arrays), 2)
+    with pytest.raises(LinkError, match="a batch of 0 tokens"):
+        messages.reply(Frame("scores", {"columns": 1, "token_cap": 0}, arrays), 2)
 
 
 def test_orders_and_model_infos_cross() -> None:
-    order = LoadOrder("m", "cpu", None, "exact", 2, 512, (0, 3))
+    order = LoadOrder("m", "cpu", None, "exact", 2, 512, (0, 3), 1 << 30)
     assert messages.load_order(crossed(messages.load_frame(order))) == order
-    info = ModelInfo("A", ("a", "b"), "r", "n", "float32", "exact", "cpu", "torch", "p", "s", 9, 8, True, {"load": 1.5})
+    info = ModelInfo(
+        "A",
+        ("a", "b"),
+        "r",
+        "n",
+        "float32",
+        "exact",
+        "cpu",
+        "torch",
+        "p",
+        "s",
+        9,
+        8,
+        True,
+        {"load": 1.5},
+        {"cap": None},
+    )
     back = messages.model_info(crossed(messages.ready_frame(info)))
     assert back == info and back.ready_s == {"load": 1.5}
     assert back == dataclasses.replace(info, ready_s={}), "a worker that took another time is still the same model"

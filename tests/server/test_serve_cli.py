@@ -52,6 +52,8 @@ def test_a_bad_model_or_configuration_exits_78_with_one_clear_line(tmp_path, tin
         file.write(b"\x00\x00\x80\x3f")
     code, line = refused(broken, "--port", "0")
     assert code == 78 and "model.safetensors" in line
+    code, line = refused(tiny_model_dir, "--port", "0", "--memory-cap", "0.001")
+    assert code == 78 and "more than the cap of 0.001 GiB" in line
     with socket.create_server(("127.0.0.1", 0)) as taken:
         code, line = refused(tmp_path / "nothing", "--port", taken.getsockname()[1])  # before the model is looked for
     assert code == 78 and "cannot listen" in line
@@ -61,7 +63,8 @@ def test_a_bad_model_or_configuration_exits_78_with_one_clear_line(tmp_path, tin
 def both(serve, tiny_model_dir, tiny_bert_dir):
     """Two models behind a key; foreign text is rendered again."""
     running = serve(f"first={tiny_model_dir}", tiny_bert_dir, "--rendered-text", "rerender", "--overlong", "error",
-                    "--cpus", str(min(os.sched_getaffinity(0))), "--wait", "passive", PLAUDIT_API_KEY=KEY)  # fmt: skip
+                    "--cpus", str(min(os.sched_getaffinity(0))), "--wait", "passive", "--memory-cap", "0.5",
+                    PLAUDIT_API_KEY=KEY)  # fmt: skip
     with httpx2.Client(base_url=running.url, headers={"authorization": f"Bearer {KEY}"}, timeout=60) as client:
         yield running, client
 
@@ -73,6 +76,8 @@ def test_it_says_what_it_serves_and_how_to_ask(both):
         assert model["model"] in running.said and model["revision"] in running.said and model["sharing"] in running.said
     assert "curl -s " + running.url in running.said and "from plaudit import Client" in running.said
     assert KEY not in running.said + running.log.read_text()
+    assert all(model["memory_bytes"]["cap"] == 1 << 29 for model in info["models"])
+    assert all(0 < model["memory_bytes"]["weights"] < 1 << 29 for model in info["models"])
 
 
 def test_cpus_and_waiting_are_the_workers(both):
