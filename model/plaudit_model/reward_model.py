@@ -81,6 +81,8 @@ class RewardModel:
         if graph is not None:
             self.trunk, self.runtime = graph, graph.runtime
             return
+        if torch.device(device).type == "cuda" and torch.device(device).index is not None:
+            torch.cuda.set_device(device)  # where Triton launches, whatever device its tensors are on
         self.module = _cast(module, DTYPES[dtype]).to(device)
         self.module.requires_grad_(True).eval()
         self.trunk = self._make_trunk()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request, Response
 
 from .engine import Engine
 from .engine_errors import EngineError
-from .errors import from_engine
+from .errors import RequestError, from_engine
 from .service import json_response, named_model, service_of
 
 router = APIRouter()
@@ -29,6 +30,8 @@ async def wake(request: Request) -> Response:
 
 
 async def _all(request: Request, do: Callable[[Engine], Awaitable[None]]) -> Response:
+    if (page := request.headers.get("origin")) and urlsplit(page).netloc != request.headers.get("host"):
+        raise RequestError("foreign_page", "a page of another site may not switch this server; ask without a browser")
     named = named_model(request)
     models = [named] if named else list(service_of(request).models)
     try:

@@ -55,6 +55,7 @@ RULES: dict[str, Rule] = {
     "too_many_items": _TOO_LARGE,
     "body_too_large": _TOO_LARGE,
     "unsupported_encoding": Rule(415, "invalid_request_error"),
+    "foreign_page": Rule(403, "authentication_error"),
     "host_not_allowed": Rule(421, "invalid_request_error"),
     "headers_too_large": Rule(431, "invalid_request_error"),
     "unauthorized": Rule(401, "authentication_error"),

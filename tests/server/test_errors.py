@@ -44,7 +44,7 @@ def test_every_code_that_the_source_raises_has_a_row_and_every_row_is_used():
 
 def test_only_capacity_and_deadlines_are_retryable_and_5xx_are_rare():
     assert {code for code, rule in RULES.items() if rule.retryable} == {
-        "rate_limited", "overloaded", "draining", "unavailable", "deadline_exceeded",
+        "rate_limited", "overloaded", "draining", "asleep", "unavailable", "deadline_exceeded",
     }  # fmt: skip
     assert {rule.status for rule in RULES.values() if rule.status >= 500} == {500, 503, 504}
     assert [code for code, rule in RULES.items() if rule.status == 500] == ["internal_error"]

@@ -189,6 +189,9 @@ def test_over_http(serve: Callable[..., Any], tiny_model_dir: Path, tiny_bert_di
             return client.post("/score", content=json.dumps(body | options))
 
         first = ask().json()
+        foreign = client.post("/sleep", headers={"origin": "https://elsewhere.example"})
+        assert (foreign.status_code, foreign.json()["error"]["code"]) == (403, "foreign_page")
+        assert client.get("/readyz").status_code == 200
         assert client.post("/m/rm/sleep").json() == {"models": {"rm": "asleep"}}
         ready = client.get("/readyz")
         assert ready.status_code == 503
