@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--algorithms", nargs="+", default=ALGORITHMS, choices=ALGORITHMS)
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--responses", type=int, default=128, help="responses of a step")
+    parser.add_argument("--responses", type=int, default=64, help="responses of a step")
     parser.add_argument("--kl-coef", type=float, default=0.05)
     parser.add_argument("--kl-budget", type=float, default=8.0)
     parser.add_argument("--jobs", type=int, default=2, help="algorithms that train at the same time, one core each")
@@ -53,9 +53,10 @@ def main() -> None:
         draw(arguments.work, arguments.seeds, arguments.plots)
         return
     plaudit("train", "starter", "--if-missing")
-    with policies.served({PORT: starter.directory()}) as urls:
+    port = PORT + arguments.seeds[0]
+    with policies.served({port: starter.directory()}) as urls:
         for seed in arguments.seeds:
-            compare(arguments, arguments.work / f"seed-{seed}", seed, urls[PORT])
+            compare(arguments, arguments.work / f"seed-{seed}", seed, urls[port])
 
 
 def compare(arguments: argparse.Namespace, work: Path, seed: int, url: str) -> None:

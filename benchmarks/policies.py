@@ -28,9 +28,9 @@ LENGTH, PROMPTS = 64, 12_000
 SFT = ["--starter-records", "13000", "--epochs", "2", "--batch-size", "16", "--learning-rate", "4e-3"]
 RL = [
     "--starter-prompts", str(PROMPTS), "--max-new-tokens", str(LENGTH), "--learning-rate", "5e-4",
-    "--micro-batch", "16", "--ppo-epochs", "2", "--minibatches", "2", "--rollout-batch", "128",
+    "--micro-batch", "16", "--ppo-epochs", "2", "--minibatches", "2", "--rollout-batch", "64",
     "--value-warmup-steps", "5", "--normalize", "reference", "--score-clip", "5", "--sample-every", "1",
-    "--samples", "128",
+    "--samples", "64",
 ]  # fmt: skip
 
 
