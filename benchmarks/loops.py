@@ -8,9 +8,10 @@ prompts, the same for all: the proxy (the served score), the gold quality (`plau
 from the SFT policy. Beside each, best-of-n of the SFT policy at the n whose KL bound, log n - (n - 1) / n, is nearest:
 unbiased, from 256 samples to each of 80 prompts. Intervals: bootstrap over prompts of the gain over SFT, within a seed.
 
-One seed is a run of less than 20 minutes on two quiet cores; what is done already is not done again.
+One seed is a run of less than 20 minutes on two quiet cores. What is in --work is not done again, and gives no new row.
 
-    python benchmarks/loops.py --seeds 0 1 2 --plots docs/loops
+    python benchmarks/loops.py --seeds 0 1 2
+    python benchmarks/loops.py --seeds 0 1 2 --page docs/loops.md
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 
 import charts
 import numpy as np
+import page
 import policies
 import rows
 from policies import Cost, plaudit
@@ -47,10 +49,12 @@ def main() -> None:
     parser.add_argument("--kl-budget", type=float, default=8.0)
     parser.add_argument("--jobs", type=int, default=2, help="algorithms that train at the same time, one core each")
     parser.add_argument("--work", type=Path, default=Path("runs/loops"))
-    parser.add_argument("--plots", type=Path, help="draw into this directory what has been measured, and run nothing")
+    parser.add_argument("--page", type=Path, help="put what has been measured into this page, and run nothing")
     arguments = parser.parse_args()
-    if arguments.plots:
-        draw(arguments.work, arguments.seeds, arguments.plots)
+    if arguments.page:
+        draw(arguments.work, arguments.seeds, arguments.page.with_suffix(""))
+        page.fill(arguments.page, "algorithms", algorithms_table(arguments.seeds))
+        page.fill(arguments.page, "answers", answers(arguments.work / f"seed-{arguments.seeds[0]}"))
         return
     plaudit("train", "starter", "--if-missing")
     port = PORT + arguments.seeds[0]
@@ -179,11 +183,38 @@ def draw(work: Path, seeds: Sequence[int], out: Path) -> None:
         panel.line("best-of-n (bound)", np.sqrt([kl_upper_bound(n) for n in grid]), np.array(gains), 0)
         before = json.loads((work / f"seed-{seed}" / "sft.json").read_text(encoding="utf-8"))
         for place, name in enumerate(ALGORITHMS, 1):
+            if not (work / f"seed-{seed}" / f"{name}.json").exists():
+                continue
             after = json.loads((work / f"seed-{seed}" / f"{name}.json").read_text(encoding="utf-8"))
             gain = policies.gain(np.array(after["gold"]), np.array(before["gold"]))
             panel.point(name, policies.root(after["kl"]), gain, place)
         frontier.append(panel)
     charts.write(out / "frontier.svg", frontier)
+
+
+def algorithms_table(seeds: Sequence[int]) -> str:
+    """One row for each seed and algorithm."""
+    known = sorted(page.newest("loops", "policy", "seed"), key=lambda row: int(row["seed"]))
+    body = [
+        [row["policy"], row["seed"], page.cell(row, "proxy_gain"), page.cell(row, "gold_gain"), page.cell(row, "kl"),
+         row["best_of_n"], page.cell(row, "best_of_n_proxy_gain"), page.cell(row, "best_of_n_gold_gain"), row["cpu_s"]]
+        for name in ALGORITHMS for row in known if row["policy"] == name and int(row["seed"]) in seeds
+    ]  # fmt: skip
+    head = ["algorithm", "seed", "proxy, gain", "gold, gain", "KL", "n", "best of n: proxy", "best of n: gold", "CPU s"]
+    return page.table(head, body)
+
+
+def answers(work: Path, each: int = 2) -> str:
+    """What SFT and PPO answer to the first held-out prompts of each kind, two samples each, as they come."""
+    before, after = (json.loads((work / f"{name}.json").read_text(encoding="utf-8")) for name in ("sft", "ppo"))
+    lines = []
+    for kind in dict.fromkeys(before["kinds"]):
+        for place in [i for i, own in enumerate(before["kinds"]) if own == kind][:each]:
+            lines.append(f"> {before['prompts'][place]}")
+            for name, found in (("SFT", before), ("PPO", after)):
+                lines += [f"    {name}  {text!r}" for text in found["texts"][place][:2]]
+            lines.append("")
+    return "```text\n" + "\n".join(lines).rstrip() + "\n```"
 
 
 if __name__ == "__main__":

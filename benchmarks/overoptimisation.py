@@ -13,6 +13,7 @@ worst case, mean - u x spread (UWO; Coste et al. 2310.02743), a price for length
 bootstrap over prompts.
 
     python benchmarks/loops.py --seeds 0 && python benchmarks/overoptimisation.py --seeds 0
+    python benchmarks/overoptimisation.py --seeds 0 --page docs/loops.md
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 
 import charts
 import numpy as np
+import page
 import policies
 import rows
 from policies import Cost, plaudit
@@ -51,10 +53,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--responses", type=int, default=64, help="responses of a step")
     parser.add_argument("--work", type=Path, default=Path("runs/loops"), help="that of loops.py")
-    parser.add_argument("--plots", type=Path, help="draw into this directory what has been measured, and run nothing")
+    parser.add_argument("--page", type=Path, help="put what has been measured into this page, and run nothing")
     arguments = parser.parse_args()
-    if arguments.plots:
-        draw(arguments, arguments.plots)
+    if arguments.page:
+        draw(arguments, arguments.page.with_suffix(""))
+        for optimiser in ("best-of-n", "ppo"):
+            page.fill(arguments.page, f"weak {optimiser}", weak_table(optimiser, arguments.seeds))
         return
     models = {PORT + arguments.seeds[0] * MEMBERS + i: weak(arguments.work / "weak", i) for i in range(MEMBERS)}
     with policies.served(models) as urls:
@@ -227,6 +231,22 @@ def draw(arguments: argparse.Namespace, out: Path) -> None:
                 )
         panels.append(panel)
     charts.write(out / "overoptimisation.svg", panels)
+
+
+def weak_table(optimiser: str, seeds: Sequence[int]) -> str:
+    """One row for each seed and remedy."""
+    known = page.newest("overoptimisation", "optimiser", "reward", "seed")
+    body = [
+        [row["reward"], row["seed"], row["peak_at"], page.cell(row, "peak_sqrt_kl"), page.cell(row, "peak_gain"),
+         page.cell(row, "end_sqrt_kl"), page.cell(row, "end_gain"), page.cell(row, "alpha"), page.cell(row, "beta"),
+         page.cell(row, "r2")]
+        for row in sorted(known, key=lambda row: (row["reward"] != "one model", row["reward"], row["seed"]))
+        if row["optimiser"] == optimiser and int(row["seed"]) in seeds
+    ]  # fmt: skip
+    at = "n" if optimiser == "best-of-n" else "step"
+    head = ["reward", "seed", f"peak at {at}", "sqrt(KL) there", "gold gain there", "sqrt(KL) at the end",
+            "gold gain at the end", "alpha", "beta", "r2 of the fit"]  # fmt: skip
+    return page.table(head, body)
 
 
 def bon_curves(work: Path, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:

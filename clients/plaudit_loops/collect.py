@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from plaudit import Unavailable
+from plaudit_model.interrupt import StopRequest
 
 from .config import RlConfig
 from .data import Encoded
 from .errors import LoopError
-from .interrupt import StopRequest
 from .policy import Policy, Prompted, Reference, ValueHead
 from .rollout import Key, Response, Stream, sample, uniforms
 from .scoring import Group, Rewards

@@ -24,12 +24,12 @@ from plaudit_loops.collect import Sample
 from plaudit_loops.config import DpoConfig, OptimConfig, RlConfig
 from plaudit_loops.data import Encoded
 from plaudit_loops.dpo import Dpo
-from plaudit_loops.interrupt import StopRequest
 from plaudit_loops.masked import masked_mean, masked_var
 from plaudit_loops.optim import Trainable
 from plaudit_loops.policy import Policy, ValueHead, load_policy
 from plaudit_loops.rl import Rl
 from plaudit_loops.world import World
+from plaudit_model.interrupt import StopRequest
 
 CLOSE = 1e-6
 OPTIM: dict[str, Any] = {
