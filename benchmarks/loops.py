@@ -71,9 +71,11 @@ def compare(arguments: argparse.Namespace, work: Path, seed: int, url: str) -> N
     if fresh:
         record("sft", seed, before, before, work, cost)
 
-    def train(algorithm: str) -> Cost:
+    pairs = paired(work, base, url, seed) if "dpo" in arguments.algorithms else work
+
+    def train(algorithm: str) -> Cost:  # in threads, so all that it does is to wait for a command
         if algorithm == "dpo":
-            return by_dpo(work, base, url, seed)
+            return by_dpo(pairs, work / "dpo", base, seed)
         return by_rl(arguments, work / algorithm, base, url, seed, algorithm)
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
@@ -91,7 +93,7 @@ def by_rl(arguments: argparse.Namespace, out: Path, base: Path, url: str, seed: 
     return plaudit("rl", *policies.RL, *size, *limits, *options)
 
 
-def by_dpo(work: Path, base: Path, url: str, seed: int, prompts: int = 1500, samples: int = 6) -> Cost:
+def paired(work: Path, base: Path, url: str, seed: int, prompts: int = 1500, samples: int = 6) -> Path:
     """Pairs of the SFT policy's own responses, by the served score; equal texts make no pair."""
     pairs = work / "pairs.jsonl"
     if not pairs.exists():
@@ -103,8 +105,12 @@ def by_dpo(work: Path, base: Path, url: str, seed: int, prompts: int = 1500, sam
             if best != worst:
                 lines.append(json.dumps({"prompt": task.prompt, "chosen": best, "rejected": worst}) + "\n")
         pairs.write_text("".join(lines), encoding="utf-8")
+    return pairs
+
+
+def by_dpo(pairs: Path, out: Path, base: Path, seed: int) -> Cost:
     rate = ["--learning-rate", "2e-4", "--beta", "0.1", "--epochs", "2", "--seed", seed, "--micro-batch", "16"]
-    return plaudit("dpo", pairs, "--policy", base, *rate, "--resume", "--out", work / "dpo")
+    return plaudit("dpo", pairs, "--policy", base, *rate, "--resume", "--out", out)
 
 
 def measured(work: Path, name: str, policy: Path, base: Path, url: str) -> tuple[dict[str, Any], bool]:
