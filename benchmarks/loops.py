@@ -73,7 +73,7 @@ def compare(arguments: argparse.Namespace, work: Path, seed: int, url: str) -> N
 
     pairs = paired(work, base, url, seed) if "dpo" in arguments.algorithms else work
 
-    def train(algorithm: str) -> Cost:  # in threads, so all that it does is to wait for a command
+    def train(algorithm: str) -> Cost | None:  # in threads, so all that it does is to wait for a command
         if algorithm == "dpo":
             return by_dpo(pairs, work / "dpo", base, seed)
         return by_rl(arguments, work / algorithm, base, url, seed, algorithm)
@@ -85,12 +85,12 @@ def compare(arguments: argparse.Namespace, work: Path, seed: int, url: str) -> N
                 record(algorithm, seed, after, before, work, cost)
 
 
-def by_rl(arguments: argparse.Namespace, out: Path, base: Path, url: str, seed: int, algorithm: str) -> Cost:
+def by_rl(arguments: argparse.Namespace, out: Path, base: Path, url: str, seed: int, algorithm: str) -> Cost | None:
     group = GROUPS[algorithm]
     size = ["--group-size", group, "--prompts-per-step", arguments.responses // group, "--steps", arguments.steps]
     limits = ["--kl-in", "reward", "--kl-coef", arguments.kl_coef, "--kl-budget", arguments.kl_budget]
-    options = ["--policy", base, "--url", url, "--algo", algorithm, "--seed", seed, "--resume", "--out", out]
-    return plaudit("rl", *policies.RL, *size, *limits, *options)
+    options = ["--policy", base, "--url", url, "--algo", algorithm, "--seed", seed]
+    return policies.trained(out, "rl", *policies.RL, *size, *limits, *options)
 
 
 def paired(work: Path, base: Path, url: str, seed: int, prompts: int = 1500, samples: int = 6) -> Path:
@@ -108,9 +108,9 @@ def paired(work: Path, base: Path, url: str, seed: int, prompts: int = 1500, sam
     return pairs
 
 
-def by_dpo(pairs: Path, out: Path, base: Path, seed: int) -> Cost:
+def by_dpo(pairs: Path, out: Path, base: Path, seed: int) -> Cost | None:
     rate = ["--learning-rate", "2e-4", "--beta", "0.1", "--epochs", "2", "--seed", seed, "--micro-batch", "16"]
-    return plaudit("dpo", pairs, "--policy", base, *rate, "--resume", "--out", out)
+    return policies.trained(out, "dpo", pairs, "--policy", base, *rate)
 
 
 def measured(work: Path, name: str, policy: Path, base: Path, url: str) -> tuple[dict[str, Any], bool]:

@@ -140,8 +140,7 @@ def ppo(arguments: argparse.Namespace, work: Path, seed: int, remedy: str, urls:
     size = ["--prompts-per-step", arguments.responses, "--steps", arguments.steps, "--seed", seed]
     constant = ["--warmup-ratio", "0", "--min-lr-ratio", "1", "--kl-coef", "0"]
     places = [part for url in asked for part in ("--url", url)]
-    cost = plaudit("rl", *policies.RL, *size, *constant, *REMEDIES[remedy], *places, "--policy", base, "--resume",
-                   "--out", out)  # fmt: skip
+    cost = policies.trained(out, "rl", *policies.RL, *size, *constant, *REMEDIES[remedy], *places, "--policy", base)
     kl_T, gain_TK = course(out, seed)
     smooth_T = policies.smooth(gain_TK.mean(1))
     best, draws = int(smooth_T.argmax()), resampled(kl_T, gain_TK)

@@ -54,6 +54,13 @@ class Cost:
     cpu: float
 
 
+def trained(out: Path, *arguments: object) -> Cost | None:
+    """Run a command that leaves a policy in `out`; None if some of it was there, and so the cost is not known."""
+    there = out.exists()
+    cost = plaudit(*arguments, "--resume", "--out", out)
+    return None if there else cost
+
+
 def plaudit(*arguments: object) -> Cost:
     """Run a command. Raises CalledProcessError."""
     begun = time.monotonic()
@@ -87,9 +94,7 @@ def served(models: Mapping[int, Path]) -> Iterator[dict[int, str]]:
 
 def fitted(work: Path, seed: int) -> tuple[Path, Cost | None]:
     """The SFT policy of a seed, and what it cost, unless it was there."""
-    there = (work / "sft" / "policy").exists()
-    cost = plaudit("sft", "starter", *SFT, "--seed", seed, "--resume", "--out", work / "sft")
-    return work / "sft" / "policy", None if there else cost
+    return work / "sft" / "policy", trained(work / "sft", "sft", "starter", *SFT, "--seed", seed)
 
 
 def sampled(policy: Path, base: Path, tasks: Sequence[starter.Task], samples: int, stream_seed: int = 0) -> Sampled:
