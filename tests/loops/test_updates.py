@@ -125,13 +125,13 @@ class Adam:
         self.first: dict[str, Tensor] = {}
         self.second: dict[str, Tensor] = {}
         self.steps: dict[str, int] = {}
-        self.norm, self.clipped, self.tokens = 0.0, 0, 0
+        self.norm, self.clipped, self.tokens = 0.0, 0, 0  # the largest norm, and what was clipped of how many tokens
 
     def step(self, loss: Tensor, only: str = "") -> None:
         c, named = self.config, {n: p for n, p in self.network.named().items() if n.startswith(only)}
         found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-        self.norm = math.sqrt(sum(float((g**2).sum()) for g in found if g is not None))
-        shrink = min(1.0, c.max_grad_norm / (self.norm + 1e-6))
+        norm = math.sqrt(sum(float((g**2).sum()) for g in found if g is not None))
+        self.norm, shrink = max(self.norm, norm), min(1.0, c.max_grad_norm / (norm + 1e-6))
         for (name, parameter), gradient in zip(named.items(), found, strict=True):
             if gradient is None:
                 continue
@@ -300,6 +300,7 @@ def test_a_step_of_reinforcement_learning(algo: str, policy: Policy, prompts: Pa
     done = stage.take(0, StopRequest())
     adam = reference_step(config, samples, now, then, warming=False)
     assert_the_same_weights(stage.trainable, adam)
+    assert done.values["grad_norm"] == pytest.approx(adam.norm, rel=1e-5)
     assert adam.norm > config.optim.max_grad_norm, "gradients are clipped"
     assert done.values["policy/clipfrac_avg"] == pytest.approx(adam.clipped / adam.tokens, abs=1e-9)
     assert adam.clipped > 0, "so are ratios"
@@ -311,8 +312,10 @@ def test_a_warm_up_step_moves_the_value_head_alone(policy: Policy, prompts: Path
     now, before = Network(policy.module, stage._values, 0.8), stage.trainable.weights()
     samples = collected(stage, config)
     stage.trainable.set_rate(1.0)
-    stage.take(0, StopRequest())
-    assert_the_same_weights(stage.trainable, reference_step(config, samples, now, then, warming=True))
+    done = stage.take(0, StopRequest())
+    adam = reference_step(config, samples, now, then, warming=True)
+    assert_the_same_weights(stage.trainable, adam)
+    assert done.values["grad_norm"] == pytest.approx(adam.norm, rel=1e-5)
     same = {name for name, tensor in stage.trainable.weights().items() if torch.equal(tensor, before[name])}
     assert {*before} - same == {"value.linear.weight", "value.linear.bias"}
 
