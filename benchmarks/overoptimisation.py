@@ -205,8 +205,9 @@ def record(kind: str, reward: str, seed: int, values: Mapping[str, float | None]
 
 
 def draw(arguments: argparse.Namespace, out: Path) -> None:
-    """Proxy and gold of one weak model; then the gold of all remedies: means over the seeds."""
+    """Proxy and gold of one weak model; then the gold of all remedies: means over the seeds that are there."""
     works = [(arguments.work / f"seed-{seed}", seed) for seed in arguments.seeds]
+    works = [(work, seed) for work, seed in works if (work / "weak.npy").exists()]
     curves = [bon_curves(work, seed) for work, seed in works]
     d_N = np.sqrt([kl_upper_bound(n) for n in range(1, len(curves[0]["one model"][0]) + 1)])
     both = charts.Panel("best-of-n, one weak model", "sqrt(KL bound), nats", "gain over SFT (proxy / 5)")
@@ -228,8 +229,9 @@ def draw(arguments: argparse.Namespace, out: Path) -> None:
                 panel.line(
                     remedy, np.sqrt(np.maximum(policies.smooth(kl_T), 0)), policies.smooth(gain_TK.mean(1)), place
                 )
-        panels.append(panel)
-    charts.write(out / "overoptimisation.svg", panels)
+        panels += [panel] if panel.parts else []
+    if panels:
+        charts.write(out / "overoptimisation.svg", panels)
 
 
 def weak_table(optimiser: str, seeds: Sequence[int]) -> str:
