@@ -117,6 +117,8 @@ def opened(out: Path, console: Console, device: str) -> Iterator[Place]:
         raise RunExists(f"another process is training into {out}") from error
     except OSError as error:
         raise NotWritten(f"{error}; what is in {out} is whole, go on with --resume") from error
+    finally:
+        world.close()
 
 
 def finished(out: Path) -> bool:
