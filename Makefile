@@ -49,6 +49,8 @@ bench: .venv/.dev
 	$(BIN)/python benchmarks/compiled.py
 	$(BIN)/python benchmarks/ready.py
 	$(BIN)/python benchmarks/threads.py
+	$(BIN)/python benchmarks/loops.py
+	$(BIN)/python benchmarks/overoptimisation.py
 
 loadtest: .venv/.dev
 	$(BIN)/python benchmarks/loadtest.py

@@ -2,255 +2,225 @@
 that can be computed rise with it?
 
 A policy of a million parameters is fitted from scratch by `plaudit sft starter` to good and bad answers of the starter
-tasks. From there `plaudit rl` (PPO, GRPO, RLOO, REINFORCE++) and `plaudit dpo` (best against worst of eight samples)
+tasks. From there `plaudit rl` (PPO, GRPO, RLOO, REINFORCE++) and `plaudit dpo` (best against worst of six samples)
 optimise it against the served starter reward model, all with the commands that a user types. Measured on held-out
-prompts, the same for all: the proxy (the served score), the gold quality (`plaudit_model.starter.quality`), the KL from
-the SFT policy, and best-of-n of the SFT policy at the nearest KL bound (log n - (n - 1) / n). Intervals: bootstrap over
-prompts of the gain over SFT, within each seed.
+prompts, the same for all: the proxy (the served score), the gold quality (`plaudit_model.starter.quality`) and the KL
+from the SFT policy. Beside each, best-of-n of the SFT policy at the n whose KL bound, log n - (n - 1) / n, is nearest:
+unbiased, from 256 samples to each of 80 prompts. Intervals: bootstrap over prompts of the gain over SFT, within a seed.
 
-`--weak` adds a run against a reward model fitted to few preferences, without a KL penalty: proxy and gold along the run
-against sqrt(KL) show over-optimisation (Gao et al. 2210.10760).
+One seed is a run of less than 20 minutes on two quiet cores. What is in --work is not done again, and gives no new row.
 
-    python benchmarks/loops.py --seeds 0 1 2 --weak
+    python benchmarks/loops.py --seeds 0 1 2
+    python benchmarks/loops.py --seeds 0 1 2 --page docs/loops.md
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
-import subprocess
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import charts
 import numpy as np
+import page
+import policies
 import rows
+from policies import Cost, plaudit
 
-from plaudit import Client
-from plaudit_loops.policy import load_policy
-from plaudit_loops.rollout import sample, uniforms
+from plaudit.bon.statistics import kl_upper_bound
 from plaudit_model import starter
 
-PLAUDIT = [sys.executable, "-P", "-c", "from plaudit.cli import main; main()"]
-ALGORITHMS = ("ppo", "grpo", "rloo", "reinforce++")
-LENGTH, BEST_OF = 64, 32
-COMMON = [
-    "--starter-prompts", "6000", "--max-new-tokens", str(LENGTH), "--learning-rate", "5e-4", "--micro-batch", "64",
-    "--ppo-epochs", "2", "--minibatches", "2", "--rollout-batch", "128", "--value-warmup-steps", "5",
-    "--normalize", "reference", "--score-clip", "5", "--report-to", "tensorboard",
-]  # fmt: skip
+ALGORITHMS = ("ppo", "grpo", "rloo", "reinforce++", "dpo")
 GROUPS = {"ppo": 1, "reinforce++": 1, "grpo": 4, "rloo": 4}
-
-
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """Responses to the held-out prompts: (prompts, samples) each."""
-
-    proxy_PK: np.ndarray
-    gold_PK: np.ndarray
-    kl: float
-    truncated: float
+PROMPTS, SAMPLES, POOL_PROMPTS, POOL = 300, 4, 80, 256
+PORT = 8921
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--algorithms", nargs="+", default=[*ALGORITHMS, "dpo"])
-    parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--responses", type=int, default=128, help="responses of a step")
-    parser.add_argument("--sft-records", type=int, default=13_000)
-    parser.add_argument("--sft-epochs", type=int, default=2)
-    parser.add_argument("--prompts", type=int, default=300, help="held-out prompts")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--algorithms", nargs="+", default=ALGORITHMS, choices=ALGORITHMS)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--responses", type=int, default=64, help="responses of a step")
     parser.add_argument("--kl-coef", type=float, default=0.05)
-    parser.add_argument("--kl-budget", type=float, default=12.0)
-    parser.add_argument("--weak", action="store_true", help="over-optimise a weak reward model too")
-    parser.add_argument("--weak-records", type=int, default=250)
+    parser.add_argument("--kl-budget", type=float, default=8.0)
+    parser.add_argument("--jobs", type=int, default=2, help="algorithms that train at the same time, one core each")
     parser.add_argument("--work", type=Path, default=Path("runs/loops"))
+    parser.add_argument("--page", type=Path, help="put what has been measured into this page, and run nothing")
     arguments = parser.parse_args()
+    if arguments.page:
+        draw(arguments.work, arguments.seeds, arguments.page.with_suffix(""))
+        page.fill(arguments.page, "algorithms", algorithms_table(arguments.seeds))
+        page.fill(arguments.page, "answers", answers(arguments.work / f"seed-{arguments.seeds[0]}"))
+        return
     plaudit("train", "starter", "--if-missing")
-    with served(starter.directory(), 8921) as url:
+    port = PORT + arguments.seeds[0]
+    with policies.served({port: starter.directory()}) as urls:
         for seed in arguments.seeds:
-            compare(arguments, seed, url)
-    if arguments.weak:
-        overoptimise(arguments)
+            compare(arguments, arguments.work / f"seed-{seed}", seed, urls[port])
 
 
-def compare(arguments: argparse.Namespace, seed: int, url: str) -> None:
+def compare(arguments: argparse.Namespace, work: Path, seed: int, url: str) -> None:
     """One seed: SFT, then every algorithm from it."""
-    work = arguments.work / f"seed-{seed}"
-    base = fitted(arguments, work, seed)
-    before = measure(base, base, url, arguments.prompts, BEST_OF)
-    record("sft", seed, before, before, 0.0)
-    for algorithm in arguments.algorithms:
-        begun = time.monotonic()
+    base, cost = policies.fitted(work, seed)
+    before, fresh = measured(work, "sft", base, base, url)
+    pool_of(work, base, url)
+    if fresh:
+        record("sft", seed, before, before, work, cost)
+
+    pairs = paired(work, base, url, seed) if "dpo" in arguments.algorithms else work
+
+    def train(algorithm: str) -> Cost | None:  # in threads, so all that it does is to wait for a command
         if algorithm == "dpo":
-            policy = by_dpo(work, base, url, seed)
-        else:
-            policy = by_rl(arguments, work / algorithm, base, url, seed, algorithm)
-        after = measure(policy, base, url, arguments.prompts, 4)
-        record(algorithm, seed, after, before, time.monotonic() - begun)
-        n = next((n for n in range(1, BEST_OF) if math.log(n) - (n - 1) / n >= after.kl), BEST_OF)
-        best = best_of(before, n)
-        record(f"best of {n} (KL bound {best.kl:.2f}) beside {algorithm}", seed, best, before, 0.0)
+            return by_dpo(pairs, work / "dpo", base, seed)
+        return by_rl(arguments, work / algorithm, base, url, seed, algorithm)
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for algorithm, cost in zip(arguments.algorithms, pool.map(train, arguments.algorithms), strict=True):
+            after, fresh = measured(work, algorithm, work / algorithm / "policy", base, url)
+            if fresh:
+                record(algorithm, seed, after, before, work, cost)
 
 
-def fitted(arguments: argparse.Namespace, work: Path, seed: int) -> Path:
-    """The SFT policy of a seed, fitted unless it is there."""
-    options = ["--starter-records", arguments.sft_records, "--epochs", arguments.sft_epochs, "--batch-size", "16"]
-    plaudit("sft", "starter", *options, "--learning-rate", "4e-3", "--seed", seed, "--resume", "--out", work / "sft")
-    return work / "sft" / "policy"
-
-
-def by_rl(arguments: argparse.Namespace, out: Path, base: Path, url: str, seed: int, algorithm: str) -> Path:
+def by_rl(arguments: argparse.Namespace, out: Path, base: Path, url: str, seed: int, algorithm: str) -> Cost | None:
     group = GROUPS[algorithm]
     size = ["--group-size", group, "--prompts-per-step", arguments.responses // group, "--steps", arguments.steps]
     limits = ["--kl-in", "reward", "--kl-coef", arguments.kl_coef, "--kl-budget", arguments.kl_budget]
-    options = ["--policy", base, "--url", url, "--algo", algorithm, "--seed", seed, "--resume", "--out", out]
-    plaudit("rl", *COMMON, *size, *limits, *options)
-    return out / "policy"
+    options = ["--policy", base, "--url", url, "--algo", algorithm, "--seed", seed]
+    return policies.trained(out, "rl", *policies.RL, *size, *limits, *options)
 
 
-def by_dpo(work: Path, base: Path, url: str, seed: int, prompts: int = 2000, samples: int = 8) -> Path:
+def paired(work: Path, base: Path, url: str, seed: int, prompts: int = 1500, samples: int = 6) -> Path:
     """Pairs of the SFT policy's own responses, by the served score; equal texts make no pair."""
     pairs = work / "pairs.jsonl"
     if not pairs.exists():
         tasks = starter.tasks(prompts, seed)
-        with pairs.open("w") as file:
-            for task, texts, scores in zip(tasks, *responses(base, tasks, samples, url), strict=True):
-                best, worst = int(np.argmax(scores)), int(np.argmin(scores))
-                if texts[best] != texts[worst]:
-                    pair = {"prompt": task.prompt, "chosen": texts[best], "rejected": texts[worst]}
-                    file.write(json.dumps(pair) + "\n")
-    rate = ["--learning-rate", "2e-4", "--beta", "0.1", "--epochs", "2", "--seed", seed]
-    plaudit("dpo", pairs, "--policy", base, *rate, "--resume", "--out", work / "dpo")
-    return work / "dpo" / "policy"
+        made = policies.sampled(base, base, tasks, samples)
+        lines = []
+        for task, texts, scores in zip(tasks, made.texts, policies.scores_of(url, tasks, made.texts), strict=True):
+            best, worst = texts[int(np.argmax(scores))], texts[int(np.argmin(scores))]
+            if best != worst:
+                lines.append(json.dumps({"prompt": task.prompt, "chosen": best, "rejected": worst}) + "\n")
+        pairs.write_text("".join(lines), encoding="utf-8")
+    return pairs
 
 
-def overoptimise(arguments: argparse.Namespace) -> None:
-    """PPO without a penalty against a weak reward model: the proxy goes on rising, the gold does not."""
-    work = arguments.work / "weak"
-    model = work / "reward"
-    if not (model / "reward.json").exists():
-        changes = ["--set", f"data.starter_records={arguments.weak_records}", "--eval-share", "0"]
-        plaudit("train", "starter", "--out", model, *changes)
-    base = fitted(arguments, arguments.work / f"seed-{arguments.seeds[0]}", arguments.seeds[0])
-    with served(model, 8922) as url:
-        before = measure(base, base, url, arguments.prompts, 4)
-        record("weak: sft", arguments.seeds[0], before, before, 0.0)
-        stages = [
-            arguments.steps // 8,
-            arguments.steps // 4,
-            arguments.steps // 2,
-            arguments.steps,
-            2 * arguments.steps,
-        ]
-        for steps in stages:  # with a constant rate a shorter run is the beginning of a longer one
-            out = work / f"ppo-{steps}"
-            options = ["--steps", steps, "--prompts-per-step", arguments.responses, "--kl-coef", "0", "--resume"]
-            constant = ["--warmup-ratio", "0", "--min-lr-ratio", "1"]
-            plaudit("rl", *COMMON, *options, *constant, "--policy", base, "--url", url, "--out", out)
-            after = measure(out / "policy", base, url, arguments.prompts, 4)
-            record(f"weak: ppo, {steps} steps", arguments.seeds[0], after, before, 0.0)
+def by_dpo(pairs: Path, out: Path, base: Path, seed: int) -> Cost | None:
+    rate = ["--learning-rate", "2e-4", "--beta", "0.1", "--epochs", "2", "--seed", seed, "--micro-batch", "16"]
+    return policies.trained(out, "dpo", pairs, "--policy", base, *rate)
 
 
-def measure(policy: Path, base: Path, url: str, prompts: int, samples: int) -> Measured:
-    """Sample on held-out prompts, score, judge, and compare with the base policy."""
-    tasks = starter.tasks(prompts, starter.HELD_OUT_SEEDS)
-    loaded, reference = (load_policy(path, device="cpu", autocast=False) for path in (policy, base))
-    proxy, gold, divergence, cut = [], [], [], 0
-    for start in range(0, len(tasks), 16):
-        part = tasks[start : start + 16]
-        ids = [loaded.encode_prompt(task.prompt) for task in part]
-        keys = [(start, i) for i in range(len(part) * samples)]
-        made = sample(loaded, ids, uniforms(0, "evaluation", keys, LENGTH), temperature=1.0)
-        before = reference.say([(ids[i // samples], r.ids) for i, r in enumerate(made)], 1.0).logprobs_BR.detach()
-        divergence += [sum(r.logprobs) - float(row.sum()) for r, row in zip(made, before, strict=True)]
-        texts = [loaded.decode(r.ids) for r in made]
-        cut += sum(not r.ended for r in made)
-        groups = [texts[i * samples : (i + 1) * samples] for i in range(len(part))]
-        proxy += scores_of(url, part, groups)
-        gold += [[starter.quality(t, text) for text in group] for t, group in zip(part, groups, strict=True)]
-    return Measured(np.array(proxy), np.array(gold), float(np.mean(divergence)), cut / (len(tasks) * samples))
+def measured(work: Path, name: str, policy: Path, base: Path, url: str) -> tuple[dict[str, Any], bool]:
+    """Numbers of a policy on the held-out prompts, by prompt, and whether they are new."""
+    path = work / f"{name}.json"
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8")), False
+    tasks = starter.tasks(PROMPTS, starter.HELD_OUT_SEEDS)
+    made = policies.sampled(policy, base, tasks, SAMPLES, stream_seed=1)
+    found = {
+        "proxy": policies.scores_of(url, tasks, made.texts).mean(1).tolist(),
+        "gold": made.gold_PK.mean(1).tolist(),
+        "kl": float(made.kl_PK.mean()),
+        "tokens": float(made.lengths_PK.mean()),
+        "truncated": made.truncated,
+        "prompts": [task.prompt for task in tasks],
+        "kinds": [task.kind for task in tasks],
+        "texts": [list(texts) for texts in made.texts],
+    }
+    path.write_text(json.dumps(found), encoding="utf-8")
+    return found, True
 
 
-def responses(
-    policy: Path, tasks: Sequence[starter.Task], samples: int, url: str
-) -> tuple[list[list[str]], list[list[float]]]:
-    """Texts and scores of samples of a policy."""
-    loaded = load_policy(policy, device="cpu", autocast=False)
-    texts: list[list[str]] = []
-    for start in range(0, len(tasks), 16):
-        part = tasks[start : start + 16]
-        keys = [(len(tasks) + start, i) for i in range(len(part) * samples)]
-        ids = [loaded.encode_prompt(task.prompt) for task in part]
-        made = sample(loaded, ids, uniforms(0, "evaluation", keys, LENGTH), temperature=1.0)
-        texts += [[loaded.decode(r.ids) for r in made[i * samples : (i + 1) * samples]] for i in range(len(part))]
-    return texts, scores_of(url, tasks, texts)
+def pool_of(work: Path, base: Path, url: str) -> Mapping[str, np.ndarray]:
+    """Many samples of the SFT policy to a few held-out prompts: what best-of-n chooses from."""
+    path = work / "pool.npz"
+    if not path.exists():
+        tasks = starter.tasks(POOL_PROMPTS, starter.HELD_OUT_SEEDS)
+        made = policies.sampled(base, base, tasks, POOL)
+        (work / "pool.json").write_text(json.dumps(made.texts), encoding="utf-8")
+        scores = policies.scores_of(url, tasks, made.texts)
+        np.savez(path, proxy=scores, gold=made.gold_PK, lengths=made.lengths_PK)
+    return dict(np.load(path))
 
 
-def scores_of(url: str, tasks: Sequence[starter.Task], texts: Sequence[Sequence[str]]) -> list[list[float]]:
-    with Client(url) as client:
-        items = [{"prompt": t.prompt, "responses": list(group)} for t, group in zip(tasks, texts, strict=True)]
-        flat = iter(client.score_items(items))
-        return [[float(next(flat)) for _ in group] for group in texts]
+def record(name: str, seed: int, after: Mapping[str, Any], before: Mapping[str, Any], work: Path, cost: Cost) -> None:
+    columns: dict[str, object] = {"policy": name, "seed": seed}
+    for what in ("proxy", "gold"):
+        values, base = np.array(after[what]), np.array(before[what])
+        columns[what] = round(float(values.mean()), 4)
+        columns |= interval(what, policies.gain(values, base))
+    pool = dict(np.load(work / "pool.npz"))
+    n = policies.n_at(after["kl"], POOL)
+    columns |= {
+        "kl": round(after["kl"], 3), "tokens": round(after["tokens"], 2), "truncated": round(after["truncated"], 4),
+        "prompts": len(after["gold"]), "best_of_n": n, "best_of_n_kl_bound": round(kl_upper_bound(n), 3),
+    }  # fmt: skip
+    for what in ("proxy", "gold"):
+        best_P = policies.best_of(pool["proxy"], pool[what], n)
+        columns |= interval(f"best_of_n_{what}", policies.gain(best_P, pool[what].mean(1)))
+    columns |= {"wall_s": round(cost.wall), "cpu_s": round(cost.cpu)} if cost else {"wall_s": "", "cpu_s": ""}
+    rows.append("loops", columns)
 
 
-def best_of(measured: Measured, n: int) -> Measured:
-    """The best by proxy of the first n samples of each prompt."""
-    chosen = measured.proxy_PK[:, :n].argmax(1)[:, None]
-    proxy, gold = (np.take_along_axis(x, chosen, 1) for x in (measured.proxy_PK, measured.gold_PK))
-    return Measured(proxy, gold, math.log(n) - (n - 1) / n, 0.0)
+def interval(name: str, found: tuple[float, float, float]) -> dict[str, float]:
+    mean, low, high = (round(value, 4) for value in found)
+    return {f"{name}_gain": mean, f"{name}_gain_low": low, f"{name}_gain_high": high}
 
 
-def gain(after: np.ndarray, before: np.ndarray) -> tuple[float, float, float]:
-    """Mean gain over the same prompts, with a 95% interval: bootstrap over prompts."""
-    per_prompt = after.mean(1) - before.mean(1)
-    draws = np.random.default_rng(0).choice(per_prompt, (2000, len(per_prompt))).mean(1)
-    return float(per_prompt.mean()), *map(float, np.quantile(draws, (0.025, 0.975)))
+def draw(work: Path, seeds: Sequence[int], out: Path) -> None:
+    """Curves of PPO by step, and the gold quality that each algorithm reaches at its KL, beside best-of-n."""
+    panels = {name: charts.Panel(name, "step", "") for name in ("proxy (served score)", "gold quality", "KL, nats")}
+    for place, seed in enumerate(seeds):
+        found = policies.path_of(work / f"seed-{seed}" / "ppo", seed, policies.PROMPTS)
+        shown = (found["scores"], found["gold_TK"].mean(1), found["kl"])
+        steps = np.arange(1, len(found["kl"]) + 1)
+        for panel, values in zip(panels.values(), shown, strict=True):
+            panel.line(f"seed {seed}", steps, policies.smooth(values), place)
+    charts.write(out / "ppo.svg", list(panels.values()))
+    frontier = []
+    for seed in seeds:
+        panel = charts.Panel(f"seed {seed}", "sqrt(KL), nats", "gold quality, gain over SFT")
+        pool = dict(np.load(work / f"seed-{seed}" / "pool.npz"))
+        grid = [n for n in range(1, POOL + 1) if n < 16 or n % 8 == 0]
+        gains = [policies.best_of(pool["proxy"], pool["gold"], n).mean() - pool["gold"].mean() for n in grid]
+        panel.line("best-of-n (bound)", np.sqrt([kl_upper_bound(n) for n in grid]), np.array(gains), 0)
+        before = json.loads((work / f"seed-{seed}" / "sft.json").read_text(encoding="utf-8"))
+        for place, name in enumerate(ALGORITHMS, 1):
+            if not (work / f"seed-{seed}" / f"{name}.json").exists():
+                continue
+            after = json.loads((work / f"seed-{seed}" / f"{name}.json").read_text(encoding="utf-8"))
+            gain = policies.gain(np.array(after["gold"]), np.array(before["gold"]))
+            panel.point(name, policies.root(after["kl"]), gain, place)
+        frontier.append(panel)
+    charts.write(out / "frontier.svg", frontier)
 
 
-def record(name: str, seed: int, after: Measured, before: Measured, seconds: float) -> None:
-    proxy, gold = gain(after.proxy_PK, before.proxy_PK), gain(after.gold_PK, before.gold_PK)
-    rows.append(
-        "loops",
-        {
-            "policy": name,
-            "seed": seed,
-            "proxy": round(float(after.proxy_PK.mean()), 4),
-            "proxy_gain_low": round(proxy[1], 4),
-            "proxy_gain_high": round(proxy[2], 4),
-            "gold": round(float(after.gold_PK.mean()), 4),
-            "gold_gain_low": round(gold[1], 4),
-            "gold_gain_high": round(gold[2], 4),
-            "kl": round(after.kl, 3),
-            "sqrt_kl": round(math.sqrt(max(after.kl, 0.0)), 3),
-            "truncated": round(after.truncated, 4),
-            "prompts": len(after.proxy_PK),
-            "seconds": round(seconds),
-        },
-    )
+def algorithms_table(seeds: Sequence[int]) -> str:
+    """One row for each seed and algorithm."""
+    known = sorted(page.newest("loops", "policy", "seed"), key=lambda row: int(row["seed"]))
+    body = [
+        [row["policy"], row["seed"], page.cell(row, "proxy_gain"), page.cell(row, "gold_gain"), page.cell(row, "kl"),
+         row["best_of_n"], page.cell(row, "best_of_n_proxy_gain"), page.cell(row, "best_of_n_gold_gain"), row["cpu_s"]]
+        for name in ALGORITHMS for row in known if row["policy"] == name and int(row["seed"]) in seeds
+    ]  # fmt: skip
+    head = ["algorithm", "seed", "proxy, gain", "gold, gain", "KL", "n", "best of n: proxy", "best of n: gold", "CPU s"]
+    return page.table(head, body)
 
 
-def plaudit(*arguments: object) -> None:
-    subprocess.run([*PLAUDIT, *map(str, arguments)], check=True)
-
-
-@contextmanager
-def served(model: Path, port: int) -> Iterator[str]:
-    """A reward model, served until the block ends."""
-    process = subprocess.Popen([*PLAUDIT, "serve", str(model), "--port", str(port)], stdout=subprocess.DEVNULL)
-    try:
-        url = f"http://127.0.0.1:{port}"
-        with Client(url) as client:
-            client.wait_until_ready()
-        yield url
-    finally:
-        process.terminate()
-        process.wait(60)
+def answers(work: Path, each: int = 2) -> str:
+    """What SFT and PPO answer to the first held-out prompts of each kind, two samples each, as they come."""
+    before, after = (json.loads((work / f"{name}.json").read_text(encoding="utf-8")) for name in ("sft", "ppo"))
+    lines = []
+    for kind in dict.fromkeys(before["kinds"]):
+        for place in [i for i, own in enumerate(before["kinds"]) if own == kind][:each]:
+            lines.append(f"> {before['prompts'][place]}")
+            for name, found in (("SFT", before), ("PPO", after)):
+                lines += [f"    {name}  {text!r}" for text in found["texts"][place][:2]]
+            lines.append("")
+    return "```text\n" + "\n".join(lines).rstrip() + "\n```"
 
 
 if __name__ == "__main__":

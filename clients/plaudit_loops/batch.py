@@ -86,7 +86,8 @@ def _rewards(samples: Sequence[Sample], config: RlConfig, statistics: shaping.Sc
     raw_ES = np.stack([s.scores for s in samples], 1)
     baseline_ES = np.stack([s.baseline for s in samples], 1)
     normal_ES = (raw_ES - baseline_ES - statistics[0][:, None]) / statistics[1][:, None]
-    rewards_S = shaping.clip(shaping.combine(normal_ES, settings.uncertainty), settings.score_clip)
+    combined_S = shaping.combine(normal_ES, settings.uncertainty, worst=settings.worst_case)
+    rewards_S = shaping.clip(combined_S, settings.score_clip)
     ended_S = np.array([s.response.ended for s in samples])
     rewards_S = shaping.without_end(rewards_S, ended_S, settings.missing_eos_penalty)
     lengths_S = np.array([len(s.response.ids) for s in samples])

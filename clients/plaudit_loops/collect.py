@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from plaudit import Unavailable
+from plaudit_model.interrupt import StopRequest
 
 from .config import RlConfig
 from .data import Encoded
 from .errors import LoopError
-from .interrupt import StopRequest
 from .policy import Policy, Prompted, Reference, ValueHead
 from .rollout import Key, Response, Stream, sample, uniforms
 from .scoring import Group, Rewards
@@ -151,17 +151,20 @@ class Collector:
     def _evaluated(
         self, rows: Sequence[int], responses: Sequence[Response], texts: Sequence[str], scores_ES: Scores
     ) -> list[Sample]:
-        """Log-probabilities anew, by the forward that the update uses: sampling's differ in their last bits."""
+        """Log-probabilities anew, by the forward that the update uses: sampling's differ in their last bits. Like with
+        like, so that little is padding."""
         pairs = [(self._rows[i].prompt_ids, response.ids) for i, response in zip(rows, responses, strict=True)]
-        found: list[tuple[Tensor, ...]] = []
+        found: dict[int, tuple[Tensor, ...]] = {}
         temperature = self._config.rollout.temperature
-        for part in batches(pairs, self._config.optim.micro_batch):
+        by_length = sorted(range(len(pairs)), key=lambda s: sum(map(len, pairs[s])))
+        for places in batches(by_length, self._config.optim.micro_batch):
+            part = [pairs[s] for s in places]
             now = self._policy.say(part, temperature)
             with self._reference.module() as module:
                 before = self._policy.say(part, temperature, module)
             all_BR = now.logprobs_BR, before.logprobs_BR, self._values(now.hidden_BRH), now.entropy_BR
             columns = [tensor.cpu() for tensor in all_BR]
-            found += [tuple(c[b, : len(ids)] for c in columns) for b, (_, ids) in enumerate(part)]
+            found |= {s: tuple(c[b, : len(pairs[s][1])] for c in columns) for b, s in enumerate(places)}
         none = np.zeros(len(scores_ES))
         return [
             Sample(self._rows[i], responses[s], texts[s], scores_ES[:, s], self._baselines.get(i, none), *found[s])

@@ -126,6 +126,7 @@ class RewardConfig:
         (), "of the served reward model, default $PLAUDIT_URL; several: an ensemble, combined in here", changes=True
     )
     uncertainty: float = option(0.0, "with several endpoints: mean - this x standard deviation", low=0)
+    worst_case: bool = option(False, "with several endpoints: the lowest of their scores, in place of the mean")
     reward_model: str | None = option(None, "model to ask for, where a server has several")
     pin: bool = option(True, "hold the revision that answers first: if it changes, the run stops; else it is logged")
     on_error: Literal["raise", "none"] = option(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
 import tomllib
-import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar
+
+from plaudit_model import toml_values
 
 from . import config as configs
 from .errors import ConfigError
@@ -37,7 +36,7 @@ def write(config: configs.Config) -> str:
     for path, value in configs.flatten(config).items():
         section, _, name = path.rpartition(".")
         if value is not None:
-            tables.setdefault(section, []).append(f"{name} = {_text(value)}")
+            tables.setdefault(section, []).append(f"{name} = {toml_values.text(value)}")
     parts = ["\n".join([f"[{section}]", *lines] if section else lines) for section, lines in tables.items() if lines]
     return "\n\n".join(parts) + "\n"
 
@@ -49,7 +48,11 @@ def build(kind: type[C], values: Mapping[str, Any], base: C | None = None) -> C:
     if unknown := sorted(set(values) - set(known)):
         raise ConfigError(f"unknown key {unknown[0]}; known keys: {', '.join(known)}")
     start = configs.flatten(base if base is not None else kind())
-    config = _make(kind, start | {path: _convert(known[path], value, path) for path, value in values.items()}, "")
+    try:
+        given = {path: toml_values.converted(known[path], value, path) for path, value in values.items()}
+    except toml_values.BadValue as error:
+        raise ConfigError(str(error)) from None
+    config = _make(kind, start | given, "")
     assert isinstance(config, kind)
     configs.check(config)
     return config
@@ -70,33 +73,3 @@ def _flat(tables: Mapping[str, Any], prefix: str = "") -> Any:
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_text, value)) + "]"
-    if isinstance(value, str):  # JSON's escapes are TOML's, but for DEL, which JSON leaves as it is
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return str(value).lower() if isinstance(value, bool) else repr(value)
-
-
-def _convert(kind: Any, value: Any, path: str) -> Any:
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        return None if value is None else _convert(arguments[0], value, path)
-    if origin is Literal:
-        return _expect(value in arguments, value, path, f"one of {', '.join(arguments)}")
-    if origin is tuple:
-        _expect(isinstance(value, (list, tuple)), value, path, "a list")
-        return tuple(_convert(arguments[0], item, path) for item in value)
-    if kind is float:
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return float(_expect(is_number and math.isfinite(value), value, path, "a finite number"))
-    plain = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
-    return _expect(plain, value, path, {int: "an integer", str: "a string", bool: "true or false"}[kind])
-
-
-def _expect(condition: bool, value: Any, path: str, what: str) -> Any:
-    if not condition:
-        raise ConfigError(f"{path}: expected {what}, got {value!r}")
-    return value

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint import Tensors
+from plaudit_model.checkpoint import Tensors
+from plaudit_model.interrupt import StopRequest
+
 from .config import DpoConfig
 from .data import Encoded, fingerprint, members
-from .interrupt import StopRequest
 from .loop import Done
 from .losses import dpo_loss
 from .optim import Trainable

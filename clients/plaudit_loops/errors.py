@@ -4,7 +4,6 @@ ConfigError   the configuration is not valid
 DataError     a row of the data cannot be used
 RunExists     the output directory belongs to another run
 NotWritten    the run cannot be written any more; what is on disk is whole and can be resumed
-Interrupted   the run was asked to stop, and can be resumed
 Diverged      too many updates had a gradient that is not finite
 TooManyFailed too many responses of a step have no score
 """
@@ -31,10 +30,6 @@ class RunExists(LoopError):
 
 
 class NotWritten(LoopError):
-    exit_code = 75
-
-
-class Interrupted(LoopError):
     exit_code = 75
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -23,17 +24,19 @@ import torch
 from rich.console import Console
 
 from plaudit import PlauditError
+from plaudit_model import checkpoint
+from plaudit_model.checkpoint import Saver, Snapshot, Tensors
 from plaudit_model.errors import CheckpointError
+from plaudit_model.interrupt import Interrupted, StopRequest
+from plaudit_model.json_lines import JsonLines
 from plaudit_model.memory import keep_freed_memory
 
-from . import checkpoint, config_toml
 from . import config as configs
-from .checkpoint import Saver, Snapshot, Tensors
-from .errors import ConfigError, Diverged, Interrupted, LoopError, NotWritten, RunExists
-from .interrupt import StopRequest
+from . import config_toml
+from .errors import ConfigError, Diverged, LoopError, NotWritten, RunExists
 from .optim import Trainable, lr_scale
 from .policy import Policy
-from .report import Display, JsonLines, Trackers, check_trackers
+from .report import Display, Trackers, check_trackers
 from .world import World
 
 LOG = logging.getLogger("plaudit.loops")
@@ -114,6 +117,8 @@ def opened(out: Path, console: Console, device: str) -> Iterator[Place]:
         raise RunExists(f"another process is training into {out}") from error
     except OSError as error:
         raise NotWritten(f"{error}; what is in {out} is whole, go on with --resume") from error
+    finally:
+        world.close()
 
 
 def finished(out: Path) -> bool:
@@ -202,12 +207,12 @@ class _Loop:
             done = self._stage.take(self.step, stop)
         except Diverged:
             raise  # within a step: the last checkpoint is the state to go back to
-        except (LoopError, PlauditError) as error:
+        except (Interrupted, LoopError, PlauditError) as error:
             raise self._give_way(error, files) from error
         self.step += 1
         self._last = {**done.values, "learning_rate": rate, "skipped": float(self._stage.trainable.skipped)}
         if files:
-            files[0].write({"step": self.step, **self._last})
+            files[0].write({"step": self.step} | {n: v if math.isfinite(v) else None for n, v in self._last.items()})
             for sample in done.samples:
                 files[1].write({"step": self.step, **sample})
         trackers.log(self.step, {name: value for name, value in self._last.items() if value == value})

@@ -1,15 +1,10 @@
-"""What a run says: JSONL for machines, a progress line for people, trackers through accelerate."""
+"""What a run says: a progress line for people, trackers through accelerate."""
 
 from __future__ import annotations
 
-import errno
-import json
 import logging
-import math
-import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,42 +19,6 @@ LOG = logging.getLogger("plaudit.loops")
 
 _PLAIN_LINES = 20
 _SHOWN = ("loss", "objective/scores", "objective/kl", "objective/entropy", "val/length", "accuracy")
-
-
-class JsonLines:
-    """A file of one object a line, without times, so that a resumed run leaves the bytes of one that ran through."""
-
-    def __init__(self, path: Path, resume_at: int) -> None:
-        self._path = path
-        if resume_at and (not path.exists() or path.stat().st_size < resume_at):
-            LOG.warning("%s is shorter than the checkpoint says; lines from before it are lost", path)
-        path.touch()
-        self._length = min(resume_at, path.stat().st_size)
-        os.truncate(path, self._length)
-        self._file = path.open("ab", buffering=0)
-
-    def write(self, event: Mapping[str, Any]) -> None:
-        """Append one line, or nothing. A disk that cannot take it is a warning, not the end of the run. JSON has no
-        NaN: such numbers are null."""
-        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in event.items()}
-        line = json.dumps(plain, allow_nan=False).encode() + b"\n"
-        try:
-            if self._file.write(line) != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            self._length += len(line)
-        except OSError as error:
-            LOG.warning("%s lacks a line, it could not be written: %s", self._path, error.strerror)
-            with suppress(OSError):
-                os.truncate(self._path, self._length)
-
-    def position(self) -> int:
-        """Bytes so far, safely on disk: what a checkpoint notes for `resume_at`."""
-        with suppress(OSError):  # the checkpoint that follows meets the same disk, and says so
-            os.fsync(self._file.fileno())
-        return self._length
-
-    def close(self) -> None:
-        self._file.close()
 
 
 class Trackers:

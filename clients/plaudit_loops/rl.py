@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from plaudit_model.checkpoint import Tensors
+from plaudit_model.interrupt import StopRequest
+
 from . import batch as batches
 from . import losses
 from .batch import Batch
-from .checkpoint import Tensors
 from .collect import Collector
 from .config import RlConfig
 from .data import Encoded, fingerprint, members
 from .errors import ConfigError
-from .interrupt import StopRequest
 from .kl import kl_estimate, next_kl_coefficient
 from .loop import Done
 from .masked import masked_sum
@@ -31,7 +32,10 @@ from .sft import batches as slices
 
 LOG = logging.getLogger("plaudit.loops")
 _NOISE = 0.5
-_UPDATE = ("loss/policy_avg", "loss/value_avg", "policy/approxkl_avg", "policy/clipfrac_avg", "val/ratio", "kl_loss")
+_UPDATE = (
+    "loss/policy_avg", "loss/value_avg", "policy/approxkl_avg", "policy/clipfrac_avg", "val/ratio", "kl_loss",
+    "val/clipfrac_avg", "val/ratio_var",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -156,8 +160,9 @@ class Rl:
         sums = torch.stack(self.trainable.world.gather([sums])).sum(0)
         means = (sums[:-1] / sums[-1].clamp(min=1)).tolist()
         values = dict(zip(_UPDATE, means, strict=True))
+        values["val/ratio_var"] = max(values["val/ratio_var"] - values["val/ratio"] ** 2, 0.0)
         if settings.algo != "ppo":
-            del values["loss/value_avg"]
+            del values["loss/value_avg"], values["val/clipfrac_avg"]
         return {**values, "grad_norm": max(norms, default=0.0)}
 
     def _minibatches(self, step: int, count: int) -> Iterator[list[int]]:
@@ -185,16 +190,19 @@ class Rl:
             kl = kl_estimate(said.logprobs_BR, reference, self._config.kl.kl_estimator)
         actor = policy + self._kl_coef * kl - settings.entropy_coef * said.entropy_BR
         loss = torch.zeros((), device=mask.device)
-        value = torch.zeros_like(policy)
+        value = far = torch.zeros_like(policy)
         if not warming:
             loss = self._aggregated(actor, mask, totals)
         if settings.algo == "ppo":
             hidden = said.hidden_BRH.detach() if warming else said.hidden_BRH
-            value = losses.clipped_value_loss(self._values(hidden), values_before, returns, clip=settings.value_clip)
+            values = self._values(hidden)
+            value = losses.clipped_value_loss(values, values_before, returns, clip=settings.value_clip)
+            far = (values - values_before).abs() > settings.value_clip
             weight = 1.0 if warming else settings.vf_coef
             loss = loss + weight * masked_sum(value, mask) / totals.tokens
         clipped = losses.clip_fraction(log_ratio, advantages, **clips)
-        shown = (policy, value, 0.5 * log_ratio**2, clipped, log_ratio.exp(), kl)
+        ratio = log_ratio.detach().double().exp()
+        shown = (policy, value, 0.5 * log_ratio**2, clipped, ratio, kl, far, ratio**2)
         sums = [masked_sum(x.detach().double(), mask).cpu() for x in shown]
         return loss, torch.stack([*sums, mask.sum().double().cpu()])
 

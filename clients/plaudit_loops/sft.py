@@ -7,10 +7,11 @@ from typing import Any, TypeVar
 
 import torch
 
-from .checkpoint import Tensors
+from plaudit_model.checkpoint import Tensors
+from plaudit_model.interrupt import StopRequest
+
 from .config import SftConfig
 from .data import Encoded, fingerprint, members
-from .interrupt import StopRequest
 from .loop import Done
 from .masked import masked_sum
 from .optim import Trainable

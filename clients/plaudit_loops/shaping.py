@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 Scores = NDArray[np.float64]
 
 
-def combine(scores_ES: Scores, uncertainty: float) -> Scores:
+def combine(scores_ES: Scores, uncertainty: float, *, worst: bool = False) -> Scores:
     """`mean - uncertainty * std` over the endpoints, (S,): what an ensemble agrees on (Coste et al. 2310.02743 take the
-    variance; the standard deviation has the scores' unit). std with E - 1; one endpoint is itself."""
+    variance; the standard deviation has the scores' unit); or their `worst`. std with E - 1; one endpoint is itself."""
     deviation_S = scores_ES.std(0, ddof=1) if len(scores_ES) > 1 else 0.0
-    combined: Scores = scores_ES.mean(0) - uncertainty * deviation_S
+    combined: Scores = (scores_ES.min(0) if worst else scores_ES.mean(0)) - uncertainty * deviation_S
     return combined
 
 

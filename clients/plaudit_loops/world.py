@@ -42,6 +42,11 @@ class World:
         """Whether it is true in any process."""
         return any(self.gather([flag]))
 
+    def close(self) -> None:
+        """Leave the group of processes: one that exits inside it may be aborted by the threads of its connections."""
+        if self.size > 1:
+            PartialState().destroy_process_group()
+
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Add up the gradients of all processes; one that has none counts as 0."""
         if self.size == 1:

@@ -242,6 +242,7 @@ def test_shaping_never_makes_a_number_of_none() -> None:
     assert math.isnan(shaping.clip(found, 1.0)[2]) and shaping.clip(found, 1.0)[1] == 1.0
     assert math.isnan(shaping.without_end(found, np.array([False] * 4), 1.0)[2])
     np.testing.assert_array_equal(shaping.combine(scores[:1], 0.5), scores[0])
+    np.testing.assert_array_equal(shaping.combine(scores, 0.0, worst=True), [1.0, 2.0, np.nan, 0.0])
 
 
 def test_the_length_ramp() -> None:

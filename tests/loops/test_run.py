@@ -16,8 +16,9 @@ from rich.console import Console
 from plaudit import RevisionChanged, Unavailable
 from plaudit_loops import config_toml, loop, verbs
 from plaudit_loops.config import DpoConfig, RlConfig, SftConfig
-from plaudit_loops.errors import ConfigError, DataError, Interrupted, LoopError, RunExists
+from plaudit_loops.errors import ConfigError, DataError, LoopError, RunExists
 from plaudit_model.errors import CheckpointError
+from plaudit_model.interrupt import Interrupted
 
 
 def rl_config(policy: Path, prompts: Path, algo: str = "ppo", **changes: Any) -> RlConfig:
@@ -160,6 +161,28 @@ def test_per_prompt_baselines_survive_a_kill_without_being_stored(
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_responses_are_scored_while_the_next_are_generated(
+    tiny_policy_dir: Path, prompts: Path, computed: Any, tmp_path: Path, quiet: Console
+) -> None:
+    class Watching(computed):  # type: ignore[misc]
+        events = ""
+
+        def submit(self, groups: Any) -> Any:
+            promise = super().submit(groups)
+            self.events += "s"
+
+            def wait() -> Any:
+                self.events += "w"
+                return promise()
+
+            return wait
+
+    rewards = Watching(pays)
+    config = rl_config(tiny_policy_dir, prompts, **{"rollout.rollout_batch": 3, "reward.normalize": "none", "steps": 2})
+    verbs.rl(config, tmp_path / "out", quiet, rewards)
+    assert rewards.events == 2 * "sssswwww", "no batch waits for the scores of the one before"
+
+
 def test_the_first_ratio_of_a_step_is_one(
     tiny_policy_dir: Path, prompts: Path, computed: Any, tmp_path: Path, quiet: Console
 ) -> None:
@@ -168,6 +191,7 @@ def test_the_first_ratio_of_a_step_is_one(
     for line in map(json.loads, (tmp_path / "out/metrics.jsonl").read_text().splitlines()):
         assert line["val/ratio"] == pytest.approx(1, abs=1e-5)
         assert line["policy/approxkl_avg"] == pytest.approx(0, abs=1e-9) and line["policy/clipfrac_avg"] == 0
+        assert line["val/ratio_var"] == pytest.approx(0, abs=1e-9) and line["val/clipfrac_avg"] == 0
         assert line["val/sampling_error"] < 1e-4
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from plaudit_model import checkpoint
+from plaudit_model.checkpoint import Saver, Snapshot
 from plaudit_model.errors import CheckpointError
-from plaudit_training import checkpoint
-from plaudit_training.checkpoint import Saver, Snapshot
 
 
 def snapshot(step: int) -> Snapshot:
@@ -236,7 +236,7 @@ def test_saves_are_due_every_so_many_steps_once(tmp_path: Path) -> None:
 
 def test_left_to_itself_a_save_waits_for_fifty_times_its_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
-    monkeypatch.setattr("plaudit_training.checkpoint.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("plaudit_model.checkpoint.time.monotonic", lambda: now[0])
     saver = Saver(tmp_path, every=0, keep=2)
     real = checkpoint.save
 

@@ -16,16 +16,18 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from plaudit_model import checkpoint
+from plaudit_model.checkpoint import Snapshot
+from plaudit_model.interrupt import Interrupted, StopRequest
+from plaudit_model.json_lines import JsonLines
 from plaudit_model.records import Record
 from plaudit_model.reward_model import RewardModel
-from plaudit_training import checkpoint, config_toml, rng
+from plaudit_training import config_toml, rng
 from plaudit_training.batches import Example, encode_records
 from plaudit_training.callbacks import Callbacks, make
-from plaudit_training.checkpoint import Snapshot
 from plaudit_training.config import RunConfig
 from plaudit_training.evaluate import evaluate
-from plaudit_training.interrupt import Interrupted, StopRequest
-from plaudit_training.report import Display, MetricsLog
+from plaudit_training.report import Display
 from plaudit_training.state import module_tensors
 from plaudit_training.train import Diverged, Outlets, Task, Trainer
 
@@ -71,7 +73,7 @@ def run(task: Task, out: Path, stop: StopRequest | None = None, callbacks: Callb
     out.mkdir(exist_ok=True)
     trainer = Trainer(task, out)
     trainer.resume()
-    log = MetricsLog(out / "metrics.jsonl", trainer.progress.metrics_bytes)
+    log = JsonLines(out / "metrics.jsonl", trainer.progress.metrics_bytes)
     try:
         with Display(Console(file=StringIO()), task.steps, trainer.progress.step) as display:
             trainer.run(Outlets(log, callbacks or Callbacks([]), display, stop or StopRequest()))

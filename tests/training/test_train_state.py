@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import torch
 
+from plaudit_model.interrupt import Interrupted, StopRequest
+from plaudit_model.json_lines import JsonLines
 from plaudit_training import callbacks, rng
 from plaudit_training.config import ConfigError
-from plaudit_training.interrupt import Interrupted, StopRequest
-from plaudit_training.report import MetricsLog
 
 
 def draw() -> list[float]:
@@ -70,25 +70,25 @@ def test_without_anything_to_save_a_signal_strikes_at_once() -> None:
 
 def test_the_log_is_cut_where_the_checkpoint_says(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    log = MetricsLog(path, 0)
+    log = JsonLines(path, 0)
     log.write({"step": 1})
     kept = log.position()
     log.write({"step": 2})
     log.close()
-    log = MetricsLog(path, kept)
+    log = JsonLines(path, kept)
     log.write({"step": 20})
     log.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 20]
 
 
 def test_a_log_that_lost_lines_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    MetricsLog(tmp_path / "metrics.jsonl", 100).close()
+    JsonLines(tmp_path / "metrics.jsonl", 100).close()
     assert "shorter than the checkpoint says" in caplog.text
 
 
 def test_a_disk_that_is_full_costs_lines_and_not_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "metrics.jsonl"
-    log = MetricsLog(path, 0)
+    log = JsonLines(path, 0)
     log.write({"step": 1})
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20, limits[1]))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import tomllib
-import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
+
+from plaudit_model import toml_values
 
 from .config import ConfigError, RunConfig
 
@@ -37,7 +36,10 @@ def write(config: RunConfig) -> str:
 
 def from_dict(data: Mapping[str, Any]) -> RunConfig:
     """A configuration from parsed TOML; what is absent has its default. Raises ConfigError."""
-    config = _read(RunConfig, data, "")
+    try:
+        config = toml_values.table(RunConfig, data)
+    except toml_values.BadValue as error:
+        raise ConfigError(str(error)) from None
     assert isinstance(config, RunConfig)
     return config
 
@@ -68,7 +70,7 @@ def override(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
 
 
 def _table(data: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
-    plain = [f"{_key(key)} = {_value(value)}" for key, value in data.items() if not isinstance(value, dict)]
+    plain = [f"{_key(key)} = {toml_values.text(value)}" for key, value in data.items() if not isinstance(value, dict)]
     lines = ["", f"[{'.'.join(map(_key, path))}]", *plain] if path and plain else plain
     for key, value in data.items():
         if isinstance(value, dict):
@@ -77,56 +79,4 @@ def _table(data: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
 
 
 def _key(key: str) -> str:
-    return key if key and all(c.isascii() and (c.isalnum() or c in "-_") for c in key) else _string(key)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_value, value)) + "]"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return _string(value) if isinstance(value, str) else repr(value)
-
-
-def _string(text: str) -> str:
-    """A TOML basic string: JSON's escapes are TOML's, but for DEL, which JSON leaves as it is."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _read(kind: Any, data: Mapping[str, Any], path: str) -> Any:
-    hints = get_type_hints(kind)
-    if unknown := sorted(set(data) - set(hints)):
-        raise ConfigError(f"unknown key {path}{unknown[0]}; known keys: {', '.join(hints)}")
-    return kind(**{name: _convert(hints[name], value, f"{path}{name}") for name, value in data.items()})
-
-
-def _convert(kind: Any, value: Any, path: str) -> Any:
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        return None if value is None else _convert(arguments[0], value, path)
-    if origin is Literal:
-        return _expect(value in arguments, value, path, f"one of {', '.join(arguments)}")
-    if origin is tuple:
-        _expect(isinstance(value, list), value, path, "a list")
-        return tuple(_convert(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value))
-    if origin is dict:
-        _expect(isinstance(value, dict), value, path, "a table")
-        return {key: _convert(arguments[1], item, f"{path}.{key}") for key, item in value.items()}
-    if dataclasses.is_dataclass(kind):
-        _expect(isinstance(value, dict), value, path, "a table")
-        return _read(kind, value, f"{path}.")
-    return _scalar(kind, value, path)
-
-
-def _scalar(kind: Any, value: Any, path: str) -> Any:
-    if kind is float:
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return float(_expect(is_number and math.isfinite(value), value, path, "a finite number"))
-    is_plain = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
-    return _expect(is_plain, value, path, {int: "an integer", str: "a string", bool: "true or false"}[kind])
-
-
-def _expect(condition: bool, value: Any, path: str, what: str) -> Any:
-    if not condition:
-        raise ConfigError(f"{path}: expected {what}, got {value!r}")
-    return value
+    return key if key and all(c.isascii() and (c.isalnum() or c in "-_") for c in key) else toml_values.text(key)

@@ -1,15 +1,10 @@
-"""What a run says: metrics.jsonl for machines, tables and a progress line for people."""
+"""What a run says to people: tables and a progress line."""
 
 from __future__ import annotations
 
-import errno
-import json
 import logging
-import os
 import time
 from collections.abc import Mapping
-from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -31,41 +26,6 @@ LOG = logging.getLogger("plaudit.training")
 
 _SMOOTHING = 0.9
 _PLAIN_LINES = 20
-
-
-class MetricsLog:
-    """metrics.jsonl: one object a line, a function of the configuration and the data alone (no times), so that
-    an interrupted and resumed run leaves the same bytes as one that ran through."""
-
-    def __init__(self, path: Path, resume_at: int) -> None:
-        self._path = path
-        if resume_at and (not path.exists() or path.stat().st_size < resume_at):
-            LOG.warning("%s is shorter than the checkpoint says; lines from before it are lost", path)
-        path.touch()
-        self._length = min(resume_at, path.stat().st_size)
-        os.truncate(path, self._length)
-        self._file = path.open("ab", buffering=0)
-
-    def write(self, event: Mapping[str, Any]) -> None:
-        """Append one line, or nothing. A disk that cannot take it is a warning, not the end of the run."""
-        line = json.dumps(event, allow_nan=False).encode() + b"\n"
-        try:
-            if self._file.write(line) != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            self._length += len(line)
-        except OSError as error:
-            LOG.warning("%s lacks a line, it could not be written: %s", self._path, error.strerror)
-            with suppress(OSError):
-                os.truncate(self._path, self._length)
-
-    def position(self) -> int:
-        """Bytes so far, safely on disk: what a checkpoint notes for `resume_at`."""
-        with suppress(OSError):  # the checkpoint that follows meets the same disk, and says so
-            os.fsync(self._file.fileno())
-        return self._length
-
-    def close(self) -> None:
-        self._file.close()
 
 
 class Display:

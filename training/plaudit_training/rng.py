@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ def capture() -> dict[str, Tensor]:
     return states
 
 
-def restore(states: dict[str, Tensor]) -> None:
+def restore(states: Mapping[str, Tensor]) -> None:
     """Put back what `capture` took. A CUDA state without its device is left out: there is nothing to seed."""
     torch.set_rng_state(states["torch"])
     for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):

@@ -22,14 +22,15 @@ from tempfile import TemporaryDirectory
 import torch
 from rich.console import Console
 
+from plaudit_model.interrupt import StopRequest
+from plaudit_model.json_lines import JsonLines
 from plaudit_model.memory import keep_freed_memory
 
 from . import callbacks, config_toml
 from .config import ConfigError, RunConfig, flatten, get
 from .finish import REPORT, Finished, finish, lineage, write_report, write_whole
-from .interrupt import StopRequest
 from .prepare import Prepared, check_inputs, prepare
-from .report import Display, MetricsLog, evaluation_table, print_prepared
+from .report import Display, evaluation_table, print_prepared
 from .train import Outlets, Task, Trainer
 
 ENTRIES = frozenset({
@@ -161,7 +162,7 @@ def keep(config: RunConfig, path: Path) -> None:
 def _loop(trainer: Trainer, task: Task, out: Path, console: Console, stop: StopRequest) -> float:
     """The training loop with its outlets open. Returns tokens a second."""
     progress = trainer.progress
-    log = MetricsLog(out / "metrics.jsonl", progress.metrics_bytes)
+    log = JsonLines(out / "metrics.jsonl", progress.metrics_bytes)
     trackers = callbacks.make(task.config.report_to, out, flatten(task.config), progress.step)
     stop.patient = True
     try:

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from plaudit_model.checkpoint import Snapshot, Tensors
 from plaudit_model.errors import CheckpointError
 
 from . import optim, rng
-from .checkpoint import Snapshot, Tensors
 from .config import RunConfig
 from .config_toml import to_dict
 

@@ -19,19 +19,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from plaudit_model import checkpoint
+from plaudit_model.checkpoint import Saver, Tensors
 from plaudit_model.errors import CheckpointError
+from plaudit_model.interrupt import Interrupted, StopRequest
+from plaudit_model.json_lines import JsonLines
 from plaudit_model.packing import PackedBatch
 from plaudit_model.reward_model import RewardModel
 
-from . import checkpoint, optim, rng
+from . import optim, rng
 from .batches import Example, MicroBatch, micro_batches, step_members, steps_per_epoch, total_weight
 from .callbacks import Callbacks
-from .checkpoint import Saver, Tensors
 from .config import RunConfig
 from .evaluate import Evaluation, evaluate
-from .interrupt import Interrupted, StopRequest
 from .loss import preference_loss
-from .report import Display, MetricsLog
+from .report import Display
 from .state import Progress, RunState, load_module, module_tensors
 
 LOG = logging.getLogger("plaudit.training")
@@ -69,7 +71,7 @@ class Task:
 class Outlets:
     """Where the numbers of a run go, and from where it can be told to stop."""
 
-    log: MetricsLog
+    log: JsonLines
     callbacks: Callbacks
     display: Display
     stop: StopRequest

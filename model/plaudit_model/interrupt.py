@@ -8,7 +8,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-LOG = logging.getLogger("plaudit.training")
+LOG = logging.getLogger("plaudit.interrupt")
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

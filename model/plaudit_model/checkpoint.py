@@ -1,6 +1,6 @@
-"""Checkpoints: whole directories that are either there and right, or not there.
+"""Checkpoints of a run: whole directories that are either there and right, or not there.
 
-    step-00000128/   model.safetensors  optimizer.safetensors  rng.safetensors  state.json  manifest.json
+    step-00000128/   <name>.safetensors...  state.json  manifest.json
 
 Protocol of a save: a hidden directory beside its destination, every file written and synced, the manifest
 with everybody's sha256 last, the directory synced, one rename, the parent synced; only then are older ones
@@ -28,9 +28,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from plaudit_model.errors import CheckpointError
+from .errors import CheckpointError
 
-LOG = logging.getLogger("plaudit.training.checkpoint")
+LOG = logging.getLogger("plaudit.checkpoint")
 
 FORMAT = 1
 SAVE_SHARE = 0.02
@@ -41,13 +41,13 @@ STATE = "state.json"
 _NAME = re.compile(r"step-(\d{8,})")
 _HIDDEN = (".writing-", ".pruned-")
 
-Tensors = dict[str, torch.Tensor]
+Tensors = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """All there is to know of a run after `step` optimiser steps: named tensors by file (`model`,
-    `optimizer`, `rng`) and a JSON object."""
+    """All there is to know of a run after `step` steps: named tensors by file (as `model`, `optimizer`, `rng`) and a
+    JSON object."""
 
     step: int
     tensors: Mapping[str, Tensors]
@@ -69,8 +69,8 @@ class Saver:
             return False
         return step % self._every == 0 if self._every else time.monotonic() >= self._next
 
-    def save(self, snapshot: Snapshot, best: int | None) -> None:
-        """Save. A failure is an alarm and training goes on from it; the third in a row is raised, OSError."""
+    def save(self, snapshot: Snapshot, best: int | None = None) -> None:
+        """Save. A failure is an alarm and the run goes on from it; the third in a row is raised, OSError."""
         begun = time.monotonic()
         try:
             save(self._root, snapshot, keep=self._keep, best=best)
@@ -168,7 +168,7 @@ def _verify(directory: Path) -> int:
     """The step of a checkpoint whose files are exactly those of its manifest."""
     try:
         manifest = json.loads((directory / MANIFEST).read_bytes())
-        version, step, files = manifest["format"], manifest["step"], dict(manifest["files"])
+        version, step, files = manifest.get("format", FORMAT), manifest["step"], dict(manifest["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"checkpoint {directory} is damaged: its {MANIFEST} cannot be read") from error
     if version != FORMAT or directory != place(directory.parent, step):
