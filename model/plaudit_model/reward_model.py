@@ -263,11 +263,13 @@ class RewardModel:
             self._graphs = Graphs(self.trunk, device, CudaRecorder(device))
             self._graphs.record(token_budget, tell)
 
-    def train_mode(self) -> None:
-        """Ready for training. Dropout stays off: the two responses of a pair must see the same network."""
+    def train_mode(self, *, gradient_checkpointing: bool = False) -> None:
+        """Ready for training; with gradient checkpointing, layers are computed once more in the backward pass. Dropout
+        stays off: the two responses of a pair must see the same network. Raises ContractError as `Trunk.recompute`."""
         if self.adapter and self.adapter.merged:
             raise AdapterError("the adapters are merged and cannot be trained any more")
         self.trunk.thaw()
+        self.trunk.recompute(gradient_checkpointing)
         self._frozen, self._graphs = False, None
         self._require_gradients()
         self.module.train()

@@ -22,13 +22,15 @@ from .rope import moving_rope
 
 class Trunk(Protocol):
     """Attributes (N, A) fp32 of the sequences of a batch, in the batch's order. Frozen, it may keep copies of the
-    weights, which must not change any more, and gives no gradients."""
+    weights, which must not change any more, and gives no gradients. `recompute`: whether its layers are computed once
+    more in the backward pass instead of being kept for it; ContractError where that is not known to hold."""
 
     shares_prompt: bool
     reason: str
 
     def freeze(self) -> None: ...
     def thaw(self) -> None: ...
+    def recompute(self, on: bool) -> None: ...
     def __call__(self, batch: PackedBatch) -> torch.Tensor: ...
 
 
