@@ -15,6 +15,7 @@ from .pairwise import bradley_terry
 from .plan import AttentionPlan, plan_attention
 from .rotary import rotary
 from .tiles import BLOCK, TilePlan, plan_tiles
+from .varlen import Library, unshared_attention
 
 __all__ = [
     "BLOCK",
@@ -25,6 +26,7 @@ __all__ = [
     "Choice",
     "Fp8Linear",
     "FrozenLinear",
+    "Library",
     "TilePlan",
     "bias_gelu",
     "bradley_terry",
@@ -43,5 +45,6 @@ __all__ = [
     "rms_norm",
     "rotary",
     "select",
+    "unshared_attention",
     "watch_compilations",
 ]

@@ -36,7 +36,10 @@ def packed_attention(
     query_THD, key_TKD, value_TKD = autocast(query_THD, key_TKD, value_TKD)
     if isinstance(plan, BlockPlan):
         from .attention_backward import attend  # needs triton, which the torch path does not
+        from .varlen import attend_unshared
 
+        if softcap is None and (out := attend_unshared(query_THD, key_TKD, value_TKD, plan, scale)) is not None:
+            return out
         return attend(query_THD, key_TKD, value_TKD, plan, scale, softcap)
     if not isinstance(plan, TilePlan):
         from .cpu_attention import attend_segments  # needs numba, which the torch path does not

@@ -17,7 +17,7 @@ import transformers
 from numpy.typing import NDArray
 from torch import nn
 
-from plaudit_kernels import BLOCK, Choice, cpu_runtime, select
+from plaudit_kernels import BLOCK, Choice, Library, cpu_runtime, select, unshared_attention
 
 from . import contract as contracts
 from . import store
@@ -200,7 +200,18 @@ class RewardModel:
     @property
     def path_reason(self) -> str:
         """Which path the forward takes, and why."""
-        return f"{self.trunk.reason}; {self.choice.reason}" if self.choice else self.trunk.reason
+        unshared = f"; where nothing is shared: {self._unshared.reason}" if self._unshared else ""
+        return f"{self.trunk.reason}; {self.choice.reason}{unshared}" if self.choice else self.trunk.reason
+
+    @property
+    def _unshared(self) -> Library | None:
+        """What attends where nothing is shared: a question of fast mode on fused kernels alone."""
+        packed = self.trunk.reason.startswith("packed")
+        if self.mode != "fast" or not packed or self.choice is None or self.choice.implementation != "triton":
+            return None
+        config: Any = self.module.config
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return unshared_attention(torch.device(self.device), DTYPES[self.dtype], width)
 
     @property
     def sharing(self) -> str:
@@ -232,6 +243,7 @@ class RewardModel:
         if self.choice:
             runtime += f"-triton{metadata.version('triton')}" if self.choice.implementation == "triton" else ""
             padded += f"-{self.choice.implementation}.{kernel_build()}"
+        padded += f"-{self._unshared.name}" if self._unshared and self._unshared.call else ""
         return f"{runtime}-{kind}.{unit}-{self.dtype}-{self.mode}-b{BLOCK}{padded}"
 
     @property
