@@ -15,7 +15,7 @@ from .pairwise import bradley_terry
 from .plan import AttentionPlan, plan_attention
 from .rotary import rotary
 from .tiles import BLOCK, TilePlan, plan_tiles
-from .varlen import Library, unshared_attention
+from .varlen import fast_choice, unshared_attention
 
 __all__ = [
     "BLOCK",
@@ -26,10 +26,10 @@ __all__ = [
     "Choice",
     "Fp8Linear",
     "FrozenLinear",
-    "Library",
     "TilePlan",
     "bias_gelu",
     "bradley_terry",
+    "fast_choice",
     "gated",
     "layer_norm",
     "matmul",

@@ -8,6 +8,7 @@ first that agrees with the definition of attention on this very device, dtype an
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from torch.nn.functional import pad
 
 from .attention import reference_attention
 from .blocks import BlockPlan
+from .dispatch import Choice, select
 
 Call = Callable[..., torch.Tensor]
 DTYPES = (torch.float16, torch.bfloat16)
@@ -46,6 +48,15 @@ def unshared_attention(device: torch.device, dtype: torch.dtype, width: int) -> 
             return Library(call, name, "; ".join([name, *refused]))
         refused.append(f"{name} is not used ({problem})")
     return Library(None, "", "; ".join(["our kernels", *refused]))
+
+
+def fast_choice(device: torch.device, dtype: torch.dtype, width: int) -> Choice:
+    """`select` for fast mode: with the library, where the kernels are those of CUDA."""
+    choice = select(device)
+    if choice.implementation != "triton":
+        return choice
+    _, name, reason = unshared_attention(device, dtype, width)
+    return replace(choice, reason=f"{choice.reason}; where nothing is shared: {reason}", library=name and f"+{name}")
 
 
 def attend_unshared(

@@ -17,7 +17,7 @@ import transformers
 from numpy.typing import NDArray
 from torch import nn
 
-from plaudit_kernels import BLOCK, Choice, Library, cpu_runtime, select, unshared_attention
+from plaudit_kernels import BLOCK, Choice, cpu_runtime, fast_choice, select
 
 from . import contract as contracts
 from . import store
@@ -37,7 +37,7 @@ from .laps import Laps
 from .module_trunk import ModuleTrunk
 from .packing import PackedBatch, group_items, pack, split_by_budget
 from .proof import plain_scores, proof_items, prove
-from .trunk import Trunk, lacks_layers, make_trunk, padded_instead
+from .trunk import Trunk, head_width, lacks_layers, make_trunk, padded_instead
 
 if TYPE_CHECKING:
     from .onnx_trunk import OnnxTrunk
@@ -87,6 +87,8 @@ class RewardModel:
         self.module.requires_grad_(True).eval()
         self.trunk = self._make_trunk()
         self.choice = select(torch.device(device))
+        if mode == "fast" and self.trunk.reason.startswith("packed"):
+            self.choice = fast_choice(torch.device(device), DTYPES[dtype], head_width(module.config))
         self.runtime = f"torch{torch.__version__}-transformers{transformers.__version__}"
 
     @classmethod
@@ -200,18 +202,7 @@ class RewardModel:
     @property
     def path_reason(self) -> str:
         """Which path the forward takes, and why."""
-        unshared = f"; where nothing is shared: {self._unshared.reason}" if self._unshared else ""
-        return f"{self.trunk.reason}; {self.choice.reason}{unshared}" if self.choice else self.trunk.reason
-
-    @property
-    def _unshared(self) -> Library | None:
-        """What attends where nothing is shared: a question of fast mode on fused kernels alone."""
-        packed = self.trunk.reason.startswith("packed")
-        if self.mode != "fast" or not packed or self.choice is None or self.choice.implementation != "triton":
-            return None
-        config: Any = self.module.config
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return unshared_attention(torch.device(self.device), DTYPES[self.dtype], width)
+        return f"{self.trunk.reason}; {self.choice.reason}" if self.choice else self.trunk.reason
 
     @property
     def sharing(self) -> str:
@@ -242,8 +233,7 @@ class RewardModel:
         runtime, padded = self.runtime, "" if self.trunk.reason.startswith("packed") else "-padded"
         if self.choice:
             runtime += f"-triton{metadata.version('triton')}" if self.choice.implementation == "triton" else ""
-            padded += f"-{self.choice.implementation}.{kernel_build()}"
-        padded += f"-{self._unshared.name}" if self._unshared and self._unshared.call else ""
+            padded += f"-{self.choice.implementation}{self.choice.library}.{kernel_build()}"
         return f"{runtime}-{kind}.{unit}-{self.dtype}-{self.mode}-b{BLOCK}{padded}"
 
     @property

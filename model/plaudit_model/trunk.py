@@ -66,6 +66,11 @@ def lacks_layers(config: Any) -> str:
     return own.unsupported(config) or moving_rope(config)
 
 
+def head_width(config: Any) -> int:
+    """Dimensions of a head of attention."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
 def padded_instead(trunk: ModuleTrunk, error: Exception) -> PaddedTrunk:
     """The padded trunk of the same module, which gets its own attention back. `error` is what the proof raised."""
     trunk.unplug()

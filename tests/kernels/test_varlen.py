@@ -15,7 +15,14 @@ import numpy as np
 import pytest
 import torch
 
-from plaudit_kernels import packed_attention, plan_attention, reference_attention, select, unshared_attention
+from plaudit_kernels import (
+    fast_choice,
+    packed_attention,
+    plan_attention,
+    reference_attention,
+    select,
+    unshared_attention,
+)
 from plaudit_kernels.varlen import _torch
 
 from .batches import Segments, grouped, heads
@@ -94,6 +101,9 @@ def test_one_that_agrees_is_used(
 ) -> None:
     module = installed(shape)
     assert unshared_attention(CPU, torch.float16, 32).reason == "flash_attn_interface"
+    choice = fast_choice(CPU, torch.float16, 32)
+    assert choice.library == "+flash_attn_interface"
+    assert choice.reason == f"{select(CPU).reason}; where nothing is shared: flash_attn_interface"
     assert module.calls == 4, "causal and not, with and without a window"
     with torch.no_grad():
         ours, theirs = (attended(UNSHARED, fast=fast, causal=causal, window=window) for fast in (False, True))
