@@ -15,6 +15,7 @@ from .pairwise import bradley_terry
 from .plan import AttentionPlan, plan_attention
 from .rotary import rotary
 from .tiles import BLOCK, TilePlan, plan_tiles
+from .varlen import fast_choice, unshared_attention
 
 __all__ = [
     "BLOCK",
@@ -28,6 +29,7 @@ __all__ = [
     "TilePlan",
     "bias_gelu",
     "bradley_terry",
+    "fast_choice",
     "gated",
     "layer_norm",
     "matmul",
@@ -43,5 +45,6 @@ __all__ = [
     "rms_norm",
     "rotary",
     "select",
+    "unshared_attention",
     "watch_compilations",
 ]

@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from .blocks import BlockPlan
+from .launch import autocast
 from .plan import AttentionPlan
 from .tiles import TileClass, TilePlan
 
@@ -24,7 +25,7 @@ def packed_attention(
     scale: float,
     softcap: float | None = None,
 ) -> torch.Tensor:
-    """Attention output (T, H, D) in the dtype of the query.
+    """Attention output (T, H, D) in the dtype of the query; under autocast in its dtype, as of torch's attention.
 
     query (T, H, D); key, value (T, K, D) with H a multiple of K; fp32 or bf16; plan on the same device.
     Differentiable: a shared prefix accumulates the gradients of every segment that reads it.
@@ -32,9 +33,13 @@ def packed_attention(
     a BlockPlan the Triton kernels (fp16 too; strides of rows and heads multiples of 8). `softcap` bounds the logits by
     softcap * tanh(logits / softcap), as Gemma 2 does.
     """
+    query_THD, key_TKD, value_TKD = autocast(query_THD, key_TKD, value_TKD)
     if isinstance(plan, BlockPlan):
         from .attention_backward import attend  # needs triton, which the torch path does not
+        from .varlen import attend_unshared
 
+        if softcap is None and (out := attend_unshared(query_THD, key_TKD, value_TKD, plan, scale)) is not None:
+            return out
         return attend(query_THD, key_TKD, value_TKD, plan, scale, softcap)
     if not isinstance(plan, TilePlan):
         from .cpu_attention import attend_segments  # needs numba, which the torch path does not

@@ -41,6 +41,8 @@ class BlockPlan:
     window: int | None
     whole: bool
     """Whether every row is a query of some tile."""
+    unshared: tuple[int, int] | None = None
+    """Sequences and the longest one, where they share nothing and may be left to a library: see varlen.py."""
 
     @property
     def tables(self) -> list[torch.Tensor]:
@@ -62,7 +64,7 @@ class BlockPlan:
         rows = pad(self.segments, (0, 0, 0, segments - len(self.segments)))
         none = self.visitors[:0]
         forward = replace(self, segments=rows, tiles=torch.cat([self.tiles, beyond]))
-        return replace(forward, key_tiles=self.key_tiles[:0], visitor_offsets=none, visitors=none)
+        return replace(forward, key_tiles=self.key_tiles[:0], visitor_offsets=none, visitors=none, unshared=None)
 
 
 def plan_blocks(

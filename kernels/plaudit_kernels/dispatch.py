@@ -20,6 +20,8 @@ class Choice:
 
     implementation: Literal["torch", "triton", "cpu"]
     reason: str
+    library: str = ""
+    """What attends in its place where nothing is shared, for `numerics`."""
 
 
 @lru_cache(maxsize=8)

@@ -41,7 +41,7 @@ def bias_gelu(hidden_TF: torch.Tensor, bias_F: torch.Tensor | None, activation: 
     """act(hidden + bias), (T, F) in the dtype of `hidden`. Strides as in `gated`."""
     if uses_triton(hidden_TF):
         return TritonBiasGelu.apply(hidden_TF, bias_F, activation)  # type: ignore[no-any-return]
-    return _reference_activation(hidden_TF if bias_F is None else hidden_TF + bias_F, activation)
+    return _reference_activation(hidden_TF if bias_F is None else (hidden_TF + bias_F).to(hidden_TF.dtype), activation)
 
 
 def _reference_activation(values: torch.Tensor, activation: Activation) -> torch.Tensor:

@@ -62,6 +62,15 @@ def require_unit_stride(*tensors: torch.Tensor | None) -> None:
             raise ValueError(f"the last dimension must be contiguous; strides are {tensor.stride()}")
 
 
+def autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The tensors as a product of torch takes them: under autocast in its dtype, else as they are. A function of
+    autograd's own gets what it is given; gradients return to the dtype that each tensor had."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    return tuple(tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors)
+
+
 def dense(gradient: torch.Tensor) -> torch.Tensor:
     """A gradient as the kernels read it: autograd may hand over an expanded one."""
     return gradient.contiguous()

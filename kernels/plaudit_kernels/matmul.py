@@ -16,7 +16,7 @@ from torch.nn.functional import linear
 
 from .chips import TableName, table_of
 from .dispatch import uses_triton
-from .launch import blocks, jit, require_unit_stride, row_block, tl
+from .launch import autocast, blocks, jit, require_unit_stride, row_block, tl
 
 
 class Tiles(NamedTuple):
@@ -59,7 +59,7 @@ def matmul(a_MK: torch.Tensor, b_NK: torch.Tensor) -> torch.Tensor:
     not depend on M; the torch path is torch's `linear`.
     """
     if uses_triton(a_MK):
-        return TritonMatmul.apply(a_MK, b_NK)  # type: ignore[no-any-return]
+        return TritonMatmul.apply(*autocast(a_MK, b_NK))  # type: ignore[no-any-return]
     return linear(a_MK, b_NK)
 
 

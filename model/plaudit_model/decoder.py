@@ -116,7 +116,7 @@ class DecoderTrunk(Freezable):
         branch: Tensor | None = None
         *body, last = self._layers
         for layer, kind in zip(body, self._rope_kinds[:-1], strict=True):
-            branch, residual = layer(branch, residual, layout.plan(layer.window), angles[kind])
+            branch, residual = self._through(layer, branch, residual, layout.plan(layer.window), angles[kind])
         assert isinstance(last, LastLayer)
         return last.pooled(branch, residual, layout, angles[self._rope_kinds[-1]])
 

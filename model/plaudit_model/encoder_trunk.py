@@ -98,7 +98,7 @@ class EncoderTrunk(Freezable):
         angles = {kind: self._angles(hidden, layout, kind) for kind in set(self._kinds)}
         *body, last = self._layers
         for layer, kind in zip(body, self._kinds[:-1], strict=True):
-            hidden = layer(hidden, layout.plan(layer.window), angles[kind], None)
+            hidden = self._through(layer, hidden, layout.plan(layer.window), angles[kind], None)
         pooled_plan = layout.plan(last.window, pooled_only=True)
         pooled_RD = last(hidden, pooled_plan, angles[self._kinds[-1]], layout)
         return self._base.final_norm(pooled_RD) if self._modern else pooled_RD

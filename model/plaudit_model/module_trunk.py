@@ -28,6 +28,7 @@ from plaudit_kernels import BLOCK, AttentionPlan, FrozenLinear, packed_attention
 from .heads import apply_head, is_known, last_hidden_state
 from .packed import Layout
 from .packing import PackedBatch
+from .padded_trunk import recompute_layers
 
 NAME = "plaudit"
 """Under which transformers knows our attention, mask and experts."""
@@ -104,6 +105,9 @@ class ModuleTrunk:
     def thaw(self) -> None:
         for layer in self._linears():
             vars(layer).pop("forward", None)
+
+    def recompute(self, on: bool) -> None:
+        recompute_layers(self.module, on)
 
     def __call__(self, batch: PackedBatch) -> Tensor:
         device = next(self.module.parameters()).device

@@ -91,6 +91,9 @@ class OnnxTrunk:
     def thaw(self) -> None:
         raise ContractError("an exported graph cannot be trained")
 
+    def recompute(self, on: bool) -> None:
+        self.thaw()
+
     def __call__(self, batch: PackedBatch) -> torch.Tensor:
         sequences = unpack(batch)
         lengths = [len(ids) for ids, _ in sequences]

@@ -26,6 +26,7 @@ class Layout:
 
     batch: PackedBatch
     causal: bool
+    exact: bool
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     type_ids: torch.Tensor
@@ -43,7 +44,7 @@ class Layout:
         padded = np.resize(pool, -(-len(pool) // BLOCK) * BLOCK) if exact else pool
         arrays = (rows.input_ids, rows.position_ids, rows.type_ids, padded)
         ids, positions, types, pooled = map(torch.from_numpy, arrays)
-        layout = cls(rows, causal, ids, positions, types, pooled, len(pool), {})
+        layout = cls(rows, causal, exact, ids, positions, types, pooled, len(pool), {})
         return replace(layout, plans={key: layout._planned(key, device) for key in dict.fromkeys(plans)})
 
     def to(self, device: torch.device) -> Layout:
@@ -84,7 +85,8 @@ class Layout:
         (window, pooled_only), batch = key, self.batch
         only = (batch.pool_last if self.causal else batch.pool_first) if pooled_only else None
         return plan_attention(
-            batch.segments, batch.tokens, causal=self.causal, window=window, only=only, device=device
+            batch.segments, batch.tokens, causal=self.causal, window=window, only=only, device=device,
+            fast=not self.exact,
         )  # fmt: skip
 
     @property

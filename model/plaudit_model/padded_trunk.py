@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .errors import ContractError
 from .heads import apply_head, is_known, last_hidden_state
 from .packing import PackedBatch
 from .rope import forget_lengths, moving_rope
@@ -37,6 +42,9 @@ class PaddedTrunk:
     def thaw(self) -> None:
         """Nothing was kept."""
 
+    def recompute(self, on: bool) -> None:
+        recompute_layers(self._module, on)
+
     def __call__(self, batch: PackedBatch) -> torch.Tensor:
         sequences = unpack(batch)
         lengths = [len(ids) for ids, _ in sequences]
@@ -64,6 +72,17 @@ class PaddedTrunk:
         return apply_head(
             self._module, hidden[torch.arange(len(sequences), device=device), lengths - 1 if self._causal else 0]
         )
+
+
+def recompute_layers(module: nn.Module, on: bool) -> None:
+    """Whether the layers of transformers are computed once more in the backward pass. Raises ContractError for a module
+    whose layers cannot be."""
+    layers = [part for part in module.modules() if isinstance(part, GradientCheckpointingLayer)]
+    if on and not layers:
+        raise ContractError(f"{type(module).__name__} has no gradient checkpointing in transformers")
+    for layer in layers:
+        layer.gradient_checkpointing = on
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 
 
 def split_by_length(lengths: list[int]) -> list[list[int]]:

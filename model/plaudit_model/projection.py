@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torch.nn.functional import linear
+from torch.utils.checkpoint import checkpoint
 
 from plaudit_kernels import Fp8Linear, FrozenLinear
 
@@ -80,11 +81,12 @@ class Projecting(Protocol):
 
 
 class Freezable:
-    """A stack of layers whose weights can be frozen."""
+    """A stack of layers: weights can be frozen, and what is computed for the backward pass forgotten until then."""
 
     _layers: Sequence[Projecting]
     _exact: bool
     _fp8: bool = False
+    _recompute: bool = False
 
     def freeze(self) -> None:
         """The weights will not change any more."""
@@ -95,6 +97,16 @@ class Freezable:
         """They may change again, and have gradients."""
         for projection in self._projections():
             projection.thaw()
+
+    def recompute(self, on: bool) -> None:
+        """Whether a layer keeps nothing for the backward pass but its inputs (Chen et al., 1604.06174)."""
+        self._recompute = on
+
+    def _through(self, layer: Any, *inputs: Any) -> Any:
+        """The output of any layer but the last: the backward pass needs that one first, while it is all there is."""
+        if self._recompute and torch.is_grad_enabled():
+            return checkpoint(layer, *inputs, use_reentrant=False)
+        return layer(*inputs)
 
     def _projections(self) -> list[Projection]:
         return [projection for layer in self._layers for projection in layer.projections]

@@ -17,7 +17,7 @@ import transformers
 from numpy.typing import NDArray
 from torch import nn
 
-from plaudit_kernels import BLOCK, Choice, cpu_runtime, select
+from plaudit_kernels import BLOCK, Choice, cpu_runtime, fast_choice, select
 
 from . import contract as contracts
 from . import store
@@ -37,7 +37,7 @@ from .laps import Laps
 from .module_trunk import ModuleTrunk
 from .packing import PackedBatch, group_items, pack, split_by_budget
 from .proof import plain_scores, proof_items, prove
-from .trunk import Trunk, lacks_layers, make_trunk, padded_instead
+from .trunk import Trunk, head_width, lacks_layers, make_trunk, padded_instead
 
 if TYPE_CHECKING:
     from .onnx_trunk import OnnxTrunk
@@ -87,6 +87,8 @@ class RewardModel:
         self.module.requires_grad_(True).eval()
         self.trunk = self._make_trunk()
         self.choice = select(torch.device(device))
+        if mode == "fast" and self.trunk.reason.startswith("packed"):
+            self.choice = fast_choice(torch.device(device), DTYPES[dtype], head_width(module.config))
         self.runtime = f"torch{torch.__version__}-transformers{transformers.__version__}"
 
     @classmethod
@@ -231,7 +233,7 @@ class RewardModel:
         runtime, padded = self.runtime, "" if self.trunk.reason.startswith("packed") else "-padded"
         if self.choice:
             runtime += f"-triton{metadata.version('triton')}" if self.choice.implementation == "triton" else ""
-            padded += f"-{self.choice.implementation}.{kernel_build()}"
+            padded += f"-{self.choice.implementation}{self.choice.library}.{kernel_build()}"
         return f"{runtime}-{kind}.{unit}-{self.dtype}-{self.mode}-b{BLOCK}{padded}"
 
     @property
@@ -263,11 +265,13 @@ class RewardModel:
             self._graphs = Graphs(self.trunk, device, CudaRecorder(device))
             self._graphs.record(token_budget, tell)
 
-    def train_mode(self) -> None:
-        """Ready for training. Dropout stays off: the two responses of a pair must see the same network."""
+    def train_mode(self, *, gradient_checkpointing: bool = False) -> None:
+        """Ready for training; with gradient checkpointing, layers are computed once more in the backward pass. Dropout
+        stays off: the two responses of a pair must see the same network. Raises ContractError as `Trunk.recompute`."""
         if self.adapter and self.adapter.merged:
             raise AdapterError("the adapters are merged and cannot be trained any more")
         self.trunk.thaw()
+        self.trunk.recompute(gradient_checkpointing)
         self._frozen, self._graphs = False, None
         self._require_gradients()
         self.module.train()

@@ -22,13 +22,15 @@ from .rope import moving_rope
 
 class Trunk(Protocol):
     """Attributes (N, A) fp32 of the sequences of a batch, in the batch's order. Frozen, it may keep copies of the
-    weights, which must not change any more, and gives no gradients."""
+    weights, which must not change any more, and gives no gradients. `recompute`: whether its layers are computed once
+    more in the backward pass instead of being kept for it; ContractError where that is not known to hold."""
 
     shares_prompt: bool
     reason: str
 
     def freeze(self) -> None: ...
     def thaw(self) -> None: ...
+    def recompute(self, on: bool) -> None: ...
     def __call__(self, batch: PackedBatch) -> torch.Tensor: ...
 
 
@@ -62,6 +64,11 @@ def lacks_layers(config: Any) -> str:
     """Why this configuration has no layers of ours; empty if it has."""
     own = encoder_trunk if config.model_type in ENCODERS else decoder
     return own.unsupported(config) or moving_rope(config)
+
+
+def head_width(config: Any) -> int:
+    """Dimensions of a head of attention."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def padded_instead(trunk: ModuleTrunk, error: Exception) -> PaddedTrunk:

@@ -109,3 +109,14 @@ def test_joined_weights_are_held_once_and_saved(
     monkeypatch.setenv("PLAUDIT_KERNELS", "auto")
     select.cache_clear()
     assert np.array_equal(RewardModel.load(tmp_path / "again").score_encoded(items()), expected)
+
+
+def test_fast_mode_says_who_attends_and_exact_mode_asks_nobody(
+    reward_model_dir: ModelDir, fused: Callable[[], None]
+) -> None:
+    fused()
+    reasons = {mode: RewardModel.load(reward_model_dir("qwen3"), mode=mode).path_reason for mode in ("exact", "fast")}
+    assert "where nothing is shared" not in reasons["exact"]
+    assert reasons["fast"].endswith(
+        "where nothing is shared: our kernels: libraries have no attention in torch.float32"
+    )

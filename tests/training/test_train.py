@@ -160,6 +160,13 @@ def test_a_run_that_gives_way_goes_on_bit_by_bit(
     assert whole.is_same(resumed, tmp_path)
 
 
+def test_recomputed_layers_change_no_bit(make_task: Callable[..., Task], tmp_path: Path, whole: Whole) -> None:
+    config = config_toml.override(whole.config, {"optim.gradient_checkpointing": True})
+    task = make_task(config)
+    run(task, tmp_path)
+    assert whole.is_same(task, tmp_path)
+
+
 @pytest.fixture
 def noisy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Training that draws from the random number generator, as dropout or noise on embeddings would."""

@@ -22,6 +22,7 @@ FIELDS = {
     "data": "data.train", "base": "model.base", "eval_data": "data.eval", "eval_share": "data.eval_share",
     "seed": "seed", "epochs": "optim.num_train_epochs", "lr": "optim.learning_rate",
     "head_lr": "optim.head_learning_rate", "batch_pairs": "optim.batch_pairs", "token_budget": "optim.token_budget",
+    "gradient_checkpointing": "optim.gradient_checkpointing",
     "max_length": "model.max_length", "dtype": "model.dtype", "device": "model.device",
     "lora_r": "lora.r", "lora_alpha": "lora.alpha", "lora_dropout": "lora.dropout",
     "lora_target_modules": "lora.target_modules", "use_rslora": "lora.use_rslora", "lora_save": "lora.save",
@@ -54,6 +55,9 @@ def train(
     head_lr: Annotated[float | None, field("--head-lr", "optim.head_learning_rate")] = None,
     batch_pairs: Annotated[int | None, field("--batch-pairs", "optim.batch_pairs")] = None,
     token_budget: Annotated[int | None, field("--token-budget", "optim.token_budget")] = None,
+    gradient_checkpointing: Annotated[
+        bool | None, field("--gradient-checkpointing", "optim.gradient_checkpointing")
+    ] = None,
     max_length: Annotated[int | None, field("--max-length", "model.max_length")] = None,
     dtype: Annotated[str | None, field("--dtype", "model.dtype")] = None,
     device: Annotated[str | None, field("--device", "model.device")] = None,

@@ -107,6 +107,9 @@ class OptimConfig:
         None, "comparisons in an optimiser step; default 128, down to 8 where a run would have under 50 steps"
     )
     token_budget: int = option(8192, "packed tokens of one forward pass: memory and speed, not the result")
+    gradient_checkpointing: bool = option(
+        False, "compute each layer once more in the backward pass instead of keeping it: less memory, the same result"
+    )
     warmup_ratio: float = option(0.03, "share of the steps over which the learning rate rises")
     min_lr_ratio: float = option(0.1, "where the cosine ends, as a share of the peak")
     adam_beta1: float = option(0.9, "AdamW")

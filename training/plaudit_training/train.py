@@ -173,7 +173,7 @@ class Trainer:
         settings, sums = self._config.loss, Sums(tokens=sum(example.tokens for example in members))
         weight = total_weight(members, settings)
         budget, share = self._config.optim.token_budget, self._model.shares_prompt
-        self._model.train_mode()
+        self._model.train_mode(gradient_checkpointing=self._config.optim.gradient_checkpointing)
         for micro in micro_batches(members, settings, token_budget=budget, share=share):
             stop.check()
             scores_N = forward(self._model, micro.batch, self._config.model.dtype)
