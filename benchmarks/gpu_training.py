@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -37,6 +36,9 @@ TOKEN_BUDGET = 16384
 CANDIDATES = (8, 16, 32)
 """Pairs of a padded micro-batch."""
 
+_WAYS: dict[str, dict[str, bool]] = {"": {}, ", checkpointed": {"gradient_checkpointing": True}}
+"""How our step is taken."""
+
 
 def training(bench: Bench) -> None:
     for name in bench.models("Qwen3-0.6B", "Qwen3-1.7B"):
@@ -56,14 +58,14 @@ def _steps(bench: Bench, name: str, responses: int, target: float) -> list[Row]:
     examples = [_example(number, items) for number, items in enumerate(records)]
     compared = [(a, b) for items in records for a, b in itertools.combinations(items, 2)]
     works: dict[str, Step] = {}
-    for way, options in _ways(model).items():
+    for way, options in _WAYS.items():
         works[f"ours{way}"] = functools.partial(_packed_step, bench, model, optimizer, examples, options)
     for way, checkpointed in (("", False), (", checkpointed", True)):
         works[f"padded{way}"] = _fastest(bench, module, optimizer, compared, checkpointed)
     taken = bench.race_walls(works, rounds=4)
     against = "padded transformers, as TRL trains"
     rows = [Row("speed", ratios(taken["padded"], taken["ours"]), "ratio", against, target=target)]
-    for way in _ways(model):
+    for way in _WAYS:
         over = ratios(taken["padded, checkpointed"], taken[f"ours{way}"])
         rows.append(Row(f"speed{way}", over, "ratio", f"{against}, checkpointed"))
     rows += [Row(f"comparisons, {who}", [len(compared) / s for s in seconds], "1/s") for who, seconds in taken.items()]
@@ -73,13 +75,6 @@ def _steps(bench: Bench, name: str, responses: int, target: float) -> list[Row]:
         over = peaks["ours"] / peaks["padded"]
         rows.append(Row("peak memory over theirs", [over], "ratio", against, target=1.0, at_most=True))
     return rows
-
-
-def _ways(model: RewardModel) -> dict[str, dict[str, bool]]:
-    """How our step is taken: with checkpointed layers where the model can."""
-    if "gradient_checkpointing" not in inspect.signature(model.train_mode).parameters:
-        return {"": {}}
-    return {"": {}, ", checkpointed": {"gradient_checkpointing": True}}
 
 
 def _example(number: int, items: Sequence[Encoded]) -> Example:

@@ -76,7 +76,9 @@ def test_without_a_card_nothing_is_measured(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a card")
     command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--section", "matrix", "--results", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=BENCHMARKS)
+    paths = os.pathsep.join(filter(None, (str(BENCHMARKS), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"PYTHONPATH": paths}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 1 and "no GPU" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
