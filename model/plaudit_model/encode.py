@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -52,7 +53,6 @@ class Encoder:
 
     def __init__(self, tokenizer_json: str, special_tokens: Mapping[str, str], contract: RewardContract) -> None:
         self.contract = contract
-        self._json = tokenizer_json
         self._special_tokens = dict(special_tokens)
         self._tokenizer = BoundedTokenizer(tokenizer_json)
         self._template = ChatTemplate(contract.template, special_tokens)
@@ -73,7 +73,9 @@ class Encoder:
 
     def clone(self) -> Encoder:
         """The same encoder with its own tokenizer instance, for another thread."""
-        return Encoder(self._json, self._special_tokens, self.contract)
+        other = copy(self)
+        other._tokenizer = self._tokenizer.clone()
+        return other
 
     @property
     def vocabulary(self) -> int:

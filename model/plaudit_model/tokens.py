@@ -11,7 +11,8 @@ import json
 import unicodedata
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -42,15 +43,26 @@ class BoundedTokenizer:
     def __init__(self, tokenizer_json: str) -> None:
         """`tokenizer_json`: the content of a `tokenizer.json`. Its own truncation and padding are not applied."""
         spec = json.loads(tokenizer_json)
-        self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._json = tokenizer_json
+        self._open()
         self._marks = _marks(spec)
         self._bytes = _byte_lengths(self._tokenizer, spec) if _is_byte_level(spec) else []
         self._composed = spec.get("normalizer") is not None
+        self.vocabulary = self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def _open(self) -> None:
+        """An instance of the library's own, and no text seen yet."""
+        self._tokenizer = tokenizers.Tokenizer.from_str(self._json)
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
         self._stems: OrderedDict[str, Stem] = OrderedDict()
         self._stem_tokens = 0
-        self.vocabulary = self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def clone(self) -> BoundedTokenizer:
+        """The same tokenizer for another thread. What was found out about its tokens is shared."""
+        other = copy(self)
+        other._open()
+        return other
 
     def id_of(self, token: str) -> int | None:
         """The id of a token; None if there is none."""
@@ -108,27 +120,28 @@ def _marks(spec: Mapping[str, Any]) -> dict[int, str]:
     """The special tokens, by id, that are found wherever their text stands and whatever stands around it, and nowhere
     else: what a model does not know has a token, too, without its text."""
     added, model = spec.get("added_tokens") or (), spec["model"]
+    contents = [token["content"] for token in added]
+    together, endings = "\0".join(contents), {text[start:] for text in contents for start in range(len(text))}
     return {
         token["id"]: token["content"]
         for token in added
         if token.get("special") and not any(token.get(rule) for rule in _RULES)
         if token["content"] != model.get("unk_token") and token["id"] != model.get("unk_id")
-        if not any(_meets(other["content"], token["content"]) for other in added)
+        if _stands_alone(token["content"], together, endings)
     }
 
 
-def _meets(other: str, mark: str) -> bool:
-    """Whether `other`, found first, could take characters of an occurrence of `mark`."""
-    if other != mark and mark in other:
-        return True
-    return any(other.endswith(mark[:length]) for length in range(1, len(mark)))
+def _stands_alone(mark: str, together: str, endings: Container[str]) -> bool:
+    """Whether no token that is found first could take characters of an occurrence of `mark`: none holds it, and none
+    ends as it begins."""
+    return together.count(mark) == 1 and not any(mark[:length] in endings for length in range(1, len(mark)))
 
 
 def _is_byte_level(spec: Mapping[str, Any]) -> bool:
     """Whether tokens are the bytes of the text in NFC, each byte a character of the token, and nothing else."""
     before = spec.get("pre_tokenizer") or {}
     steps = [step for step in before.get("pretokenizers", [before]) if step.get("type") == "ByteLevel"]
-    bare = bool(steps) and not any(step["add_prefix_space"] for step in steps)
+    bare = bool(steps) and not any(step.get("add_prefix_space", True) for step in steps)
     plain = (spec.get("normalizer") or {"type": "NFC"})["type"] == "NFC"
     return bare and plain and spec["model"].get("type") == "BPE"
 

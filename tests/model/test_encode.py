@@ -31,7 +31,7 @@ def pair(reward_model_dir: ModelDir) -> Encoder:
 
 
 def limited(encoder: Encoder, max_length: int) -> Encoder:
-    return Encoder(encoder._json, encoder._special_tokens, replace(encoder.contract, max_length=max_length))
+    return Encoder(encoder._tokenizer._json, encoder._special_tokens, replace(encoder.contract, max_length=max_length))
 
 
 def test_the_boundary_lies_where_the_response_begins(chat: Encoder, pair: Encoder) -> None:
@@ -101,14 +101,14 @@ def test_rendered_text_is_cut_on_the_left(chat: Encoder) -> None:
 def test_the_opening_is_the_bos_that_the_template_writes(chat: Encoder, pair: Encoder) -> None:
     special = {"bos_token": "[CLS]"}
     template = Template.of("chat", "{{ bos_token }}" + chat.contract.template.source)
-    assert Encoder(chat._json, special, replace(chat.contract, template=template)).opening() == "[CLS]"
-    assert Encoder(chat._json, special, chat.contract).opening() == ""
+    assert Encoder(chat._tokenizer._json, special, replace(chat.contract, template=template)).opening() == "[CLS]"
+    assert Encoder(chat._tokenizer._json, special, chat.contract).opening() == ""
     assert chat.opening() == pair.opening() == ""
 
 
 def test_bos_is_added_once(chat: Encoder) -> None:
     contract = replace(chat.contract, tokens=Tokens(bos="add", suffix=(7,)))
-    encoder = Encoder(chat._json, {"bos_token": "<|im_start|>"}, contract)
+    encoder = Encoder(chat._tokenizer._json, {"bos_token": "<|im_start|>"}, contract)
     assert encoder.encode_text("Hi").ids.tolist()[:1] == [1]
     assert encoder.encode_text("<|im_start|>Hi").ids.tolist().count(1) == 1
     assert encoder.encode_text("Hi").ids.tolist()[-1] == 7
