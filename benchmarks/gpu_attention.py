@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
-from gpu_card import Bench, Case, Row, random, ratios
+from gpu_card import Bench, Case, Row, planned, random, ratios
 from gpu_kernels import MODELS, Work, gradient, inference, runs
 from gpu_models import RESPONSES, Sizes, sizes_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from plaudit_kernels import packed_attention, plan_attention
+from plaudit_kernels import packed_attention
 
 Operation = tuple[Callable[[], torch.Tensor], list[torch.Tensor]]
 """What computes an output, and what it has gradients by."""
@@ -54,7 +54,7 @@ def _over_torch(
 ) -> list[Row]:
     """Forward and backward of ours over each candidate of torch; the fastest by its median is what counts."""
     tokens = int(segments[:, 1].sum())
-    plan = plan_attention(segments, tokens, causal=True, device=bench.device)
+    plan = planned(bench, segments, tokens)
     ours = _leaves(bench, sizes, tokens)
     scale = sizes.width**-0.5
     passes = _passes(bench, {"ours": (lambda: packed_attention(*ours, plan, scale=scale), ours)})

@@ -15,10 +15,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rows
 import torch
+
+from plaudit_kernels import BlockPlan, plan_attention
 
 FILE = "gpu"
 KEY = ("section", "subject", "shape", "dtype", "commit", "card")
@@ -255,6 +258,12 @@ class Ceilings:
         target = torch.empty_like(source)
         taken = bench.race({"copy": lambda: target.copy_(source)})["copy"]
         return cls(products, [2 * source.nbytes / seconds for seconds in taken])
+
+
+def planned(bench: Bench, segments: np.ndarray, tokens: int, *, causal: bool = True, window: int | None = None) -> Any:
+    """The plan of attention, on the device."""
+    plan = plan_attention(segments, tokens, causal=causal, window=window, device=bench.device)
+    return plan.to(bench.device) if isinstance(plan, BlockPlan) else plan
 
 
 def random(bench: Bench, *shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpu_card import Bench, Case, Row, Skip
+from gpu_card import Bench, Case, Row, Skip, planned
 
 from plaudit_kernels import (
     bias_gelu,
@@ -29,7 +29,6 @@ from plaudit_kernels import (
     matmul_fp8,
     packed_attention,
     plackett_luce,
-    plan_attention,
     pooled_head,
     quantize_rows,
     reference_attention,
@@ -138,7 +137,7 @@ def attention(bench: Bench, name: str, dtype: torch.dtype) -> float:
     segments, heads, kv_heads, width, options = attention_cases(bench.dry)[name]
     tokens, scale = sum(segment[1] for segment in segments), width**-0.5
     causal, window, softcap = options.get("causal", True), options.get("window"), options.get("softcap")
-    plan = plan_attention(np.array(segments), tokens, causal=causal, device=bench.device, window=window)
+    plan = planned(bench, np.array(segments), tokens, causal=causal, window=window)
 
     def fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return packed_attention(q, k, v, plan, scale=scale, softcap=softcap)
@@ -268,7 +267,7 @@ def huge(bench: Bench) -> dict[str, Callable[[], float]]:
         wide = torch.randn(tokens, stride, device=bench.device, dtype=torch.bfloat16)
         views = [wide[:, -64 * part : stride - 64 * (part - 1)].view(tokens, 1, 64) for part in (1, 2, 3)]
         segments = grouped([(0, [100])] * (tokens // 100))
-        plan = plan_attention(np.array(segments), tokens, causal=True, device=bench.device)
+        plan = planned(bench, np.array(segments), tokens)
         ours, plain = (packed_attention(*qkv, plan, scale=0.125) for qkv in (views, [v.contiguous() for v in views]))
         return _apart(ours, plain)
 

@@ -14,10 +14,10 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from gpu_card import Bench, Case, Row, random, ratios
+from gpu_card import Bench, Case, Row, planned, random, ratios
 from gpu_kernels import gradient, inference, runs
 
-from plaudit_kernels import matmul, matmul_fp8, packed_attention, plan_attention, quantize_rows
+from plaudit_kernels import matmul, matmul_fp8, packed_attention, quantize_rows
 from plaudit_kernels.chips import table_of
 
 tables = importlib.import_module("plaudit_kernels.attention_table")
@@ -103,7 +103,7 @@ def _pass(bench: Bench, segments: np.ndarray, width: int, backward: bool) -> Cal
     if bench.dry:
         segments = np.array([(0, 20, 0, 0), (20, 9, 0, 20)])
     tokens = int(segments[:, 1].sum())
-    plan = plan_attention(segments, tokens, causal=True, device=bench.device)
+    plan = planned(bench, segments, tokens)
     heads = 1 if bench.dry else 16
     leaves = [random(bench, tokens, count, width).requires_grad_() for count in (heads, max(1, heads // 2), heads // 2)]
     leaves[2] = leaves[2] if leaves[2].numel() else random(bench, tokens, 1, width).requires_grad_()

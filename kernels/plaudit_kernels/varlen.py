@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from importlib import import_module
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -91,8 +92,14 @@ def _flash_attention_3(q: Any, k: Any, v: Any, offsets: Any, longest: int, scale
 def _torch(q: Any, k: Any, v: Any, offsets: Any, longest: int, scale: float, window: Any) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    options: dict[str, Any] = {"scale": scale, "window_size": window, "enable_gqa": True}
+    options: dict[str, Any] = {"scale": scale, "window_size": window, **_grouped(varlen_attn)}
     return varlen_attn(q, k, v, offsets, offsets, longest, longest, **options)  # type: ignore[return-value]
+
+
+@lru_cache(maxsize=1)
+def _grouped(varlen_attn: Call) -> dict[str, bool]:
+    """torch 2.11 takes fewer key heads than query heads as it is, later releases have to be asked."""
+    return {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
 
 
 def _disagrees(call: Call, device: torch.device, dtype: torch.dtype, width: int) -> str:
