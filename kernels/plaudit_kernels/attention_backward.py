@@ -22,16 +22,20 @@ from .attention_triton import (
     constants,
     fields_of,
     forward,
+    in_pieces,
     key_range,
+    key_rows,
     load_rows,
     locate,
     logits,
     sees,
     store_rows,
     strides,
+    tiles_of,
 )
 from .blocks import TILE, BlockPlan
 from .chips import table_of
+from .launch import applied
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
@@ -48,17 +52,42 @@ def _delta(
     tl.store(delta + head * tokens + rows, tl.sum(output * gradient, 1), mask=real)
 
 
+@triton.jit
+def _gather(
+    total_dq, query, gradient, norm, offset, queries, low, high, segment,
+    k, v, k_row, v_row, k_tiles, v_tiles, column, inner, outer,
+    CHECKED: tl.constexpr, DESCRIBED: tl.constexpr, STAGES: tl.constexpr,
+    CAUSAL: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dQ, without the scale, from the keys low .. high."""
+    for at in tl.range(low, high, BLOCK_N, num_stages=STAGES):
+        keys = at + tl.arange(0, BLOCK_N)
+        key = key_rows(at, keys, segment, k, k_row, k_tiles, column, DESCRIBED, WIDTH, BLOCK_D)
+        value = key_rows(at, keys, segment, v, v_row, v_tiles, column, DESCRIBED, WIDTH, BLOCK_D)
+        x, slope = logits(tl.dot(query, tl.trans(key), input_precision=PRECISION), inner, outer, CAPPED)
+        if CHECKED:
+            real = keys < segment[1]
+            x = tl.where(sees(queries[:, None], keys[None, :], CAUSAL, WINDOW) & real[None, :], x, MASKED)
+        weight = tl.exp2(x - norm[:, None])
+        dweight = tl.dot(gradient, tl.trans(value), input_precision=PRECISION)
+        dx = weight * (dweight - offset[:, None]) * slope
+        total_dq = tl.dot(dx.to(key.dtype), key, total_dq, input_precision=PRECISION)
+    return total_dq
+
+
 @triton.jit(do_not_specialize=UNSPECIALISED)
 def _query_gradient(
-    q, k, v, grad, lse, delta, dq, segments, tiles, inner, outer, scale,
+    q, k, v, k_tiles, v_tiles, grad, lse, delta, dq, segments, tiles, inner, outer, scale,
     q_row, q_head, k_row, k_head, v_row, v_head, g_row, g_head, o_row, o_head, tokens,
+    STAGES: tl.constexpr,
     FOLD: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, TILE: tl.constexpr,
     WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: dQ of BLOCK_M queries of one tile, one query head."""
     _, segment, first = locate(segments, tiles, TILE, BLOCK_M)
-    start, total, prefix_start, prefix = segment
+    start, total, _, prefix = segment
     if (first >= total) | (first + BLOCK_M <= prefix):
         return
     head = tl.program_id(1).to(tl.int64)
@@ -71,20 +100,33 @@ def _query_gradient(
     offset = tl.load(delta + head * tokens + rows, mask=own, other=0.0)
     k += (head // FOLD) * (k_head * 8)
     v += (head // FOLD) * (v_head * 8)
-    low, _, high = key_range(first, total, CAUSAL, WINDOW, BLOCK_M, BLOCK_N)
+    column = tl.program_id(1) // FOLD * WIDTH
+    low, full, high = key_range(first, total, CAUSAL, WINDOW, BLOCK_M, BLOCK_N)
     total_dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    for at in range(low, high, BLOCK_N):
-        keys = at + tl.arange(0, BLOCK_N)
-        key_rows = keys + tl.where(keys < prefix, prefix_start, start - prefix)
-        real = keys < total
-        key = load_rows(k, key_rows, k_row, real, WIDTH, BLOCK_D)
-        value = load_rows(v, key_rows, v_row, real, WIDTH, BLOCK_D)
-        x, slope = logits(tl.dot(query, tl.trans(key), input_precision=PRECISION), inner, outer, CAPPED)
-        x = tl.where(sees(queries[:, None], keys[None, :], CAUSAL, WINDOW) & real[None, :], x, MASKED)
-        weight = tl.exp2(x - norm[:, None])
-        dweight = tl.dot(gradient, tl.trans(value), input_precision=PRECISION)
-        dx = weight * (dweight - offset[:, None]) * slope
-        total_dq = tl.dot(dx.to(key.dtype), key, total_dq, input_precision=PRECISION)
+    DESCRIBED: tl.constexpr = k_tiles is not None
+    if DESCRIBED:
+        edge, whole = in_pieces(prefix, full, BLOCK_N)
+        total_dq = _gather(
+            total_dq, query, gradient, norm, offset, queries, low, edge, segment,
+            k, v, k_row, v_row, k_tiles, v_tiles, column, inner, outer,
+            False, True, STAGES, CAUSAL, WINDOW, CAPPED, WIDTH, BLOCK_D, BLOCK_N, PRECISION,
+        )  # fmt: skip
+        total_dq = _gather(
+            total_dq, query, gradient, norm, offset, queries, edge, whole, segment,
+            k, v, k_row, v_row, k_tiles, v_tiles, column, inner, outer,
+            False, False, 1, CAUSAL, WINDOW, CAPPED, WIDTH, BLOCK_D, BLOCK_N, PRECISION,
+        )  # fmt: skip
+        total_dq = _gather(
+            total_dq, query, gradient, norm, offset, queries, whole, full, segment,
+            k, v, k_row, v_row, k_tiles, v_tiles, column, inner, outer,
+            False, True, STAGES, CAUSAL, WINDOW, CAPPED, WIDTH, BLOCK_D, BLOCK_N, PRECISION,
+        )  # fmt: skip
+        low = full
+    total_dq = _gather(
+        total_dq, query, gradient, norm, offset, queries, low, high, segment,
+        k, v, k_row, v_row, k_tiles, v_tiles, column, inner, outer,
+        True, False, 1 if DESCRIBED else STAGES, CAUSAL, WINDOW, CAPPED, WIDTH, BLOCK_D, BLOCK_N, PRECISION,
+    )  # fmt: skip
     store_rows(dq + head * (o_head * 8), rows, o_row, own, total_dq * scale, WIDTH, BLOCK_D)
 
 
@@ -107,7 +149,8 @@ def _visited(
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
 def _key_gradient(
-    q, k, v, grad, lse, delta, dk, dv, segments, key_tiles, visitor_offsets, visitors, inner, outer, scale,
+    q, k, v, q_tiles, grad_tiles, grad, lse, delta, dk, dv, segments, key_tiles, visitor_offsets, visitors,
+    inner, outer, scale,
     q_row, q_head, k_row, k_head, v_row, v_head, g_row, g_head, o_row, o_head, tokens,
     FOLD: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, TILE: tl.constexpr,
     WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -141,8 +184,12 @@ def _key_gradient(
             within = low + step % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
             asked = within < its_length
             query_rows = its_start + within
-            query = load_rows(q + head * (q_head * 8), query_rows, q_row, asked, WIDTH, BLOCK_D)
-            gradient = load_rows(grad + head * (g_head * 8), query_rows, g_row, asked, WIDTH, BLOCK_D)
+            if q_tiles is not None:  # rows behind the visitor's end are another's: their weights are 0
+                corner = [its_start + low + step % blocks * BLOCK_M, head.to(tl.int32) * WIDTH]
+                query, gradient = q_tiles.load(corner), grad_tiles.load(corner)
+            else:
+                query = load_rows(q + head * (q_head * 8), query_rows, q_row, asked, WIDTH, BLOCK_D)
+                gradient = load_rows(grad + head * (g_head * 8), query_rows, g_row, asked, WIDTH, BLOCK_D)
             norm = tl.load(lse + head * tokens + query_rows, mask=asked, other=UNREAD)
             offset = tl.load(delta + head * tokens + query_rows, mask=asked, other=0.0)
             x, slope = logits(tl.dot(key, tl.trans(query), input_precision=PRECISION), inner, outer, CAPPED)
@@ -177,14 +224,15 @@ def backward(
     layout = (*strides(query), *strides(key), *strides(value), *strides(grad))
     rows = launches(width, query.element_size(), table_of(query.device))
     launch = rows.query_gradient
+    tiles = tiles_of(launch, launch.keys, plan, key, value)
     _query_gradient[(len(plan.tiles) * (TILE // launch.queries), heads)](
-        query, key, value, grad, lse, delta, dq, plan.segments, plan.tiles, *numbers, *layout, *strides(dq), tokens,
-        **constants(query, key, plan, factors, launch),
+        query, key, value, *tiles, grad, lse, delta, dq, plan.segments, plan.tiles, *numbers, *layout, *strides(dq),
+        tokens, STAGES=launch.num_stages, **constants(query, key, plan, factors, launch),
     )  # fmt: skip
-    launch = rows.key_gradient
+    launch = rows.key_gradient._replace(described=rows.key_gradient.described and plan.causal)
     _key_gradient[(len(plan.key_tiles) * (TILE // launch.keys), key.shape[1])](
-        query, key, value, grad, lse, delta, dk, dv, plan.segments, plan.key_tiles, plan.visitor_offsets,
-        plan.visitors, *numbers, *layout, *strides(dk), tokens,
+        query, key, value, *tiles_of(launch, launch.queries, plan, query, grad), grad, lse, delta, dk, dv,
+        plan.segments, plan.key_tiles, plan.visitor_offsets, plan.visitors, *numbers, *layout, *strides(dk), tokens,
         **constants(query, key, plan, factors, launch),
     )  # fmt: skip
     return dq, dk, dv
@@ -215,5 +263,5 @@ def attend(
 ) -> torch.Tensor:
     """Attention output (T, H, D), differentiable; see `packed_attention`."""
     factors = Factors.of(scale, softcap)
-    out: torch.Tensor = _Attention.apply(query_THD, key_TKD, value_TKD, plan, factors)
+    out: torch.Tensor = applied(_Attention, query_THD, key_TKD, value_TKD, plan, factors)
     return out

@@ -16,8 +16,12 @@ import triton.language as tl
 from .attention_table import Launch, launches, padded_width
 from .blocks import TILE, BlockPlan
 from .chips import table_of
+from .descriptors import described, heads_side_by_side
 
 LOG2_E = 1.4426950408889634
+
+_TILED = (32, 64, 128, 256)
+"""Head sizes that fill the columns they are computed in: a wider tile would hold a part of the next head."""
 
 # A key that is masked has a logit of -1e30, and the running maximum starts above it at -1e20: while a query has met
 # no key that it sees, its weights are exp2(-1e30 + 1e20) = 0, without an infinity anywhere.
@@ -94,27 +98,49 @@ def key_range(first, total, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, BLOCK_M:
 
 
 @triton.jit
+def key_rows(
+    at, keys, segment, base, row_stride, tiles, column,
+    DESCRIBED: tl.constexpr, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Keys or values at the logical positions from `at`. DESCRIBED: the copy engine brings them, which all lie in the
+    prefix, or all among the own rows: to it a block is one piece of the batch."""
+    start, total, prefix_start, prefix = segment
+    if DESCRIBED:
+        return tiles.load([at + tl.where(at < prefix, prefix_start, start - prefix), column])
+    else:
+        rows = keys + tl.where(keys < prefix, prefix_start, start - prefix)
+        return load_rows(base, rows, row_stride, keys < total, WIDTH, BLOCK_D)
+
+
+@triton.jit
+def in_pieces(prefix, full, BLOCK_N: tl.constexpr):
+    """(edge, own): whole blocks of the prefix end at the key `edge`, those of own rows begin at `own`, neither beyond
+    `full`; between them lies the block, if any, that has keys of both."""
+    edge = tl.minimum(prefix // BLOCK_N * BLOCK_N, full)
+    return edge, tl.minimum(tl.cdiv(prefix, BLOCK_N) * BLOCK_N, full)
+
+
+@triton.jit
 def _walk(
-    state, query, queries, low, high, segment, k, v, k_row, v_row, inner, outer,
-    CHECKED: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr,
+    state, query, queries, low, high, segment, k, v, k_row, v_row, k_tiles, v_tiles, column, inner, outer,
+    CHECKED: tl.constexpr, DESCRIBED: tl.constexpr, STAGES: tl.constexpr,
+    CAUSAL: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr,
     WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The online softmax over the keys low .. high."""
     top, weight, mixed = state
-    start, total, prefix_start, prefix = segment
-    for at in range(low, high, BLOCK_N):
+    for at in tl.range(low, high, BLOCK_N, num_stages=STAGES):
         keys = at + tl.arange(0, BLOCK_N)
-        rows = keys + tl.where(keys < prefix, prefix_start, start - prefix)
-        real = keys < total
-        key = load_rows(k, rows, k_row, real, WIDTH, BLOCK_D)
+        key = key_rows(at, keys, segment, k, k_row, k_tiles, column, DESCRIBED, WIDTH, BLOCK_D)
         x, _ = logits(tl.dot(query, tl.trans(key), input_precision=PRECISION), inner, outer, CAPPED)
         if CHECKED:
+            real = keys < segment[1]
             x = tl.where(sees(queries[:, None], keys[None, :], CAUSAL, WINDOW) & real[None, :], x, MASKED)
         peak = tl.maximum(top, tl.max(x, 1))
         share = tl.exp2(x - peak[:, None])
         fade = tl.exp2(top - peak)
         weight = weight * fade + tl.sum(share, 1)
-        value = load_rows(v, rows, v_row, real, WIDTH, BLOCK_D)
+        value = key_rows(at, keys, segment, v, v_row, v_tiles, column, DESCRIBED, WIDTH, BLOCK_D)
         mixed = tl.dot(share.to(value.dtype), value, mixed * fade[:, None], input_precision=PRECISION)
         top = peak
     return top, weight, mixed
@@ -138,13 +164,15 @@ def fields_of(segments, number):
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
 def _forward(
-    q, k, v, out, lse, segments, tiles, inner, outer,
+    q, k, v, k_tiles, v_tiles, out, lse, segments, tiles, inner, outer,
     q_row, q_head, k_row, k_head, v_row, v_head, o_row, o_head, tokens,
+    SHARED: tl.constexpr, STAGES: tl.constexpr,
     FOLD: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, TILE: tl.constexpr,
     WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK_M queries of one tile, one query head."""
+    """One program: BLOCK_M queries of one tile, one query head. SHARED: some segment has a prefix. With `k_tiles` and
+    `v_tiles` the copy engine brings every whole block that no mask cuts; what else there is comes through pointers."""
     _, segment, first = locate(segments, tiles, TILE, BLOCK_M)
     start, total, _, prefix = segment
     if (first >= total) | (first + BLOCK_M <= prefix):
@@ -156,17 +184,30 @@ def _forward(
     query = load_rows(q + head * (q_head * 8), rows, q_row, own, WIDTH, BLOCK_D)
     k += (head // FOLD) * (k_head * 8)
     v += (head // FOLD) * (v_head * 8)
+    column = tl.program_id(1) // FOLD * WIDTH
     low, full, high = key_range(first, total, CAUSAL, WINDOW, BLOCK_M, BLOCK_N)
     top = tl.full([BLOCK_M], _LOWEST, tl.float32)
     state = (top, tl.zeros([BLOCK_M], tl.float32), tl.zeros([BLOCK_M, BLOCK_D], tl.float32))
+    DESCRIBED: tl.constexpr = k_tiles is not None
     if WINDOW == 0:
+        if DESCRIBED and SHARED:
+            edge, low = in_pieces(prefix, full, BLOCK_N)
+            state = _walk(
+                state, query, queries, 0, edge, segment, k, v, k_row, v_row, k_tiles, v_tiles, column, inner, outer,
+                False, True, STAGES, CAUSAL, WINDOW, CAPPED, WIDTH, BLOCK_D, BLOCK_N, PRECISION,
+            )  # fmt: skip
+            state = _walk(
+                state, query, queries, edge, low, segment, k, v, k_row, v_row, k_tiles, v_tiles, column, inner, outer,
+                False, False, 1, CAUSAL, WINDOW, CAPPED, WIDTH, BLOCK_D, BLOCK_N, PRECISION,
+            )  # fmt: skip
         state = _walk(
-            state, query, queries, low, full, segment, k, v, k_row, v_row, inner, outer,
-            False, CAUSAL, WINDOW, CAPPED, WIDTH, BLOCK_D, BLOCK_N, PRECISION,
+            state, query, queries, low, full, segment, k, v, k_row, v_row, k_tiles, v_tiles, column, inner, outer,
+            False, DESCRIBED, STAGES, CAUSAL, WINDOW, CAPPED, WIDTH, BLOCK_D, BLOCK_N, PRECISION,
         )  # fmt: skip
     top, weight, mixed = _walk(
-        state, query, queries, full, high, segment, k, v, k_row, v_row, inner, outer,
-        True, CAUSAL, WINDOW, CAPPED, WIDTH, BLOCK_D, BLOCK_N, PRECISION,
+        state, query, queries, full, high, segment, k, v, k_row, v_row, k_tiles, v_tiles, column, inner, outer,
+        True, False, 1 if DESCRIBED else STAGES,
+        CAUSAL, WINDOW, CAPPED, WIDTH, BLOCK_D, BLOCK_N, PRECISION,
     )  # fmt: skip
     weight = tl.where(weight == 0.0, 1.0, weight)
     store_rows(out + head * (o_head * 8), rows, o_row, own, mixed / weight[:, None], WIDTH, BLOCK_D)
@@ -187,11 +228,25 @@ def forward(
         lse.fill_(UNREAD.value)
     launch = launches(width, query_THD.element_size(), table_of(query_THD.device)).forward
     _forward[(len(plan.tiles) * (TILE // launch.queries), heads)](
-        query_THD, key_TKD, value_TKD, out, lse, plan.segments, plan.tiles, factors.inner, factors.outer,
+        query_THD, key_TKD, value_TKD, *tiles_of(launch, launch.keys, plan, key_TKD, value_TKD), out, lse,
+        plan.segments, plan.tiles, factors.inner, factors.outer,
         *strides(query_THD), *strides(key_TKD), *strides(value_TKD), *strides(out), tokens,
+        SHARED=plan.unshared is None, STAGES=launch.num_stages,
         **constants(query_THD, key_TKD, plan, factors, launch),
     )  # fmt: skip
     return out, lse
+
+
+def tiles_of(launch: Launch, rows: int, plan: BlockPlan, *tensors: torch.Tensor) -> tuple[Any, ...]:
+    """A descriptor of tiles of `rows` rows of one head for each of the tensors (T, heads, D); None for each where the
+    launch has none, a window cuts every block, or the copy engine cannot read one of them."""
+    nothing = (None,) * len(tensors)
+    width = tensors[0].shape[2]
+    if plan.window or not launch.described or width not in _TILED:
+        return nothing
+    flat = [heads_side_by_side(tensor) for tensor in tensors]
+    found = tuple(None if tensor is None else described(tensor, rows, width) for tensor in flat)
+    return nothing if None in found else found
 
 
 class Factors(NamedTuple):

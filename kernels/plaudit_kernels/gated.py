@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import gelu, silu
 
 from .dispatch import uses_cpu_kernels, uses_triton
-from .launch import PARTIAL_ROWS, blocks, dense, jit, require_unit_stride, tl
+from .launch import PARTIAL_ROWS, applied, blocks, dense, jit, require_unit_stride, tl
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 
@@ -27,7 +27,7 @@ def gated(gate_up_TE: torch.Tensor, activation: Activation) -> torch.Tensor:
     The last dimension must be contiguous (ValueError on the Triton path otherwise); rows may be strided.
     """
     if uses_triton(gate_up_TE):
-        return TritonGated.apply(gate_up_TE, activation)  # type: ignore[no-any-return]
+        return applied(TritonGated, gate_up_TE, activation)  # type: ignore[no-any-return]
     if activation != "gelu" and uses_cpu_kernels(gate_up_TE):
         from .cpu_rows import fused_gated  # needs numba, which the torch path does not
 
@@ -40,7 +40,7 @@ def gated(gate_up_TE: torch.Tensor, activation: Activation) -> torch.Tensor:
 def bias_gelu(hidden_TF: torch.Tensor, bias_F: torch.Tensor | None, activation: Activation) -> torch.Tensor:
     """act(hidden + bias), (T, F) in the dtype of `hidden`. Strides as in `gated`."""
     if uses_triton(hidden_TF):
-        return TritonBiasGelu.apply(hidden_TF, bias_F, activation)  # type: ignore[no-any-return]
+        return applied(TritonBiasGelu, hidden_TF, bias_F, activation)  # type: ignore[no-any-return]
     return _reference_activation(hidden_TF if bias_F is None else (hidden_TF + bias_F).to(hidden_TF.dtype), activation)
 
 

@@ -15,27 +15,29 @@ import torch
 from torch.nn.functional import linear
 
 from .chips import TableName, table_of
+from .descriptors import described
 from .dispatch import uses_triton
-from .launch import autocast, blocks, jit, require_unit_stride, row_block, tl
+from .launch import applied, autocast, blocks, jit, require_unit_stride, row_block, tl
 
 
 class Tiles(NamedTuple):
-    """Rows, columns and depth of a tile, and what runs it."""
+    """Rows, columns and depth of a tile, and what runs it. `described`: the copy engine of Hopper moves it."""
 
     m: int
     n: int
     k: int
     num_warps: int
     num_stages: int
+    described: bool = False
 
 
 _EXACT = Tiles(64, 64, 32, 4, 3)
 TILES: dict[TableName, dict[torch.dtype, Tiles]] = {
     "sm_90": {
         torch.float32: _EXACT,
-        torch.float16: Tiles(128, 256, 64, 8, 3),
-        torch.bfloat16: Tiles(128, 256, 64, 8, 3),
-        torch.float8_e4m3fn: Tiles(128, 128, 128, 8, 4),
+        torch.float16: Tiles(128, 256, 64, 8, 3, described=True),
+        torch.bfloat16: Tiles(128, 256, 64, 8, 3, described=True),
+        torch.float8_e4m3fn: Tiles(128, 128, 128, 8, 4, described=True),
     },
     "default": {
         torch.float32: _EXACT,
@@ -59,7 +61,7 @@ def matmul(a_MK: torch.Tensor, b_NK: torch.Tensor) -> torch.Tensor:
     not depend on M; the torch path is torch's `linear`.
     """
     if uses_triton(a_MK):
-        return TritonMatmul.apply(*autocast(a_MK, b_NK))  # type: ignore[no-any-return]
+        return applied(TritonMatmul, *autocast(a_MK, b_NK))  # type: ignore[no-any-return]
     return linear(a_MK, b_NK)
 
 
@@ -154,6 +156,35 @@ def _product(
         tl.store(output + place, total.to(output.dtype.element_ty), a_mask & b_mask)
 
 
+@jit(do_not_specialize=["rows", "columns", "depth", "programs"])
+def _described_product(
+    a, b, output, row_scale, column_scale, rows, columns, depth, programs,
+    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """The same walk over tiles that the copy engine brings and takes away; the output in halves, whose room a further
+    stage needs. The next tile's first blocks are on their way while one is written."""
+    across, down = tl.cdiv(columns, N), tl.cdiv(rows, M)
+    for tile in tl.range(tl.program_id(0), across * down, programs, flatten=True):
+        first = tile // (GROUP * across) * GROUP
+        tall = tl.minimum(down - first, GROUP)
+        m = (first + tile % (GROUP * across) % tall) * M
+        n = tile % (GROUP * across) // tall * N
+        total = tl.zeros((M, N), tl.float32)
+        for start in range(0, depth, K):
+            left, right = a.load([m, start]), b.load([n, start])
+            if row_scale is not None:
+                total = tl.dot(left, right.T, total, max_num_imprecise_acc=K)
+            else:
+                total = tl.dot(left, right.T, total, input_precision="ieee")
+        if row_scale is not None:
+            row, column = m + tl.arange(0, M), n + tl.arange(0, N)
+            total *= tl.load(row_scale + row, row < rows, 0.0)[:, None]
+            total *= tl.load(column_scale + column, column < columns, 0.0)[None, :]
+        near, far = tl.split(tl.permute(tl.reshape(total, (M, 2, N // 2)), (0, 2, 1)))
+        output.store([m, n], near.to(output.dtype))
+        output.store([m, n + N // 2], far.to(output.dtype))
+
+
 def _launch(
     a: torch.Tensor,
     b: torch.Tensor,
@@ -164,6 +195,14 @@ def _launch(
     """output (M, N) = a (M, K) @ b.T (K, N), any strides of a and b."""
     (rows, depth), columns, tiles = a.shape, len(b), TILES[table_of(a.device)][a.dtype]
     programs = min(_processors(a.device), blocks(rows, tiles.m) * blocks(columns, tiles.n))
+    if tiles.described:
+        parts = described(a, tiles.m, tiles.k), described(b, tiles.n, tiles.k), described(output, tiles.m, tiles.n // 2)
+        if None not in parts:
+            _described_product[(programs,)](
+                *parts, row_scale, column_scale, rows, columns, depth, programs, tiles.m, tiles.n, tiles.k, GROUP,
+                num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+            )  # fmt: skip
+            return
     _product[(programs,)](
         a, b, output, row_scale, column_scale, rows, columns, depth, programs, *a.stride(), *b.stride(),
         depth % tiles.k == 0, rows % 16 == 0 and a.stride(0) == 1, tiles.m, tiles.n, tiles.k, GROUP,

@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import layer_norm as torch_layer_norm
 
 from .dispatch import uses_cpu_kernels, uses_triton
-from .launch import PARTIAL_ROWS, blocks, dense, jit, require_unit_stride, row_block, tl
+from .launch import PARTIAL_ROWS, applied, blocks, dense, jit, require_unit_stride, row_block, tl
 
 
 def rms_norm(
@@ -32,7 +32,7 @@ def rms_norm(
     Triton path otherwise); rows may be strided.
     """
     if uses_triton(hidden_TD):
-        normed, total = TritonNorm.apply(hidden_TD, residual_TD, weight_D, None, eps, False, unit_offset)
+        normed, total = applied(TritonNorm, hidden_TD, residual_TD, weight_D, None, eps, False, unit_offset)
         return normed, hidden_TD if total is None else total
     if uses_cpu_kernels(hidden_TD, residual_TD, weight_D):
         from .cpu_rows import fused_norm  # needs numba, which the torch path does not
@@ -52,7 +52,7 @@ def layer_norm(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(normed, sum), both (T, D), as in `rms_norm`."""
     if uses_triton(hidden_TD):
-        normed, total = TritonNorm.apply(hidden_TD, residual_TD, weight_D, bias_D, eps, True, False)
+        normed, total = applied(TritonNorm, hidden_TD, residual_TD, weight_D, bias_D, eps, True, False)
         return normed, hidden_TD if total is None else total
     if uses_cpu_kernels(hidden_TD, residual_TD, weight_D, bias_D):
         from .cpu_rows import fused_norm

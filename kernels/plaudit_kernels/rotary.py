@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from .dispatch import uses_cpu_kernels, uses_triton
-from .launch import blocks, dense, jit, power_of_two, require_unit_stride, tl
+from .launch import applied, blocks, dense, jit, power_of_two, require_unit_stride, tl
 from .norm import rms_norm
 
 TILE = 4096
@@ -41,7 +41,7 @@ def rotary(
     if (query_norm is None) != (key_norm is None):
         raise ValueError("norm the queries and the keys, or neither")
     if uses_triton(query_THD):
-        return TritonRotary.apply(query_THD, key_TKD, cos_TR, sin_TR, query_norm, key_norm, eps, unit_offset)  # type: ignore[no-any-return]
+        return applied(TritonRotary, query_THD, key_TKD, cos_TR, sin_TR, query_norm, key_norm, eps, unit_offset)  # type: ignore[no-any-return]
     if uses_cpu_kernels(query_THD, key_TKD, cos_TR, sin_TR, query_norm, key_norm):
         from .cpu_rows import fused_rotary  # needs numba, which the torch path does not
 

@@ -19,6 +19,7 @@ from torch.nn.functional import pad
 
 from .attention import reference_attention
 from .blocks import BlockPlan
+from .chips import table_of
 from .dispatch import Choice, select
 
 Call = Callable[..., torch.Tensor]
@@ -40,7 +41,12 @@ def unshared_attention(device: torch.device, dtype: torch.dtype, width: int) -> 
     if dtype not in DTYPES:
         return Library(None, "", f"our kernels: libraries have no attention in {dtype}")
     refused: list[str] = []
-    for name, call in (("flash_attn_interface", _flash_attention_3), ("torch.varlen_attn", _torch)):
+    libraries: dict[str, Call] = {"flash_attn_interface": _flash_attention_3}
+    if device.type == "cuda" and table_of(device) == "sm_90":  # benchmarks/results/gpu.csv, section attention
+        refused.append("torch.varlen_attn is not used (on this chip it is slower than our kernels)")
+    else:
+        libraries["torch.varlen_attn"] = _torch
+    for name, call in libraries.items():
         try:
             problem = _disagrees(call, device, dtype, width)
         except Exception as error:  # whatever it does to us, our own kernels are there

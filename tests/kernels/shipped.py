@@ -28,10 +28,12 @@ FEATURES = {
     "both ways": (False, 0, False),
     "local": (False, 64, True),
 }
-MOST = {"_forward": ("plain",), "_query_gradient": ("all",), "_key_gradient": ("all",)}
-"""The features that take most registers: the plain forward walks two loops, the backward has one."""
+MOST = {"_forward": ("plain",), "_query_gradient": ("plain", "all"), "_key_gradient": ("all",)}
+"""The features that take most registers: without a window the first two walk several loops."""
 
 DATA = ("q", "k", "v", "out", "grad", "dq", "dk", "dv")
+TILES_OF = {"k_tiles": "keys", "v_tiles": "keys", "q_tiles": "queries", "grad_tiles": "queries"}
+"""Rows of the tiles that the copy engine brings."""
 TABLES = ("segments", "tiles", "key_tiles", "visitor_offsets", "visitors")
 NUMBERS = ("inner", "outer", "scale")
 
@@ -44,10 +46,14 @@ def attention(name: str, dtype: str, width: int, launch: Launch, features: str, 
     constexprs = {
         "FOLD": 4, "CAUSAL": causal, "WINDOW": window, "CAPPED": capped, "TILE": 128, "WIDTH": width,
         "BLOCK_D": padded_width(width), "BLOCK_M": launch.queries, "BLOCK_N": launch.keys, "PRECISION": "ieee",
-        "ROWS": DELTA_ROWS,
+        "ROWS": DELTA_ROWS, "SHARED": True, "STAGES": launch.num_stages,
     }  # fmt: skip
     types = dict.fromkeys(DATA, f"*{dtype}") | dict.fromkeys(TABLES, "*i32") | dict.fromkeys(NUMBERS, "fp32")
     types |= {"lse": "*fp32", "delta": "*fp32"}
+    if launch.described and not window and (causal or name != "_key_gradient"):
+        types |= {tile: f"tensordesc<{dtype}[{getattr(launch, rows)},{width}]>" for tile, rows in TILES_OF.items()}
+    else:
+        constexprs |= dict.fromkeys(TILES_OF)
     names = inspect.signature(getattr(module, name).fn).parameters
     signature = {argument: types.get(argument, "i32") for argument in names if argument not in constexprs}
     constexprs = {argument: value for argument, value in constexprs.items() if argument in names}
@@ -189,9 +195,24 @@ def product(
     )  # fmt: skip
 
 
+def described_product(dtype: torch.dtype, name: str) -> Kernel:
+    tiles = TILES["sm_90"][dtype]
+    types = {"i32": "rows columns depth programs"}
+    types |= {f"tensordesc<{name}[{tiles.m},{tiles.k}]>": "a", f"tensordesc<bf16[{tiles.m},{tiles.n // 2}]>": "output"}
+    second = f"tensordesc<{name}[{tiles.n},{tiles.k}]>"
+    types[second] = f"{types.get(second, '')} b"
+    scales: dict[str, Any] = {"row_scale": None, "column_scale": None}
+    if name == "fp8e4nv":
+        types, scales = types | {"*fp32": "row_scale column_scale"}, {}
+    launch = {"num_warps": tiles.num_warps, "num_stages": tiles.num_stages}
+    return kernel("matmul._described_product", types, launch, **scales, M=tiles.m, N=tiles.n, K=tiles.k, GROUP=GROUP)
+
+
 PRODUCTS = [
     product(torch.bfloat16, "bf16"),
     product(torch.float8_e4m3fn, "fp8e4nv"),
+    described_product(torch.bfloat16, "bf16"),
+    described_product(torch.float8_e4m3fn, "fp8e4nv"),
     product(torch.float32, "fp32"),
     product(torch.bfloat16, "bf16", "mixed"),
     product(torch.bfloat16, "bf16", "columns", whole=False),

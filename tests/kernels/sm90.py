@@ -97,7 +97,7 @@ def _cost(kernel: Kernel) -> Cost:
         spills=_number(r"(\d+) bytes spill stores", words.getvalue()),
         shared=compiled.metadata.shared,
         wgmma=ptx.count("wgmma.mma_async"),
-        async_copies=ptx.count("cp.async.c"),
+        async_copies=ptx.count("cp.async.c") + ptx.count("cp.async.bulk.tensor"),
     )
 
 

@@ -23,7 +23,7 @@ from plaudit_kernels import (
     select,
     unshared_attention,
 )
-from plaudit_kernels.varlen import _torch
+from plaudit_kernels.varlen import _grouped, _torch
 
 from .batches import Segments, grouped, heads
 
@@ -153,16 +153,24 @@ def test_what_is_shared_or_capped_or_trained_is_ours(installed: Callable[..., St
 
 
 def test_torchs_own_is_asked_as_its_signature_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch 2.11 has no word for grouped heads, and takes them; later releases have to be asked."""
     from torch.nn.attention import varlen
 
     seen: list[dict[str, Any]] = []
 
-    def recorded(*tensors: Any, **options: Any) -> torch.Tensor:
-        seen.append(options)
+    def of_now(*tensors: Any, scale: float, window_size: tuple[int, int], enable_gqa: bool = False) -> torch.Tensor:
+        seen.append({"scale": scale, "window_size": window_size, "enable_gqa": enable_gqa})
         return torch.zeros(0)
 
-    inspect.signature(varlen.varlen_attn).bind(*range(7), scale=1.0, window_size=(-1, 0), enable_gqa=True)
-    monkeypatch.setattr(varlen, "varlen_attn", recorded)
+    def of_then(*tensors: Any, scale: float, window_size: tuple[int, int]) -> torch.Tensor:
+        return of_now(*tensors, scale=scale, window_size=window_size)
+
+    names = inspect.signature(varlen.varlen_attn).parameters.keys()
+    assert {"scale", "window_size"} <= names
     query, key, _ = heads(5, 4, 2, 16)
-    _torch(query, key, key, None, 5, 0.2, (-1, 0))
-    assert seen == [{"scale": 0.2, "window_size": (-1, 0), "enable_gqa": True}]
+    for release, asked in ((of_now, True), (of_then, False)):
+        monkeypatch.setattr(varlen, "varlen_attn", release)
+        _grouped.cache_clear()
+        _torch(query, key, key, None, 5, 0.2, (-1, 0))
+        assert seen.pop() == {"scale": 0.2, "window_size": (-1, 0), "enable_gqa": asked}
+    _grouped.cache_clear()
