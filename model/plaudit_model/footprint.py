@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from .contract import EIGHT_BITS
 from .errors import ModelError
 
-_SIZES = {"bfloat16": 2, "float16": 2, "int8": 1}
 _GIB = 1 << 30
 
 
@@ -27,8 +27,13 @@ class Room:
         Left out: the process itself and its libraries, what an allocator keeps, and the copies of an architecture that
         runs through its own module.
         """
-        size = _SIZES.get(dtype, 4)
-        weights = size * sum(parameter.numel() for parameter in module.parameters())
+        parameters: list[torch.Tensor] = list(module.parameters())
+        exported = parameters[0].is_meta  # then it is a graph of ONNX Runtime's, fp32 but for its int8 weights
+        size = 4 if dtype == "float32" or exported else 2
+        weights = size * sum(parameter.numel() for parameter in parameters)
+        if dtype in EIGHT_BITS:
+            weights -= _saved(module, size)
+            weights += _scratch(module) if dtype == "int8" and not exported else 0
         return {"weights": weights, "activations": size * self.token_budget * _numbers_a_token(module.config)}
 
     def check(self, module: nn.Module, dtype: str) -> None:
@@ -47,6 +52,22 @@ class Room:
         if self.cap is not None and torch.device(device).type == "cuda":
             total = torch.cuda.get_device_properties(device).total_memory
             torch.cuda.set_per_process_memory_fraction(min(self.cap / total, 1.0), device)
+
+
+def _rounded(module: nn.Module) -> list[torch.Tensor]:
+    """The weights (N, K) of products that 8 bits are for: all but the head's."""
+    base: Any = module.base_model
+    return [layer.weight for layer in base.modules() if isinstance(layer, nn.Linear)]
+
+
+def _saved(module: nn.Module, size: int) -> int:
+    """Bytes that 8 bits a weight and an fp32 scale a row save against `size` bytes a weight."""
+    return sum((size - 1) * weight.numel() - 4 * len(weight) for weight in _rounded(module))
+
+
+def _scratch(module: nn.Module) -> int:
+    """Bytes of the largest weight widened to bf16: two layers side by side, as gate and up are."""
+    return 2 * 2 * max(weight.numel() for weight in _rounded(module))
 
 
 def _numbers_a_token(config: Any) -> int:
