@@ -29,6 +29,7 @@ def test_no_weight_moves_by_more_than_half_a_step(shape: tuple[int, int], dtype:
 def test_ties_go_to_even_and_tiny_rows_to_nothing() -> None:
     rounded, scale = round_rows(torch.tensor([[127.0, 0.5, 1.5, -2.5], [0.0, 0, 0, 0], [1e-44, 0, 0, -1e-44]]))
     assert rounded.tolist() == [[127, 0, 2, -2], [0, 0, 0, 0], [0, 0, 0, 0]] and scale[0] == 1
+    assert (scale > 0).all()
     assert not widen_rows(rounded, scale, torch.full((3, 4), torch.nan))[1:].any()
 
 
