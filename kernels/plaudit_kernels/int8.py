@@ -2,9 +2,10 @@
 
 A product first widens its weight, whole, into a buffer that all layers of a model share, then is the product of
 `FrozenLinear` over what it finds there. So its bits are those of a model with the widened weights, in either mode.
-A weight costs 5 bytes of traffic a batch (1 read and 2 written to widen it, 2 read by the product) where bf16 costs 2. On an H100 (3.35
-TB/s, 990 TFLOP/s in bf16) the 3 more take as long as the products of 440 tokens: by that arithmetic 3% of a batch of
-16,384 tokens, 11% of one of 4,096, and most of a small one.
+A weight costs 5 bytes of traffic a batch (1 read and 2 written to widen it, 2 read by the product) where bf16 costs 2.
+On an H100 (3.35 TB/s, 990 TFLOP/s in bf16) the 3 more take as long as the products of 440 tokens: by that arithmetic 3%
+of a batch of 16,384 tokens, 11% of one of 4,096, and most of a small one. On CPUs a product also lays its weight out
+anew at each call, for the same bits as bf16 has there: it works and is slow.
 """
 
 from __future__ import annotations

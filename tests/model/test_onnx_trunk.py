@@ -9,5 +9,5 @@ from plaudit_model.errors import ContractError
 
 
 def test_a_dtype_that_the_backend_has_not_is_refused() -> None:
-    with pytest.raises(ContractError, match="backend onnx serves float32 or int8, not fp8; the model that was exported"):
+    with pytest.raises(ContractError, match="backend onnx serves float32 or int8, not fp8; the model that was"):
         Serving("onnx", "fp8")
