@@ -31,9 +31,12 @@ class Room:
         exported = parameters[0].is_meta  # then it is a graph of ONNX Runtime's, fp32 but for its int8 weights
         size = 4 if dtype == "float32" or exported else 2
         weights = size * sum(parameter.numel() for parameter in parameters)
-        if dtype in EIGHT_BITS:
-            weights -= _saved(module, size)
-            weights += _scratch(module) if dtype == "int8" and not exported else 0
+        if dtype in EIGHT_BITS:  # but for the embeddings and the head, and with an fp32 scale a row
+            base: Any = module.base_model
+            rounded = [layer.weight for layer in base.modules() if isinstance(layer, nn.Linear)]
+            weights -= sum((size - 1) * weight.numel() - 4 * len(weight) for weight in rounded)
+            if dtype == "int8" and not exported:  # gate and up, side by side, are the most that is widened to bf16
+                weights += 2 * 2 * max(map(torch.numel, rounded))
         return {"weights": weights, "activations": size * self.token_budget * _numbers_a_token(module.config)}
 
     def check(self, module: nn.Module, dtype: str) -> None:
@@ -52,22 +55,6 @@ class Room:
         if self.cap is not None and torch.device(device).type == "cuda":
             total = torch.cuda.get_device_properties(device).total_memory
             torch.cuda.set_per_process_memory_fraction(min(self.cap / total, 1.0), device)
-
-
-def _rounded(module: nn.Module) -> list[torch.Tensor]:
-    """The weights (N, K) of products that 8 bits are for: all but the head's."""
-    base: Any = module.base_model
-    return [layer.weight for layer in base.modules() if isinstance(layer, nn.Linear)]
-
-
-def _saved(module: nn.Module, size: int) -> int:
-    """Bytes that 8 bits a weight and an fp32 scale a row save against `size` bytes a weight."""
-    return sum((size - 1) * weight.numel() - 4 * len(weight) for weight in _rounded(module))
-
-
-def _scratch(module: nn.Module) -> int:
-    """Bytes of the largest weight widened to bf16: two layers side by side, as gate and up are."""
-    return 2 * 2 * max(weight.numel() for weight in _rounded(module))
 
 
 def _numbers_a_token(config: Any) -> int:
