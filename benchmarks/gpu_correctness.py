@@ -36,6 +36,7 @@ from plaudit_kernels import (
     rotary,
     select,
 )
+from plaudit_kernels.int8 import round_rows, widen_rows
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "kernels"))
 from agreement import poisoned
@@ -238,6 +239,16 @@ def fp8(bench: Bench) -> float:
     return max(float(rounding.max()), float(((ours - truth).abs() / allowed).max()))
 
 
+def int8(bench: Bench) -> float:
+    """Weights of int8 as they are widened, against float64: a rounding to bf16, in units of what is allowed."""
+    n, k = bench.small(1024, 16), bench.small(14336, 24)
+    weight, scale = round_rows(fresh(bench, n, k).bfloat16())
+    with poisoned():
+        ours = widen_rows(weight, scale, scale.new_empty(n, k, dtype=torch.bfloat16))
+    truth = weight.double() * scale.double()[:, None]
+    return float(((ours.double() - truth).abs() / (truth.abs() * (2**-8 + 2**-23) + 1e-30)).max())
+
+
 # -- 64-bit offsets ------------------------------------------------------------------------------------------
 
 
@@ -295,6 +306,7 @@ def correctness(bench: Bench) -> None:
     if interpreted:
         return
     bench.run(Case("correctness", "fp8 product", "1000 x 1024 x 4096", "fp8", 5), lambda: ratio(fp8(bench)))
+    bench.run(Case("correctness", "int8 widened", "1024 x 14336", "int8", 4), lambda: ratio(int8(bench)))
     for subject, apart in huge(bench).items():
         bench.run(
             Case("correctness", f"{subject}, offsets over 2^31", "last rows", seconds=6),

@@ -192,12 +192,12 @@ def _late_kernels(bench: Bench, engine: Engine) -> list[Row]:
 
 def fp8(bench: Bench) -> None:
     name = "Llama-3.1-8B"
-    bench.run(Case("fp8", name, "1024 tokens, unique", "fp8", 90), lambda: _fp8(bench, name))
+    bench.run(Case("fp8", name, "1024 tokens, unique", "fp8, int8", 120), lambda: _eight_bits(bench, name))
 
 
-def _fp8(bench: Bench, name: str) -> list[Row]:
+def _eight_bits(bench: Bench, name: str) -> list[Row]:
     sizes, models = {}, {}
-    for dtype in ("bfloat16", "fp8"):
+    for dtype in ("bfloat16", "fp8", "int8"):
         before = _allocated(bench)
         models[dtype] = model_of(bench, module_of(bench, name, torch.bfloat16), dtype, "fast")
         gc.collect()
@@ -209,14 +209,16 @@ def _fp8(bench: Bench, name: str) -> list[Row]:
     scores: dict[str, NDArray[np.float32]] = {
         dtype: model.score_encoded(items, token_budget=BATCH_TOKENS)[:, 0] for dtype, model in models.items()
     }
-    change = agreement(scores["fp8"], scores["bfloat16"], "fp8")
-    against = "bfloat16"
-    return [
-        Row("fp8 end to end", ratios(taken["bfloat16"], taken["fp8"]), "ratio", against, target=1.25),
-        Row("largest change of a score over their spread", [change.max_difference / change.std], "ratio", against),
-        Row("Kendall's tau of the scores", [change.kendall_tau], "tau", against),
-        *(Row(f"weights, {dtype}", [mib], "MiB") for dtype, mib in sizes.items()),
-    ]
+    against, rows = "bfloat16", [Row(f"weights, {dtype}", [mib], "MiB") for dtype, mib in sizes.items()]
+    for dtype, target in (("fp8", 1.25), ("int8", None)):  # int8 is for memory: it multiplies in bf16
+        change = agreement(scores[dtype], scores[against], dtype)
+        moved = change.max_difference / change.std
+        rows += [
+            Row(f"{dtype} end to end", ratios(taken[against], taken[dtype]), "ratio", against, target=target),
+            Row(f"{dtype}: largest change of a score over their spread", [moved], "ratio", against),
+            Row(f"{dtype}: Kendall's tau of the scores", [change.kendall_tau], "tau", against),
+        ]
+    return rows
 
 
 def _allocated(bench: Bench) -> float:
@@ -229,7 +231,7 @@ def _allocated(bench: Bench) -> float:
 def regroupings(bench: Bench) -> None:
     """Items scored in random company; every score compared bit for bit with that of the item alone."""
     for name, dtype in (("Qwen3-0.6B", "bfloat16"), ("Llama-3.2-1B", "bfloat16"), ("Qwen3-0.6B", "fp8"),
-                        ("Qwen3-0.6B", "float32"))[: bench.small(4, 2)]:  # fmt: skip
+                        ("Qwen3-0.6B", "int8"), ("Qwen3-0.6B", "float32"))[: bench.small(5, 2)]:  # fmt: skip
         case = Case("regroupings", name, "10,000 regroupings", dtype, 60)
         bench.run(case, functools.partial(_regrouped, bench, name, dtype))
 

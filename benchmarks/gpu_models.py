@@ -77,7 +77,7 @@ def module_of(bench: Bench, name: str, dtype: torch.dtype, seed: int = 0) -> nn.
 
 
 def model_of(bench: Bench, module: nn.Module, dtype: str, mode: str) -> RewardModel:
-    """A frozen reward model around a module; several may share one whose weights are not fp8."""
+    """A frozen reward model around a module; several may share one whose weights are not of 8 bits."""
     model = unfrozen(bench, module, dtype, mode)
     model.freeze()
     return model

@@ -1,11 +1,12 @@
-"""What fewer bits cost on models that were fitted: the scores of held-out pairs in fp32, bf16 and int8.
+"""What fewer bits cost on models that were fitted: the scores of held-out pairs in fp32, bf16 and 8 bits.
 
 `starter`: the starter model on the conversations that were held out when it was fitted. `minilm`: MiniLM fitted on
 UKPConvArg1 (as in convincing_arguments.py; --model takes one that is fitted already), on the strict pairs of debates
-that it never saw. int8 is the export to ONNX Runtime made on this machine. A row per dtype: how far its scores are from
-fp32, how many pairs that fp32 tells apart by more than twice the tolerance of the dtype (`oracle.RELATIVE_TOLERANCE`)
-change sides, and the change in accuracy with a 95% bootstrap interval of paired differences, clustered by conversation
-(starter) or by argument (minilm: two debates are too few to resample).
+that it never saw. int8 is the export to ONNX Runtime made on this machine; fp8 and int8-weights are torch's, for
+decoders. A row per dtype: how far its scores are from fp32, how many pairs that fp32 tells apart by more than twice the
+tolerance of the dtype (`oracle.RELATIVE_TOLERANCE`) change sides, and the change in accuracy with a 95% bootstrap
+interval of paired differences, clustered by conversation (starter) or by argument (minilm: two debates are too few to
+resample).
 
     PLAUDIT_SHARED_DATA=... python benchmarks/quality.py --models starter minilm
 """
@@ -44,7 +45,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=["starter", "minilm"], default=["starter", "minilm"])
     parser.add_argument("--model", type=Path, help="a MiniLM that is fitted already")
     parser.add_argument("--records", type=int, help="at most as many held-out records")
-    parser.add_argument("--dtypes", nargs="+", choices=["bfloat16", "int8"], default=["bfloat16", "int8"])
+    dtypes = ["bfloat16", "int8", "fp8", "int8-weights"]
+    parser.add_argument("--dtypes", nargs="+", choices=dtypes, default=dtypes[:2])
     parser.add_argument("--seed", type=int, default=0, help="of the training")
     parser.add_argument(
         "train_options", nargs="*", default=convincing_arguments.TRAIN_OPTIONS, help="of `plaudit train`, after --"
@@ -116,7 +118,7 @@ def served(model: Path, dtypes: list[str]) -> Iterator[tuple[str, RewardModel]]:
     """The model in each dtype, as it is served. int8 says how many bits its weights have here."""
     for dtype in dtypes:
         if dtype != "int8":
-            yield dtype, RewardModel.load(model, dtype=dtype)
+            yield dtype, RewardModel.load(model, dtype=dtype.removesuffix("-weights"))
             continue
         with tempfile.TemporaryDirectory() as folder:
             export_onnx(model, Path(folder) / "int8", ExportOptions("int8", allow_drift=True), [])

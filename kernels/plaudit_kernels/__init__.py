@@ -7,6 +7,7 @@ from .compilations import watch_compilations
 from .dispatch import Choice, select
 from .gated import Activation, bias_gelu, gated
 from .head import pooled_head
+from .int8 import Int8Linear
 from .linear import Fp8Linear, FrozenLinear
 from .listwise import plackett_luce
 from .matmul import matmul, matmul_fp8, quantize_rows
@@ -26,6 +27,7 @@ __all__ = [
     "Choice",
     "Fp8Linear",
     "FrozenLinear",
+    "Int8Linear",
     "TilePlan",
     "bias_gelu",
     "bradley_terry",

@@ -76,7 +76,7 @@ def verify(
         typer.Option(help="JSONL with items to score; default: 64 of the starter tasks.", exists=True, dir_okay=False),
     ] = None,
     limit: Annotated[int, typer.Option(min=2, help="Use at most this many responses.")] = 1000,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or fp8; default: the contract's.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, fp8 or int8; default: the contract's.")] = None,
     mode: Annotated[str | None, typer.Option(help="exact or fast; default: the contract's.")] = None,
     against: Annotated[
         str | None, typer.Option(help="URL of a running plaudit server to compare with, instead of transformers.")

@@ -25,7 +25,8 @@ ADAPTER_FILE = "adapter_config.json"
 """The file by which a directory with a LoRA adapter is known; its weights are an addition to those of a base."""
 
 
-_DTYPES = {"torch": ("float32", "bfloat16", "fp8"), "onnx": ("float32", "int8")}
+EIGHT_BITS = ("fp8", "int8")
+_DTYPES = {"torch": ("float32", "bfloat16", *EIGHT_BITS), "onnx": ("float32", "int8")}
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,8 @@ class Calibration:
 class Serving:
     """Backend, dtype and mode that this checkpoint is served in by default; `plaudit verify --write` changes dtype
     and mode. Backend `onnx`, in float32 or int8, is ONNX Runtime over the `model.onnx` that `plaudit model export`
-    wrote: its dtype is that of the graph. `fp8` rounds the weights of the layers, and what they multiply, to 8 bits;
-    the rest is bf16."""
+    wrote: its dtype is that of the graph. With torch `fp8` rounds the weights of the layers, and what they multiply,
+    to 8 bits, `int8` the weights alone; the rest is bf16."""
 
     backend: Literal["torch", "onnx"] = "torch"
     dtype: Literal["float32", "bfloat16", "fp8", "int8"] = "float32"
@@ -99,8 +100,8 @@ class Serving:
                 raise ContractError(f"{name} must be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}")
         if self.dtype not in _DTYPES[self.backend]:
             raise ContractError(
-                f"backend {self.backend} serves {' or '.join(_DTYPES[self.backend])}, not {self.dtype} (for int8: "
-                "plaudit model export --onnx MODEL --dtype int8 --out DIR)"
+                f"backend {self.backend} serves {' or '.join(_DTYPES[self.backend])}, not {self.dtype}; the model that "
+                "was exported serves float32, bfloat16, fp8 or int8"
             )
 
 

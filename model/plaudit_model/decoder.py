@@ -19,7 +19,7 @@ from plaudit_kernels import Activation, AttentionPlan, gated, packed_attention, 
 from .heads import final_layer
 from .packed import Layout
 from .packing import PackedBatch
-from .projection import Freezable, Projection
+from .projection import EightBits, Freezable, Projection
 
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"})
 
@@ -78,14 +78,14 @@ def unsupported(config: Any) -> str:
 
 class DecoderTrunk(Freezable):
     """Attributes (N, A) fp32 of a packed batch. With `exact`, rows come in whole blocks: matrix products choose
-    another kernel for very few rows, and with it other bits. With `fp8`, frozen layers hold and multiply 8 bits."""
+    another kernel for very few rows, and with it other bits. `eight_bits` rounds the weights of frozen layers."""
 
     shares_prompt = True
 
-    def __init__(self, module: nn.Module, *, exact: bool, fp8: bool = False) -> None:
+    def __init__(self, module: nn.Module, *, exact: bool, eight_bits: EightBits | None = None) -> None:
         base: Any = module.base_model
         config: Any = module.config
-        self._module, self._base, self._exact, self._fp8 = module, base, exact, fp8
+        self._module, self._base, self._exact, self._eight_bits = module, base, exact, eight_bits
         self._spec = Spec.of(config)
         kinds = getattr(config, "layer_types", None) or [None] * len(base.layers)
         self._rope_kinds = tuple(kinds) if hasattr(base.rotary_emb, "layer_types") else (None,) * len(base.layers)

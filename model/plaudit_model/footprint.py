@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from .contract import EIGHT_BITS
 from .errors import ModelError
 
-_SIZES = {"bfloat16": 2, "float16": 2, "int8": 1}
 _GIB = 1 << 30
 
 
@@ -27,8 +27,16 @@ class Room:
         Left out: the process itself and its libraries, what an allocator keeps, and the copies of an architecture that
         runs through its own module.
         """
-        size = _SIZES.get(dtype, 4)
-        weights = size * sum(parameter.numel() for parameter in module.parameters())
+        parameters: list[torch.Tensor] = list(module.parameters())
+        exported = parameters[0].is_meta  # then it is a graph of ONNX Runtime's, fp32 but for its int8 weights
+        size = 4 if dtype == "float32" or exported else 2
+        weights = size * sum(parameter.numel() for parameter in parameters)
+        if dtype in EIGHT_BITS:  # but for the embeddings and the head, and with an fp32 scale a row
+            base: Any = module.base_model
+            rounded = [layer.weight for layer in base.modules() if isinstance(layer, nn.Linear)]
+            weights -= sum((size - 1) * weight.numel() - 4 * len(weight) for weight in rounded)
+            if dtype == "int8" and not exported:  # gate and up, side by side, are the most that is widened to bf16
+                weights += 2 * 2 * max(map(torch.numel, rounded))
         return {"weights": weights, "activations": size * self.token_budget * _numbers_a_token(module.config)}
 
     def check(self, module: nn.Module, dtype: str) -> None:

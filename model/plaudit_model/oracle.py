@@ -17,7 +17,7 @@ import transformers
 from numpy.typing import NDArray
 
 from .adapter import Adapter
-from .contract import RewardContract
+from .contract import EIGHT_BITS, RewardContract
 from .infer import contract_for, is_adapter, tokenizer_home
 from .records import Conversation, Message
 
@@ -79,7 +79,7 @@ class Agreement:
         """No difference above the tolerance and no flip among pairs farther apart than twice it. 8 bits round too
         coarsely for a bound on every difference: there the order is what must hold, by those pairs and by Kendall's
         tau over all."""
-        coarse = self.dtype in ("int8", "fp8")
+        coarse = self.dtype in EIGHT_BITS
         close = self.kendall_tau >= KENDALL_FLOOR if coarse else self.max_difference <= self.tolerance
         return close and self.flips == 0
 

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from plaudit_kernels import Fp8Linear, FrozenLinear
+from plaudit_kernels import Fp8Linear, FrozenLinear, Int8Linear
+
+Frozen = FrozenLinear | Fp8Linear | Int8Linear
+Freeze = Callable[[torch.Tensor, torch.Tensor | None], Frozen]
+"""What makes a frozen layer of a weight (N, K) and a bias (N,)."""
+
+
+class EightBits(NamedTuple):
+    """How weights are rounded to 8 bits as they are frozen, and on which device: it gets one product's at a time, and
+    never holds them all as they were."""
+
+    freeze: Freeze
+    device: torch.device
 
 
 class Projection:
@@ -24,16 +37,18 @@ class Projection:
     def __init__(self, *layers: nn.Linear) -> None:
         self._layers = layers
         self._adapted = not all(isinstance(layer, nn.Linear) for layer in layers)
-        self._frozen: FrozenLinear | Fp8Linear | None = None
+        self._frozen: Frozen | None = None
 
-    def freeze(self, *, exact: bool, fp8: bool = False) -> None:
-        """Keep the weights as they are now, and nothing twice: the layers' own become views of them or, where they are
-        laid out anew, one NaN in the shape of each, until they are thawed. With `fp8` they are rounded to 8 bits, and
-        cannot be thawed: ValueError."""
+    def freeze(self, freeze: Freeze, device: torch.device | None = None) -> None:
+        """Keep the weights as they are now, on `device` if it is given, and nothing twice: the layers' own become views
+        of them or, where they are laid out anew, one NaN in the shape of each, until they are thawed. Rounded to 8 bits
+        they cannot be thawed: ValueError."""
         assert not self._adapted, "merge the adapters first"
         self.thaw()
+        for layer in self._layers:
+            layer.to(device or layer.weight.device)
         weight, bias = self._joined()
-        self._frozen = Fp8Linear(weight, bias) if fp8 else FrozenLinear(weight, bias, exact=exact)
+        self._frozen = freeze(weight, bias)
         if self._frozen.blocked:
             for layer in self._layers:
                 layer.weight.data = layer.weight.new_full((1, 1), torch.nan).expand_as(layer.weight)
@@ -85,13 +100,13 @@ class Freezable:
 
     _layers: Sequence[Projecting]
     _exact: bool
-    _fp8: bool = False
+    _eight_bits: EightBits | None = None
     _recompute: bool = False
 
     def freeze(self) -> None:
         """The weights will not change any more."""
         for projection in self._projections():
-            projection.freeze(exact=self._exact, fp8=self._fp8)
+            projection.freeze(*(self._eight_bits or [partial(FrozenLinear, exact=self._exact)]))
 
     def thaw(self) -> None:
         """They may change again, and have gradients."""

@@ -24,7 +24,7 @@ from . import store
 from .adapter import Adapter
 from .base import load_base, load_weights, token_ids
 from .build import kernel_build
-from .contract import ADAPTER_FILE, FILE_NAME, RewardContract, Serving
+from .contract import ADAPTER_FILE, EIGHT_BITS, FILE_NAME, RewardContract, Serving
 from .decoder import DecoderTrunk
 from .encode import Encoded, Encoder
 from .encoder_trunk import EncoderTrunk
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("plaudit.model")
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "fp8": torch.bfloat16}
-"""What the trunk computes in, matrix products in fp8 aside."""
+DTYPES = dict.fromkeys(("bfloat16", "fp8", "int8"), torch.bfloat16) | {"float32": torch.float32}
+"""What torch's trunk computes in, matrix products in fp8 aside."""
 
 _OWN_FILES = (FILE_NAME, ADAPTER_FILE, "config.json")
 _SIDE_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
@@ -83,7 +83,9 @@ class RewardModel:
             return
         if torch.device(device).type == "cuda" and torch.device(device).index is not None:
             torch.cuda.set_device(device)  # where Triton launches, whatever device its tensors are on
-        self.module = _cast(module, DTYPES[dtype]).to(device)
+        self.module = _cast(module, DTYPES[dtype])
+        if dtype not in EIGHT_BITS:  # those are moved as they are frozen: see projection.EightBits
+            self.module.to(device)
         self.module.requires_grad_(True).eval()
         self.trunk = self._make_trunk()
         self.choice = select(torch.device(device))
@@ -227,7 +229,7 @@ class RewardModel:
         """Everything that the bits of a score depend on besides the model: an id, equal on equal replicas."""
         kind = torch.device(self.device).type
         if kind == "cpu":
-            unit = cpu_runtime.unit(torch.bfloat16 if self.dtype == "bfloat16" else torch.float32)
+            unit = cpu_runtime.unit(DTYPES[self.dtype] if self.choice else torch.float32)
         else:
             unit = torch.cuda.get_device_name(self.device).replace(" ", "_")
         runtime, padded = self.runtime, "" if self.trunk.reason.startswith("packed") else "-padded"
@@ -254,6 +256,7 @@ class RewardModel:
             self.trunk = self._make_trunk()
         self.module.requires_grad_(False)
         self.trunk.freeze()
+        self.module.to(self.device)
         self._frozen, self._graphs = True, None
 
     def record(self, token_budget: int, tell: Callable[[str], None]) -> None:
@@ -334,8 +337,8 @@ class RewardModel:
             parameter.requires_grad_(self.adapter is None or name in self.adapter.trained)
 
     def _make_trunk(self) -> Trunk:
-        exact, fp8 = self.mode == "exact", self.dtype == "fp8"
-        return make_trunk(self.module, pooling=self.contract.pooling, exact=exact, fp8=fp8)
+        pooling, exact = self.contract.pooling, self.mode == "exact"
+        return make_trunk(self.module, pooling=pooling, exact=exact, dtype=self.dtype, device=self.device)
 
     @contextmanager
     def _written_out(self) -> Iterator[None]:

@@ -6,10 +6,13 @@ with our attention in it, where that is proven at load, else padded.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import nn
+
+from plaudit_kernels import Fp8Linear, Int8Linear
 
 from . import decoder, encoder_trunk, module_trunk
 from .errors import ContractError
@@ -17,6 +20,7 @@ from .infer import ENCODERS
 from .module_trunk import ModuleTrunk, Unpackable
 from .packing import PackedBatch
 from .padded_trunk import PaddedTrunk
+from .projection import EightBits
 from .rope import moving_rope
 
 
@@ -34,30 +38,37 @@ class Trunk(Protocol):
     def __call__(self, batch: PackedBatch) -> torch.Tensor: ...
 
 
-def make_trunk(module: nn.Module, *, pooling: str, exact: bool, fp8: bool = False) -> Trunk:
+def make_trunk(module: nn.Module, *, pooling: str, exact: bool, dtype: str, device: str) -> Trunk:
     """Layers of ours where they are known to hold for this configuration, else the module itself, packed if nothing
     speaks against it, which the proof at load must then confirm; else padded, with the reason. Raises ContractError
-    where there is no `fp8`: for other models than decoders of ours, and on older GPUs."""
+    where there are no 8 bits: for other models than decoders of ours, and fp8 on older GPUs."""
     config: Any = module.config
     causal = pooling == "last"
+    eight_bits = _rounding(dtype, torch.device(device), exact=exact)
     if not lacks_layers(config):
         if config.model_type not in ENCODERS:
-            return decoder.DecoderTrunk(module, exact=exact, fp8=fp8 and has_fp8(module))
-        if not fp8:
+            return decoder.DecoderTrunk(module, exact=exact, eight_bits=eight_bits)
+        if not eight_bits:
             return encoder_trunk.EncoderTrunk(module, exact=exact)
-    if fp8:
-        raise ContractError(f"fp8 is for decoders with layers of ours, which {config.model_type} has not")
+    if eight_bits:
+        raise ContractError(
+            f"{dtype} is for decoders with layers of ours, which {config.model_type} has not: use --dtype bfloat16, or "
+            "for int8 on CPUs `plaudit model export --onnx`"
+        )
     if reason := moving_rope(config) or module_trunk.unsupported(module, exact=exact):
         return PaddedTrunk(module, causal=causal, exact=exact, reason=reason)
     return ModuleTrunk(module, causal=causal, exact=exact)
 
 
-def has_fp8(module: nn.Module) -> bool:
-    """True. Raises ContractError where the weights lie on a GPU that does not multiply 8 bits."""
-    device = next(module.parameters()).device
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
-        raise ContractError(f"{torch.cuda.get_device_name(device)} does not multiply fp8: use --dtype bfloat16")
-    return True
+def _rounding(dtype: str, device: torch.device, *, exact: bool) -> EightBits | None:
+    if dtype == "fp8":
+        if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+            raise ContractError(f"{torch.cuda.get_device_name(device)} does not multiply fp8: use --dtype int8")
+        return EightBits(Fp8Linear, device)
+    if dtype == "int8":
+        scratch = torch.empty(0, dtype=torch.bfloat16, device=device)
+        return EightBits(partial(Int8Linear, exact=exact, scratch=scratch), device)
+    return None
 
 
 def lacks_layers(config: Any) -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Overlong = Literal["error", "truncate_prompt", "truncate_left"]
 RenderedText = Literal["refuse", "as-is", "rerender"]
 Wait = Literal["active", "passive"]
+_DTYPE = "float32, bfloat16, or 8 bits a weight: fp8 (newest GPUs), int8 (any; on CPUs an ONNX export is the fast one)"
 _WAIT = "how compute threads wait: passive ones sleep, for cores that others need too"
 _CAP = "of the device's memory: enforced on CUDA, and predicted before the model is loaded"
 _KEY = "API key of every route but the probes"
@@ -31,7 +32,7 @@ def serve(
     api_key: Annotated[str | None, typer.Option(envvar="PLAUDIT_API_KEY", help=_KEY, show_envvar=True)] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="serve other machines without a key")] = False,
     allowed_host: Annotated[list[str] | None, typer.Option(help="a Host name to answer to; repeatable")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or fp8", show_default="the contract's")] = None,
+    dtype: Annotated[str | None, typer.Option(help=_DTYPE, show_default="the contract's")] = None,
     mode: Annotated[str | None, typer.Option(help="exact or fast", show_default="the contract's")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     overlong: Annotated[

@@ -208,6 +208,16 @@ def described_product(dtype: torch.dtype, name: str) -> Kernel:
     return kernel("matmul._described_product", types, launch, **scales, M=tiles.m, N=tiles.n, K=tiles.k, GROUP=GROUP)
 
 
+def widening(width: int) -> Kernel:
+    block = row_block(width)
+    return kernel(
+        "int8._widen",
+        {"*i8": "weight", "*fp32": "scale", "*bf16": "output", "i32": "rows weight_stride output_stride"},
+        {"num_warps": block.num_warps},
+        WIDTH=width, ROWS=block.rows, COLUMNS=block.columns,
+    )  # fmt: skip
+
+
 PRODUCTS = [
     product(torch.bfloat16, "bf16"),
     product(torch.float8_e4m3fn, "fp8e4nv"),
@@ -230,6 +240,7 @@ ROWS = [
         {"*bf16": "a", "*fp8e4nv": "quantised", "*fp32": "scale", "i32": "rows stride"},
         WIDTH=4096, ROWS=1, COLUMNS=4096,
     ),
+    *map(widening, (1024, 4096, 14336)),
 ]  # fmt: skip
 DEFAULT_PRODUCTS = [
     product(torch.bfloat16, "bf16", table="default"),

@@ -173,6 +173,13 @@ def test_a_merged_model_scores_as_the_live_one_and_trains_no_more(reward_model_d
         model.train_mode()
 
 
+def test_what_is_rounded_to_8_bits_is_the_merged_weight(reward_model_dir: ModelDir, ours: ModelDir) -> None:
+    whole, narrow = (RewardModel.load(ours("qwen3"), dtype=dtype, device="cpu") for dtype in ("float32", "int8"))
+    base = RewardModel.load(reward_model_dir("qwen3"), dtype="int8", device="cpu")
+    scores, rounded, without = (scores_of(model) for model in (whole, narrow, base))
+    assert 0 < np.abs(rounded - scores).max() < 0.2 * np.abs(without - scores).max()
+
+
 def test_dropout_is_there_in_training_alone(reward_model_dir: ModelDir) -> None:
     model = adapted(reward_model_dir("qwen3"), dropout=0.5)
     live = scores_of(model)

@@ -18,7 +18,7 @@ from plaudit_model.reward_model import RewardModel
 
 SCRIPT = Path(__file__).parents[1] / "pretended_gpu.py"
 MODELS = ("qwen3:exact:float32", "qwen3:fast:float32", "gemma2:exact:bfloat16", "bert:exact:float32",
-          "modernbert:exact:float32", "modernbert:fast:float32")  # fmt: skip
+          "modernbert:exact:float32", "modernbert:fast:float32", "llama:exact:int8")  # fmt: skip
 
 
 def test_traffic_compiles_nothing_after_warming_up(reward_model_dir: Callable[[str], Path]) -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from plaudit_model.footprint import Room
+from plaudit_model.reward_model import RewardModel
 from plaudit_server import cli
 from plaudit_server.compat import STATUSES
 from plaudit_server.engine import EngineSettings
@@ -78,6 +80,17 @@ def test_it_says_what_it_serves_and_how_to_ask(both):
     assert KEY not in running.said + running.log.read_text()
     assert all(model["memory_bytes"]["cap"] == 1 << 29 for model in info["models"])
     assert all(0 < model["memory_bytes"]["weights"] < 1 << 29 for model in info["models"])
+
+
+def test_weights_of_int8_are_served(serve, tiny_model_dir):
+    ours = RewardModel.load(tiny_model_dir, dtype="int8")
+    encoded = ours.encoder.encode(BODY["prompt"], BODY["response"])
+    with httpx2.Client(base_url=serve(tiny_model_dir, "--dtype", "int8").url, timeout=60) as client:
+        score = client.post("/score", json=BODY).json()["score"]
+        [model] = client.get("/info").json()["models"]
+    assert score == float(ours.score_encoded([encoded])[0, 0])
+    assert (model["dtype"], model["numerics"]) == ("int8", ours.numerics)
+    assert model["memory_bytes"]["weights"] == Room(0).prediction(ours.module, "int8")["weights"]
 
 
 def test_cpus_and_waiting_are_the_workers(both):
