@@ -61,7 +61,7 @@ class Batcher:
     def __init__(self, policy: BatchPolicy, *, share: bool) -> None:
         self._policy, self.token_budget = policy, policy.token_budget
         self._entries: dict[bytes, Entry] = {}
-        self._lanes: dict[Priority, Lane] = {"interactive": Lane(), "batch": Lane()}
+        self._lines: dict[Priority, Line] = {"interactive": Line(), "batch": Line()}
         self._index = PrefixIndex(share=share)
         self._suspects: deque[Batch] = deque()
         self._deadlines = Deadlines()
@@ -78,7 +78,7 @@ class Batcher:
 
     def queued_tokens(self, priority: Priority) -> int:
         """Tokens that wait, a shared prompt counted in each sequence."""
-        return self._lanes[priority].tokens
+        return self._lines[priority].tokens
 
     def jobs(self) -> Iterator[Job]:
         """Every job that has no answer yet."""
@@ -177,20 +177,20 @@ class Batcher:
         entry.jobs[job] = None
         if job.priority == "interactive" and entry.priority == "batch":
             if entry.state == "waiting":
-                self._lanes["batch"].remove(entry)
-                self._lanes["interactive"].add(entry)
+                self._lines["batch"].remove(entry)
+                self._lines["interactive"].add(entry)
             entry.priority = "interactive"
 
     def _enqueue(self, entry: Entry, *, front: bool = False) -> int:
         """Returns how many of its tokens are shared with those who wait already."""
         entry.state = "waiting"
-        self._lanes[entry.priority].add(entry, front=front)
+        self._lines[entry.priority].add(entry, front=front)
         return self._index.add(entry)
 
     def _forget(self, entry: Entry) -> None:
         del self._entries[entry.key]
         if entry.state == "waiting":
-            self._lanes[entry.priority].remove(entry)
+            self._lines[entry.priority].remove(entry)
             self._index.remove(entry)
         elif entry.state == "suspect":
             self._suspects = deque(wanted for batch in self._suspects if (wanted := batch.wanted()))
@@ -211,7 +211,7 @@ class Batcher:
 
     def _opens(self, slot: Slot) -> float | None:
         """When a batch may be formed from what waits now; None if only an event can tell."""
-        oldest = min((lane.head.arrived for lane in self._lanes.values() if lane.head), default=None)
+        oldest = min((line.head.arrived for line in self._lines.values() if line.head), default=None)
         if oldest is None or slot == "none" or (slot == "ahead" and self._suspects):
             return None
         if self._index.tokens >= self.token_budget:
@@ -222,9 +222,9 @@ class Batcher:
         return min(oldest + self._policy.max_wait, self._silent_since + (0.0 if hopeless else self._policy.settle))
 
     def _form(self) -> Batch:
-        lane, room, passed_over = self._next_lane(), self.token_budget, 0
+        line, room, passed_over = self._next_line(), self.token_budget, 0
         families: list[Family] = []
-        for leader in lane.entries():
+        for leader in line.entries():
             if leader.state == "running":
                 continue  # it has joined an older leader of this batch
             family, cost = self._family(leader, room, first=not families)
@@ -265,12 +265,12 @@ class Batcher:
         return tuple(members), cost
 
     def _start(self, entry: Entry) -> None:
-        self._lanes[entry.priority].remove(entry)
+        self._lines[entry.priority].remove(entry)
         self._index.remove(entry)
         entry.state = "running"
 
-    def _next_lane(self) -> Lane:
-        interactive, batch = self._lanes["interactive"], self._lanes["batch"]
+    def _next_line(self) -> Line:
+        interactive, batch = self._lines["interactive"], self._lines["batch"]
         if not (interactive.head and batch.head):
             self._interactive_turns = 0
             return interactive if interactive.head else batch
@@ -281,7 +281,7 @@ class Batcher:
         return interactive
 
 
-class Lane:
+class Line:
     """Entries of one class in order of arrival."""
 
     def __init__(self) -> None:
