@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from plaudit_model.packing import MIN_SHARED
@@ -29,8 +29,9 @@ from .domain import Priority
 from .prefix_index import PrefixIndex
 from .waiting import Batch, Entry, Family, Job
 
-Slot = Literal["idle", "ahead", "none"]
-"""What the worker can take: it has nothing to do; it computes and may be given one batch ahead; nothing."""
+Slot = Literal["idle", "spared", "ahead", "none"]
+"""What a worker can take: it has nothing to do; the same, but it is the last one standing and gets nothing deadly; it
+computes and may be given one batch ahead; nothing."""
 
 INTERACTIVE_TURNS = 4
 """Batches in a row that the interactive class may lead while the batch class waits; then it has one turn."""
@@ -124,15 +125,18 @@ class Batcher:
         return expired
 
     def next_batch(self, now: float, slot: Slot) -> Batch | None:
-        """What the worker should compute now, or None."""
-        if slot == "idle" and self._suspects:
-            return self._next_suspects()
+        """What a worker should compute now, or None."""
+        if suspects := self._next_suspects(slot):
+            self._suspects.remove(suspects)
+            for entry in suspects.entries:
+                entry.state = "running"
+            return suspects
         opens = self._opens(slot)
         return self._form() if opens is not None and opens <= now else None
 
     def wait(self, now: float, slot: Slot) -> float | None:
         """Seconds until there may be a batch or an expired job; None: not before something else happens."""
-        suspects = now if self._suspects and slot == "idle" else None
+        suspects = now if self._next_suspects(slot) else None
         moments = [at for at in (suspects, self._opens(slot), self._deadlines.next()) if at is not None]
         return max(min(moments) - now, 0.0) if moments else None
 
@@ -150,7 +154,7 @@ class Batcher:
         if not batch.suspect:
             self._suspect(Batch(batch.families, suspect=True))
             return None
-        return self.failed(batch)
+        return self.failed(replace(batch, deadly=True))
 
     def failed(self, batch: Batch) -> Entry | None:
         """The forward raised for this batch. It is run in halves until the sequence that raises is alone:
@@ -203,11 +207,9 @@ class Batcher:
         if (wanted := batch.wanted()) is not None:
             self._suspects.appendleft(wanted)
 
-    def _next_suspects(self) -> Batch:
-        batch = self._suspects.popleft()
-        for entry in batch.entries:
-            entry.state = "running"
-        return batch
+    def _next_suspects(self, slot: Slot) -> Batch | None:
+        taken = (batch for batch in self._suspects if slot == "idle" or (slot == "spared" and not batch.deadly))
+        return next(taken, None)
 
     def _opens(self, slot: Slot) -> float | None:
         """When a batch may be formed from what waits now; None if only an event can tell."""
