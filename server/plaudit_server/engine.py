@@ -261,7 +261,10 @@ class Engine:
                 self._ledger.fail_all(Asleep, "the model could not be woken", "interactive")
 
     async def _launch(self, orders: Sequence[LoadOrder]) -> list[Worker]:
-        return await self._host.launch_all(orders, self._settings.load_seconds, self.info)
+        try:
+            return await self._host.launch_all(orders, self._settings.load_seconds, self.info)
+        finally:
+            self._bell.set()  # who has failed to come back is not waited for any longer
 
     def _take_on(self, lanes: Sequence[Lane], workers: Sequence[Worker]) -> None:
         for lane, worker in zip(lanes, workers, strict=True):

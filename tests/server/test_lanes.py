@@ -26,13 +26,14 @@ from plaudit_server.batcher import Batcher, BatchPolicy
 from plaudit_server.cache import ScoreCache, ScoreKeys
 from plaudit_server.domain import ModelInfo, Scored, Work
 from plaudit_server.engine import Engine
-from plaudit_server.engine_errors import Draining, WorkerCrashed, WorkerFailed
+from plaudit_server.engine_errors import Draining, Overloaded, WorkerCrashed, WorkerFailed
 from plaudit_server.engine_settings import EngineSettings
 from plaudit_server.lane import Lane, Phase, choose
 from plaudit_server.ledger import Ledger
 from plaudit_server.link import StreamLink
 from plaudit_server.messages import LoadOrder, Scores
 from plaudit_server.settings import SettingsError
+from plaudit_server.supervision import RestartPolicy
 from plaudit_server.worker import Worker, WorkerHost
 
 from .engines import Oracle, Recorder, outcomes, running, samples, scores, until
@@ -79,9 +80,9 @@ class Bench:
         lane.send(batch, time.monotonic())
         return lane
 
-    def answer(self, lane: Lane) -> None:
+    def answer(self, lane: Lane, seconds: float = 0.0) -> None:
         rows = len(lane.flights[0].batch.entries)
-        lane.answer(messages.scores_frame(Scores(np.full((rows, 1), 7.0, np.float32), 0.0)))
+        lane.answer(messages.scores_frame(Scores(np.full((rows, 1), 7.0, np.float32), seconds)))
 
     def die(self, lane: Lane) -> None:
         assert lane.worker is not None
@@ -189,6 +190,20 @@ async def test_one_that_kills_costs_no_more_workers_than_with_one_and_never_all_
     failed = [answer.exception() for answer in (*answers, *innocent)]
     assert [type(error) for error in failed if error] == [WorkerCrashed]
     assert failed[11] is not None
+
+
+async def test_a_deadline_that_two_can_meet_is_not_refused(bench: Bench) -> None:
+    """One worker takes a second for 64 tokens, and as many wait."""
+    lane = await bench.add()
+    bench.work(1)
+    assert bench.give() is lane
+    bench.answer(lane, seconds=1.0)
+    bench.work(1)
+    work = [Work(np.full(64, 3, np.int32), 0)]
+    with pytest.raises(Overloaded, match="deadline"):
+        bench.ledger.submit(work, 0.0, 1.5, "interactive")
+    bench.ledger.limit(64, workers=2)
+    assert len(bench.ledger.submit(work, 0.0, 1.5, "interactive")) == 1
 
 
 async def test_a_lane_that_died_idle_counts_its_own_deaths(bench: Bench) -> None:
@@ -324,6 +339,28 @@ async def test_an_item_that_kills_its_workers_fails_alone(
         assert recorder.restarts <= 2 + 5, "as many as one worker alone needs for a batch of up to 32"
 
 
+class Patient(RestartPolicy):
+    """Tries once an hour, for ever."""
+
+    def died(self, now: float) -> float:
+        super().died(now)
+        return 3600.0
+
+
+async def test_those_who_do_not_come_back_are_not_waited_for(
+    tiny_model_dir: Path, host: WorkerHost, expected: Oracle, faults: dict[str, int]
+) -> None:
+    async with running(tiny_model_dir, host, cache_bytes=0, device="cpu,cpu,cpu") as (engine, recorder):
+        for lane in engine.lanes[:2]:
+            lane.order, lane._restarts = LoadOrder("nowhere", "cpu", None, None, 1), Patient()
+        crowd = samples(4, seed=43, last=faults["exit_on_token"])
+        *neighbours, poison = await outcomes(engine.submit(crowd))
+        assert isinstance(poison, WorkerCrashed)
+        assert [answer.attributes[0] for answer in neighbours if isinstance(answer, Scored)] == expected(crowd[:-1])
+        assert [lane.phase for lane in engine.lanes[:2]] == ["restarting"] * 2
+        assert recorder.restarts <= 2
+
+
 async def test_one_that_hangs_holds_up_nobody_else_and_has_a_clock_of_its_own(
     tiny_model_dir: Path, host: WorkerHost, expected: Oracle, faults: dict[str, int]
 ) -> None:
@@ -356,7 +393,7 @@ async def test_a_lane_that_cannot_restart_is_left_out_and_the_last_one_ends_it(
             await until(lambda: all(lane.flights for lane in engine.lanes))
             os.kill(victim, signal.SIGKILL)
             await until(lambda: engine.lanes[0].phase == "failed")
-            assert engine.state == "ready" and pids_of(engine) == [survivor]
+            assert engine.state == "ready" and pids_of(engine) == [survivor] and engine._ledger._workers == 1
             assert "no worker can be kept on cpu" in caplog.text
         assert await scores(answers) == expected(work), "with what the other had begun"
         await engine.sleep()
@@ -415,7 +452,7 @@ async def test_batches_fit_every_worker(tiny_model_dir: Path, host: WorkerHost) 
         for lane, cap in ((one, 300), (other, 200)):
             lane.token_cap = cap
         engine._refit()
-        assert engine.token_budget == 200
+        assert (engine.token_budget, engine._ledger._workers) == (200, 2)
         os.kill(pids_of(engine)[1], signal.SIGKILL)
         await until(lambda: other.phase == "restarting")
         await until(lambda: ready(engine) == 2)
