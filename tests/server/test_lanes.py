@@ -327,6 +327,25 @@ async def test_workers_are_killed_under_load_and_nothing_is_lost(
         assert 0 < recorder.wasted <= 600 * kills
 
 
+async def test_what_was_lost_does_not_wait_for_a_restart(
+    tiny_model_dir: Path, host: WorkerHost, expected: Oracle
+) -> None:
+    async with running(tiny_model_dir, host, cache_bytes=0, device=TWO) as (engine, _):
+        assert host._process is not None
+        work = samples(6, seed=44)
+        victim = pids_of(engine)[0]
+        os.kill(victim, signal.SIGSTOP)
+        answers = engine.submit(work)
+        await until(lambda: bool(engine.lanes[0].flights))
+        os.kill(host._process.pid, signal.SIGSTOP)  # nothing is forked
+        os.kill(victim, signal.SIGKILL)
+        try:
+            assert await scores(answers) == expected(work)
+            assert engine.lanes[0].phase == "restarting" and engine.state == "ready"
+        finally:
+            os.kill(host._process.pid, signal.SIGCONT)
+
+
 async def test_an_item_that_kills_its_workers_fails_alone(
     tiny_model_dir: Path, host: WorkerHost, expected: Oracle, faults: dict[str, int]
 ) -> None:
