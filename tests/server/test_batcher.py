@@ -486,6 +486,24 @@ def test_what_has_ended_two_workers_is_kept_from_the_last_one() -> None:
         assert half is not None and len(half.entries) == 2 and half.deadly
 
 
+def test_what_was_lost_once_is_not_held_up_by_what_was_lost_twice() -> None:
+    queue = batcher()
+    fill(queue, *(job([*prompt(1), n]) for n in range(4)))
+    crowd = queue.next_batch(1.0, "idle")
+    fill(queue, job([*prompt(2), 1]))
+    other = queue.next_batch(9.0, "idle")
+    assert crowd is not None and other is not None
+    queue.lost(crowd)
+    again = queue.next_batch(9.0, "spared")
+    assert again is not None and keys(again) == keys(crowd)
+    queue.lost(other)
+    queue.lost(again)
+    taken = queue.next_batch(9.0, "spared")
+    assert taken is not None and keys(taken) == keys(other)
+    halves = [queue.next_batch(9.0, "idle") for _ in range(2)]
+    assert [len(half.entries) for half in halves if half] == [2, 2]
+
+
 def test_suspects_run_before_anything_else_and_alone() -> None:
     queue = batcher(token_budget=64)
     queue.add(job([1] * 60))
