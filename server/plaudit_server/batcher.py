@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from plaudit_model.packing import MIN_SHARED
@@ -29,8 +29,9 @@ from .domain import Priority
 from .prefix_index import PrefixIndex
 from .waiting import Batch, Entry, Family, Job
 
-Slot = Literal["idle", "ahead", "none"]
-"""What the worker can take: it has nothing to do; it computes and may be given one batch ahead; nothing."""
+Slot = Literal["idle", "spared", "ahead", "none"]
+"""What a worker can take: it has nothing to do; the same, but it is the last one standing and gets nothing deadly; it
+computes and may be given one batch ahead; nothing."""
 
 INTERACTIVE_TURNS = 4
 """Batches in a row that the interactive class may lead while the batch class waits; then it has one turn."""
@@ -61,7 +62,7 @@ class Batcher:
     def __init__(self, policy: BatchPolicy, *, share: bool) -> None:
         self._policy, self.token_budget = policy, policy.token_budget
         self._entries: dict[bytes, Entry] = {}
-        self._lanes: dict[Priority, Lane] = {"interactive": Lane(), "batch": Lane()}
+        self._lines: dict[Priority, Line] = {"interactive": Line(), "batch": Line()}
         self._index = PrefixIndex(share=share)
         self._suspects: deque[Batch] = deque()
         self._deadlines = Deadlines()
@@ -78,7 +79,7 @@ class Batcher:
 
     def queued_tokens(self, priority: Priority) -> int:
         """Tokens that wait, a shared prompt counted in each sequence."""
-        return self._lanes[priority].tokens
+        return self._lines[priority].tokens
 
     def jobs(self) -> Iterator[Job]:
         """Every job that has no answer yet."""
@@ -124,15 +125,18 @@ class Batcher:
         return expired
 
     def next_batch(self, now: float, slot: Slot) -> Batch | None:
-        """What the worker should compute now, or None."""
-        if slot == "idle" and self._suspects:
-            return self._next_suspects()
+        """What a worker should compute now, or None."""
+        if suspects := self._next_suspects(slot):
+            self._suspects.remove(suspects)
+            for entry in suspects.entries:
+                entry.state = "running"
+            return suspects
         opens = self._opens(slot)
         return self._form() if opens is not None and opens <= now else None
 
     def wait(self, now: float, slot: Slot) -> float | None:
         """Seconds until there may be a batch or an expired job; None: not before something else happens."""
-        suspects = now if self._suspects and slot == "idle" else None
+        suspects = now if self._next_suspects(slot) else None
         moments = [at for at in (suspects, self._opens(slot), self._deadlines.next()) if at is not None]
         return max(min(moments) - now, 0.0) if moments else None
 
@@ -150,7 +154,7 @@ class Batcher:
         if not batch.suspect:
             self._suspect(Batch(batch.families, suspect=True))
             return None
-        return self.failed(batch)
+        return self.failed(replace(batch, deadly=True))
 
     def failed(self, batch: Batch) -> Entry | None:
         """The forward raised for this batch. It is run in halves until the sequence that raises is alone:
@@ -177,20 +181,20 @@ class Batcher:
         entry.jobs[job] = None
         if job.priority == "interactive" and entry.priority == "batch":
             if entry.state == "waiting":
-                self._lanes["batch"].remove(entry)
-                self._lanes["interactive"].add(entry)
+                self._lines["batch"].remove(entry)
+                self._lines["interactive"].add(entry)
             entry.priority = "interactive"
 
     def _enqueue(self, entry: Entry, *, front: bool = False) -> int:
         """Returns how many of its tokens are shared with those who wait already."""
         entry.state = "waiting"
-        self._lanes[entry.priority].add(entry, front=front)
+        self._lines[entry.priority].add(entry, front=front)
         return self._index.add(entry)
 
     def _forget(self, entry: Entry) -> None:
         del self._entries[entry.key]
         if entry.state == "waiting":
-            self._lanes[entry.priority].remove(entry)
+            self._lines[entry.priority].remove(entry)
             self._index.remove(entry)
         elif entry.state == "suspect":
             self._suspects = deque(wanted for batch in self._suspects if (wanted := batch.wanted()))
@@ -203,15 +207,13 @@ class Batcher:
         if (wanted := batch.wanted()) is not None:
             self._suspects.appendleft(wanted)
 
-    def _next_suspects(self) -> Batch:
-        batch = self._suspects.popleft()
-        for entry in batch.entries:
-            entry.state = "running"
-        return batch
+    def _next_suspects(self, slot: Slot) -> Batch | None:
+        taken = (batch for batch in self._suspects if slot == "idle" or (slot == "spared" and not batch.deadly))
+        return next(taken, None)
 
     def _opens(self, slot: Slot) -> float | None:
         """When a batch may be formed from what waits now; None if only an event can tell."""
-        oldest = min((lane.head.arrived for lane in self._lanes.values() if lane.head), default=None)
+        oldest = min((line.head.arrived for line in self._lines.values() if line.head), default=None)
         if oldest is None or slot == "none" or (slot == "ahead" and self._suspects):
             return None
         if self._index.tokens >= self.token_budget:
@@ -222,9 +224,9 @@ class Batcher:
         return min(oldest + self._policy.max_wait, self._silent_since + (0.0 if hopeless else self._policy.settle))
 
     def _form(self) -> Batch:
-        lane, room, passed_over = self._next_lane(), self.token_budget, 0
+        line, room, passed_over = self._next_line(), self.token_budget, 0
         families: list[Family] = []
-        for leader in lane.entries():
+        for leader in line.entries():
             if leader.state == "running":
                 continue  # it has joined an older leader of this batch
             family, cost = self._family(leader, room, first=not families)
@@ -265,12 +267,12 @@ class Batcher:
         return tuple(members), cost
 
     def _start(self, entry: Entry) -> None:
-        self._lanes[entry.priority].remove(entry)
+        self._lines[entry.priority].remove(entry)
         self._index.remove(entry)
         entry.state = "running"
 
-    def _next_lane(self) -> Lane:
-        interactive, batch = self._lanes["interactive"], self._lanes["batch"]
+    def _next_line(self) -> Line:
+        interactive, batch = self._lines["interactive"], self._lines["batch"]
         if not (interactive.head and batch.head):
             self._interactive_turns = 0
             return interactive if interactive.head else batch
@@ -281,7 +283,7 @@ class Batcher:
         return interactive
 
 
-class Lane:
+class Line:
     """Entries of one class in order of arrival."""
 
     def __init__(self) -> None:

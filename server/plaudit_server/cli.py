@@ -21,7 +21,10 @@ RenderedText = Literal["refuse", "as-is", "rerender"]
 Wait = Literal["active", "passive"]
 _DTYPE = "float32, bfloat16, or 8 bits a weight: fp8 (newest GPUs), int8 (any; on CPUs an ONNX export is the fast one)"
 _WAIT = "how compute threads wait: passive ones sleep, for cores that others need too"
-_CAP = "of the device's memory: enforced on CUDA, and predicted before the model is loaded"
+_CAP = "of a worker's device memory: enforced on CUDA, and predicted before the model is loaded"
+_DEVICE = "auto, cpu, cuda or cuda:1; cuda:0,cuda:1 or cpu,cpu: a worker each, and one queue"
+_THREADS = "torch's threads, of each worker"
+_CPUS = "CPUs of the workers, as 0-3,8; several split them"
 _KEY = "API key of every route but the probes"
 
 
@@ -34,7 +37,7 @@ def serve(
     allowed_host: Annotated[list[str] | None, typer.Option(help="a Host name to answer to; repeatable")] = None,
     dtype: Annotated[str | None, typer.Option(help=_DTYPE, show_default="the contract's")] = None,
     mode: Annotated[str | None, typer.Option(help="exact or fast", show_default="the contract's")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: Annotated[str, typer.Option(help=_DEVICE)] = "auto",
     overlong: Annotated[
         Overlong | None, typer.Option(help="of compatibility routes", show_default="each route's")
     ] = None,
@@ -43,8 +46,8 @@ def serve(
     max_wait_ms: Annotated[float | None, typer.Option(help="how long a batch may form", show_default="50")] = None,
     queue_tokens: Annotated[int | None, typer.Option(help="tokens that may wait", show_default="1000000")] = None,
     cache_mb: Annotated[int, typer.Option(min=0, help="memory for scores already given; 0: none")] = 64,
-    threads: Annotated[int | None, typer.Option(min=1, help="torch's threads", show_default="torch's choice")] = None,
-    cpus: Annotated[str | None, typer.Option(help="CPUs of the worker, as 0-3,8", show_default="any")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help=_THREADS, show_default="torch's choice")] = None,
+    cpus: Annotated[str | None, typer.Option(help=_CPUS, show_default="any")] = None,
     wait: Annotated[Wait | None, typer.Option(help=_WAIT, show_default="OpenMP's choice")] = None,
     memory_cap: Annotated[float | None, typer.Option(metavar="GIB", help=_CAP, show_default="none")] = None,
     encode_threads: Annotated[int | None, typer.Option(help="tokenizers", show_default="up to 4")] = None,
@@ -124,7 +127,8 @@ def announce(settings: ServerSettings, models: Models, port: int) -> None:
         facts = {
             "model": f"{model.id}, {info.architecture}, {info.parameters / 1e6:,.1f} M parameters",
             "contract": f"{template.kind} template {template.sha256[:12]}, at most {info.max_length:,} tokens",
-            "revision": info.revision, "numerics": info.numerics, "path": info.path, "sharing": info.sharing,
+            "revision": info.revision, "numerics": info.numerics, "device": info.device, "path": info.path,
+            "sharing": info.sharing,
         }  # fmt: skip
         for name, value in facts.items():
             console.print(f"{name:>10}  {value}", markup=False)

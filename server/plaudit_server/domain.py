@@ -42,7 +42,7 @@ class ModelInfo:
 
     `revision` identifies the files: equal revisions and equal numerics give equal scores. `sharing` says in
     words what `shares_prompt` says to the batcher. `ready_s` is how long the first worker took, in seconds by what they
-    were spent on; it says nothing of who the model is. `memory_bytes` are predictions and the cap.
+    were spent on; like `device`, it says nothing of who the model is. `memory_bytes` are predictions and the cap.
     """
 
     architecture: str
@@ -51,7 +51,7 @@ class ModelInfo:
     numerics: str
     dtype: str
     mode: str
-    device: str
+    device: str = field(compare=False)
     backend: str
     path: str
     sharing: str

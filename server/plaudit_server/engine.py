@@ -1,59 +1,43 @@
-"""The engine: what is submitted is scored, exactly once, whatever becomes of the worker.
+"""The engine: what is submitted is scored, exactly once, whatever becomes of the workers.
 
-Two tasks share one event loop. The pump expires what is late and gives the worker its next batch; the
-supervisor takes answers in, and when the worker is lost it puts what was in flight back and starts another.
+One queue, and a lane with a worker for each device. The pump expires what is late and gives a free lane the next batch;
+for each lane somebody takes answers in, and when its worker is lost puts what was in flight back and starts another.
 What waits keeps waiting meanwhile, up to its deadline. Asleep, there is no worker: whoever shares the device has it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, get_args
 
-from . import messages
 from .admission import Bounds
-from .batcher import Batcher, BatchPolicy, Slot
+from .batcher import Batcher, BatchPolicy
 from .cache import ScoreCache, ScoreKeys
 from .domain import ModelInfo, Priority, Scored, Work
-from .engine_errors import (
-    Asleep,
-    Draining,
-    EngineError,
-    ScoringFailed,
-    Unavailable,
-    WorkerCrashed,
-    WorkerFailed,
-)
+from .engine_errors import Asleep, Draining, Unavailable, WorkerFailed
 from .engine_settings import EngineSettings
-from .ledger import Flight, Ledger
-from .link import Frame, LinkError
-from .messages import Failure, LoadOrder
+from .lane import Lane, Phase, choose
+from .ledger import Ledger
+from .messages import LoadOrder
 from .observer import BatchReport, EngineObserver
-from .supervision import RestartPolicy
-from .waiting import Entry
 from .worker import Worker, WorkerHost
 
 __all__ = ["BatchReport", "Engine", "EngineObserver", "EngineSettings", "State"]
 
 logger = logging.getLogger("plaudit.engine")
 
-Phase = Literal["starting", "ready", "restarting", "asleep", "failed"]
-State = Phase | Literal["draining"]
-
-_SHORT_BATCH = 0.05
-"""Seconds. Behind a batch shorter than this the next full one is sent ahead, so that the worker finds it when
-it is done. Where batches take longer the gap does not show, and urgent work had better not wait for two."""
+State = Literal["starting", "ready", "restarting", "asleep", "failed", "draining"]
 
 
 class Engine:
-    """One model behind one worker process. All methods belong to the event loop that ran `start`.
+    """One model behind a worker process for each device. All methods belong to the event loop that ran `start`.
 
     `host` is shared by engines that live beside each other and closed by whoever made it; None is one of its own.
-    `info` is there once `start` has returned.
+    `info` and `lanes` are there once `start` has returned.
     """
 
     info: ModelInfo
@@ -63,17 +47,12 @@ class Engine:
     def __init__(
         self, model: str, settings: EngineSettings, observer: EngineObserver, host: WorkerHost | None = None
     ) -> None:
-        self._settings = s = settings
-        self._order = LoadOrder(model, s.device, s.dtype, s.mode, s.threads, s.token_budget, s.cpus, s.memory_cap)
+        self._settings = settings
+        self._orders = settings.orders(model)
         self._observer = observer
         self._host = host or WorkerHost(settings.wait)
         self._owns_host = host is None
-        self._worker: Worker | None = None
-        self._restarts = RestartPolicy()
-        self._running: deque[Flight] = deque()
-        self._running_since = 0.0
-        self._last_seconds = float("inf")
-        self._phase: Phase = "starting"
+        self.lanes: list[Lane] = []
         self._draining = False
         self._awake = True
         self._not_woken = ""
@@ -82,22 +61,24 @@ class Engine:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> ModelInfo:
-        """Start the worker and wait until it has loaded the model and given a real score.
+        """Start the workers and wait until each has loaded the model and given a real score.
 
         Raises WorkerFailed with the reason; nothing is left running then.
         """
         try:
-            worker = await self._host.launch(self._order, self._settings.load_seconds)
+            workers = await self._host.launch_all(self._orders, self._settings.load_seconds)
         except BaseException:
             await self._close_host()
             raise
-        self.info = worker.info
-        self._prepare(worker.info)
-        self._take_on(worker)
-        self._tasks = [asyncio.create_task(self._pump()), asyncio.create_task(self._supervise(worker))]
+        first, devices = workers[0].info, [worker.info.device for worker in workers]
+        self.info = dataclasses.replace(first, device=",".join(devices))
+        self._prepare(first)
+        self.lanes = [Lane(order, self._ledger, worker) for order, worker in zip(self._orders, workers, strict=True)]
+        self._refit()
+        self._tasks = [asyncio.create_task(self._pump()), asyncio.create_task(self._supervise())]
         for task in self._tasks:
             task.add_done_callback(self._stopped)
-        return worker.info
+        return self.info
 
     def submit(
         self, work: Sequence[Work], *, deadline: float | None = None, priority: Priority = "interactive"
@@ -116,32 +97,39 @@ class Engine:
 
     @property
     def state(self) -> State:
-        if self._draining and self._phase != "failed":
+        phase = self._phase
+        if self._draining and phase != "failed":
             return "draining"
-        return self._phase if self._awake or self._phase != "ready" else "asleep"
+        return "asleep" if phase == "leaving" or (phase == "ready" and not self._awake) else phase
+
+    @property
+    def _phase(self) -> Phase | Literal["starting"]:
+        """That of the lane that is best off."""
+        phases = {lane.phase for lane in self.lanes}
+        return next((phase for phase in get_args(Phase) if phase in phases), "starting")
 
     @property
     def queued_tokens(self) -> int:
-        """Tokens that wait for the worker, a shared prompt counted in each item."""
-        return 0 if self._phase == "starting" else self._ledger.queued_tokens
+        """Tokens that wait for a worker, a shared prompt counted in each item."""
+        return self._ledger.queued_tokens if self.lanes else 0
 
     @property
     def token_budget(self) -> int:
         """Tokens of a batch: what was asked for, or what has turned out to fit into memory."""
-        return self._settings.token_budget if self._phase == "starting" else self._batcher.token_budget
+        return self._batcher.token_budget if self.lanes else self._settings.token_budget
 
     @property
     def open_items(self) -> int:
         """Items that have no answer yet."""
-        return 0 if self._phase == "starting" else self._ledger.items
+        return self._ledger.items if self.lanes else 0
 
     @property
     def worker_pid(self) -> int | None:
-        """Process id of the worker; None while there is none."""
-        return self._worker.pid if self._worker else None
+        """Process id of the first worker that there is; None while there is none."""
+        return next((lane.worker.pid for lane in self.lanes if lane.worker), None)
 
     async def sleep(self) -> None:
-        """Finish interactive work and what runs, then end the worker: its memory is free when this returns, unless
+        """Finish interactive work and what runs, then end the workers: their memory is free when this returns, unless
         somebody called `wake` meanwhile. Batch work waits, up to its deadline; other work is refused with Asleep.
         Raises Unavailable."""
         self._require_worker()
@@ -149,8 +137,8 @@ class Engine:
         await self._until(lambda: self._awake or self._phase == "asleep")
 
     async def wake(self) -> None:
-        """Start a worker with the same model; it has given a real score when this returns. Raises Unavailable, and
-        WorkerFailed with the reason if it could not be started: the engine sleeps on then."""
+        """Start the workers with the same model; each has given a real score when this returns. Raises Unavailable, and
+        WorkerFailed with the reason if one could not be started: the engine sleeps on then."""
         self._require_worker()
         self._turn(awake=True)
         await self._until(lambda: not self._awake or self._phase == "ready")
@@ -161,22 +149,20 @@ class Engine:
         """Take nothing new and finish what was taken; after `timeout` seconds the rest is answered with Draining, and
         asleep at once."""
         self._draining, timeout = True, timeout * (self._phase != "asleep")
-        if self._phase != "starting" and (answers := self._ledger.open):
+        if self.lanes and (answers := self._ledger.open):
             await asyncio.wait(answers, timeout=timeout)
             self._ledger.fail_all(Draining, "the server shut down before this item's turn came")
 
     async def close(self) -> None:
-        """End the worker. Whatever has no answer yet is answered with Draining."""
+        """End the workers. Whatever has no answer yet is answered with Draining."""
         self._draining = True
         for task in self._tasks:
             task.remove_done_callback(self._stopped)
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._phase != "starting":
+        if self.lanes:
             self._ledger.fail_all(Draining, "the server shut down before this item's turn came")
-        if self._worker is not None:
-            await self._worker.close()
-            self._worker = None
+        await asyncio.gather(*(lane.worker.close() for lane in self.lanes if lane.worker))
         await self._close_host()
 
     async def _close_host(self) -> None:
@@ -195,45 +181,34 @@ class Engine:
         while True:
             now = time.monotonic()
             self._ledger.expire(now)
-            self._end_hang(now)
-            self._dispatch(now)
-            if self._worker and self._at_rest:
-                self._worker.leave()
-                self._worker = None
-            await self._pause(now)
+            self._leave()
+            await self._pause(now, self._dispatch(now))
 
-    def _dispatch(self, now: float) -> None:
-        while self._worker and (batch := self._batcher.next_batch(now, self._slot())):
-            flight = Flight(batch, batch.groups())
-            if not self._running:
-                self._running_since = now
-            self._running.append(flight)
-            self._worker.send(flight.groups)
+    def _dispatch(self, now: float) -> float | None:
+        """Seconds until there may be something to give out, or an expired job; None: not before something happens."""
+        open_lanes = self.lanes if self._awake or self._ledger.urgent else []
+        while True:
+            lane, slot = choose(open_lanes)
+            batch = self._batcher.next_batch(now, slot)
+            if lane is None or batch is None:
+                return self._batcher.wait(now, slot)
+            lane.send(batch, now)
 
     @property
     def _at_rest(self) -> bool:
         """Asked to sleep, and nothing is left that cannot wait."""
-        return not self._awake and not self._running and not self._ledger.urgent
+        return not (self._awake or self._ledger.urgent or any(lane.flights for lane in self.lanes))
 
-    def _slot(self) -> Slot:
-        if self._worker is None or not (self._awake or self._ledger.urgent):
-            return "none"
-        if not self._running:
-            return "idle"
-        ahead = len(self._running) == 1 and not self._running[0].batch.suspect and self._last_seconds < _SHORT_BATCH
-        return "ahead" if ahead else "none"
+    def _leave(self) -> None:
+        """At rest all workers leave, together; one that is being started is waited for."""
+        if self._at_rest and not any(lane.phase == "restarting" for lane in self.lanes):
+            for lane in self.lanes:
+                if lane.phase == "ready":
+                    lane.leave()
 
-    def _end_hang(self, now: float) -> None:
-        if self._worker and self._running and now >= self._running_since + self._settings.hang_seconds:
-            logger.error("a batch has run for %.0f s; its worker is killed", now - self._running_since)
-            self._worker.kill()
-            self._running_since = now
-
-    async def _pause(self, now: float) -> None:
+    async def _pause(self, now: float, seconds: float | None) -> None:
         """Until something happens, or until it is time for something."""
-        waits = [self._batcher.wait(now, self._slot())]
-        if self._running:
-            waits.append(self._running_since + self._settings.hang_seconds - now)
+        waits = [seconds, *(lane.end_hang(now, self._settings.hang_seconds) for lane in self.lanes)]
         seconds = min((wait for wait in waits if wait is not None), default=None)
         timer = None if seconds is None else asyncio.get_running_loop().call_later(seconds, self._bell.set)
         await self._bell.wait()
@@ -241,108 +216,74 @@ class Engine:
         if timer:
             timer.cancel()
 
-    async def _supervise(self, worker: Worker | None) -> None:
-        while worker is not None:
-            await self._collect(worker)
-            idle = not self._running
-            await self._bury(worker)
-            if self._at_rest:
-                await worker.ended()
-                self._take_on(worker := await self._woken())
-            elif (worker := await self._replace(self._restarts.died(time.monotonic()) if idle else 0.0)) is not None:
-                self._take_on(worker)
-                self._observer.worker_restarted()
+    async def _supervise(self) -> None:
+        while True:
+            async with asyncio.TaskGroup() as group:
+                for lane in self.lanes:
+                    if lane.worker:
+                        group.create_task(self._serve(lane))
+            sleepers = [lane for lane in self.lanes if lane.phase == "asleep"]
+            if not sleepers:
+                break
+            await self._rouse(sleepers)
         self._give_up("the worker crashes again and again")
 
-    async def _collect(self, worker: Worker) -> None:
-        """Take answers in until the worker is gone."""
-        try:
-            while (frame := await worker.receive()) is not None:
-                self._answer(frame)
-                self._bell.set()
-        except LinkError as error:
-            logger.error("the worker talks nonsense and is killed: %s", error)
-            worker.kill()
+    async def _serve(self, lane: Lane) -> None:
+        """From one worker of a lane to the next, until one has left to sleep, or no other can be had."""
+        while worker := lane.worker:
+            await lane.collect(worker, self._refit)
+            idle = not lane.flights
+            lane.bury(worker)
+            self._leave()
+            if lane.phase == "leaving":
+                await worker.close()
+                await worker.ended()
+                return self._enter("asleep", [lane])
+            self._enter("restarting", [lane])
+            await worker.close()
+            if replacement := await lane.replace(self._launch, idle=idle):
+                self._take_on([lane], [replacement])
+                self._observer.worker_restarted()
+        logger.error("no worker can be kept on %s: it is left out", lane.device)
+        self._enter("failed", [lane])
 
-    def _answer(self, frame: Frame) -> None:
-        if not self._running:
-            raise LinkError("an answer came back to nothing")
-        flight = self._running[0]
-        answer = messages.reply(frame, len(flight.batch.entries))
-        self._running.popleft()
-        self._running_since = now = time.monotonic()
-        self._restarts.served()
-        if isinstance(answer, Failure):
-            logger.error("the forward raised: %s", answer.reason)
-            self._convict(self._batcher.failed(flight.batch), ScoringFailed, "the model cannot compute this item")
-        else:
-            for kernel in answer.late_jit:
-                rows = len(flight.batch.entries)
-                logger.warning("compiled while %d sequences, %d tokens waited: %s", rows, flight.tokens, kernel)
-            self._last_seconds = answer.seconds
-            if answer.token_cap is not None and answer.token_cap < self.token_budget:
-                logger.warning("out of memory: a batch holds %d tokens from now on", answer.token_cap)
-                self._ledger.limit(answer.token_cap)
-            self._ledger.scored(flight, answer, now)
-
-    async def _bury(self, worker: Worker) -> None:
-        """The worker is lost. What it had begun is under suspicion, what it had not waits again."""
-        level = logging.INFO if self._at_rest else logging.WARNING
-        logger.log(level, "worker %d is gone with %d batches in flight", worker.pid, len(self._running))
-        self._phase, self._worker = "restarting", None
-        flights = list(self._running)
-        self._running.clear()
-        for flight in reversed(flights[1:]):
-            self._batcher.put_back(flight.batch)
-        if flights:
-            self._observer.tokens_wasted(flights[0].tokens)
-            self._convict(self._batcher.lost(flights[0].batch), WorkerCrashed, "this item crashes the worker, alone")
-        await worker.close()
-
-    def _convict(self, entry: Entry | None, error: type[EngineError], message: str) -> None:
-        if entry is not None:
-            self._ledger.fail(entry, error, message)
-
-    async def _replace(self, delay: float | None) -> Worker | None:
-        """Another worker with the same model, after `delay` seconds; None: it is time to give up."""
-        while delay is not None:
-            await asyncio.sleep(delay)
-            try:
-                return await self._relaunch()
-            except WorkerFailed as error:
-                logger.error("the worker could not be started again: %s", error)
-            delay = self._restarts.died(time.monotonic())
-        return None
-
-    async def _woken(self) -> Worker:
-        """Asleep until a `wake` succeeds."""
+    async def _rouse(self, lanes: list[Lane]) -> None:
+        """Asleep until a `wake` succeeds, of all lanes or of none."""
         while True:
-            self._enter("asleep")
+            self._enter("asleep", lanes)
             await self._until(lambda: self._awake)
-            self._enter("restarting")
+            self._enter("restarting", lanes)
             try:
-                return await self._relaunch()
+                return self._take_on(lanes, await self._launch([lane.order for lane in lanes]))
             except WorkerFailed as error:
-                logger.error("the worker could not be woken: %s", error)
+                logger.error("the model could not be woken: %s", error)
                 self._awake, self._not_woken = False, str(error)
                 self._ledger.fail_all(Asleep, "the model could not be woken", "interactive")
 
-    async def _relaunch(self) -> Worker:
-        worker = await self._host.launch(self._order, self._settings.load_seconds)
-        if worker.info == self.info:
-            return worker
-        await worker.close()
-        raise WorkerFailed("the model's files have changed since the server was started; restart it to serve them")
+    async def _launch(self, orders: Sequence[LoadOrder]) -> list[Worker]:
+        try:
+            return await self._host.launch_all(orders, self._settings.load_seconds, self.info)
+        finally:
+            self._bell.set()  # who has failed to come back is not waited for any longer
 
-    def _take_on(self, worker: Worker) -> None:
-        self._worker = worker
-        self._enter("ready")
-        self._ledger.limit(self._settings.token_budget)  # what another worker has learnt may have been of its moment
+    def _take_on(self, lanes: Sequence[Lane], workers: Sequence[Worker]) -> None:
+        for lane, worker in zip(lanes, workers, strict=True):
+            lane.take_on(worker)
+        self._enter("ready", lanes)
+
+    def _refit(self) -> None:
+        """Batches must fit every worker. Also wakes the pump."""
+        lanes = [lane for lane in self.lanes if lane.phase != "failed"]
+        caps = [lane.token_cap for lane in lanes if lane.token_cap is not None]
+        budget = min([self._settings.token_budget, *caps])
+        if budget < self.token_budget:
+            logger.warning("out of memory: a batch holds %d tokens from now on", budget)
+        self._ledger.limit(budget, len(lanes))
         self._bell.set()
 
     def _give_up(self, reason: str) -> None:
         logger.critical("the engine gives up: %s", reason)
-        self._enter("failed")
+        self._enter("failed", self.lanes)
         self._ledger.fail_all(Unavailable, "no worker is running")
 
     def _stopped(self, task: asyncio.Task[None]) -> None:
@@ -353,8 +294,10 @@ class Engine:
                 other.cancel()
             self._give_up("an error of its own")
 
-    def _enter(self, phase: Phase) -> None:
-        self._phase = phase
+    def _enter(self, phase: Phase, lanes: Iterable[Lane]) -> None:
+        for lane in lanes:
+            lane.phase = phase
+        self._refit()
         self._turn(self._awake)
 
     def _turn(self, awake: bool) -> None:

@@ -17,7 +17,7 @@ from .admission import Backlog, Bounds, Demand, Throughput, admit, item_bytes
 from .batcher import Batcher
 from .cache import ScoreCache, ScoreKeys
 from .domain import Priority, Scored, Work
-from .engine_errors import DeadlineExceeded, EngineError, NonFinite, OutOfMemory
+from .engine_errors import DeadlineExceeded, EngineError, NonFinite, OutOfMemory, ScoringFailed, WorkerCrashed
 from .messages import Scores
 from .observer import BatchReport, EngineObserver
 from .waiting import Batch, Entry, Job
@@ -29,7 +29,7 @@ Answer = asyncio.Future[Scored]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Flight:
-    """A batch that the worker has, as it was sent."""
+    """A batch that a worker has, as it was sent."""
 
     batch: Batch
     groups: tuple[Group, ...]
@@ -52,6 +52,7 @@ class Ledger:
         self._bounds = bounds
         self._observer = observer
         self._throughput = Throughput(batcher.token_budget // 2)
+        self._workers = 1
         self._answers: dict[Job, Answer] = {}
         self._bytes = 0
 
@@ -122,10 +123,26 @@ class Ledger:
         sequences, late = len(flight.batch.entries), len(scores.late_jit)
         self._observer.batch_done(BatchReport(sequences, computed, logical - computed, scores.seconds, late))
 
-    def limit(self, token_budget: int) -> None:
-        """Batches hold this many tokens from now on."""
+    def raised(self, flight: Flight) -> None:
+        """The forward raised: what is to blame is found, and answered with ScoringFailed."""
+        if culprit := self._batcher.failed(flight.batch):
+            self.fail(culprit, ScoringFailed, "the model cannot compute this item")
+
+    def lost(self, flight: Flight) -> None:
+        """The worker died over it: what is to blame is found, and answered with WorkerCrashed."""
+        self._observer.tokens_wasted(flight.tokens)
+        if culprit := self._batcher.lost(flight.batch):
+            self.fail(culprit, WorkerCrashed, "this item crashes the worker, alone")
+
+    def put_back(self, flight: Flight) -> None:
+        """The worker died before it began with it."""
+        self._batcher.put_back(flight.batch)
+
+    def limit(self, token_budget: int, workers: int) -> None:
+        """Batches hold this many tokens from now on, and so many workers take them."""
         self._batcher.token_budget = token_budget
         self._throughput.full = token_budget // 2
+        self._workers = workers
 
     def fail(self, entry: Entry, error: type[EngineError], message: str) -> None:
         """Answer everyone who waits for a sequence with an error."""
@@ -142,10 +159,9 @@ class Ledger:
         lengths = [len(item.ids) for item in work]
         ahead = self._batcher.queued_tokens("interactive") if priority == "interactive" else self.queued_tokens
         time_left = deadline - now if deadline is not None and deadline > now else None
-        admit(
-            Demand(len(work), sum(lengths), max(lengths)), Backlog(ahead, self._bytes), self._bounds,
-            self._throughput.tokens_per_second, time_left,
-        )  # fmt: skip
+        rate = (self._throughput.tokens_per_second or 0.0) * self._workers or None
+        demand = Demand(len(work), sum(lengths), max(lengths))
+        admit(demand, Backlog(ahead, self._bytes), self._bounds, rate, time_left)
 
     def _promise(self, job: Job, answer: Answer) -> None:
         self._answers[job] = answer

@@ -31,7 +31,7 @@ Attributes = NDArray[np.float32]
 class LoadOrder:
     """What the worker is to load; None means what the contract, or torch, says. It warms up for batches of
     `token_budget`, runs on these `cpus` alone, a thread each, if any are named, and takes no more than `memory_cap`
-    bytes."""
+    bytes. It is one of `workers` that divide torch's threads among them, where neither threads nor CPUs are named."""
 
     model: str
     device: str
@@ -41,6 +41,7 @@ class LoadOrder:
     token_budget: int = 4096
     cpus: tuple[int, ...] = ()
     memory_cap: int | None = None
+    workers: int = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -51,12 +51,13 @@ class Metrics:
             ["model", "kind"],
             registry=registry,
         )
-        self._queue_tokens = Gauge("plaudit_queue_tokens", "Tokens that wait for the worker", one, registry=registry)
+        self._queue_tokens = Gauge("plaudit_queue_tokens", "Tokens that wait for a worker", one, registry=registry)
         self._queue_items = Gauge("plaudit_queue_items", "Items without an answer", one, registry=registry)
         self._token_budget = Gauge(
             "plaudit_token_budget", "Tokens of a batch: as asked for, or as fits into memory", one, registry=registry
         )
-        self._asleep = Gauge("plaudit_asleep", "1 while the worker's memory is lent out", one, registry=registry)
+        self._asleep = Gauge("plaudit_asleep", "1 while the workers' memory is lent out", one, registry=registry)
+        self._workers = Gauge("plaudit_workers_ready", "Workers that take batches", one, registry=registry)
         self._batch_items = Histogram(
             "plaudit_batch_items", "Sequences of a batch", one, buckets=_SIZES, registry=registry
         )
@@ -117,6 +118,7 @@ class ModelMetrics:
         self._queue_items = metrics._queue_items.labels(id)
         self._token_budget = metrics._token_budget.labels(id)
         self._asleep = metrics._asleep.labels(id)
+        self._workers = metrics._workers.labels(id)
         self._batch_items = metrics._batch_items.labels(id)
         self._batch_tokens = metrics._batch_tokens.labels(id)
         self._batch_seconds = metrics._batch_seconds.labels(id)
@@ -139,13 +141,15 @@ class ModelMetrics:
         items: Callable[[], int],
         budget: Callable[[], int],
         asleep: Callable[[], bool],
+        workers: Callable[[], int],
     ) -> None:
-        """What is asked for when somebody looks: tokens that wait for the worker, items without an answer, tokens of a
-        batch, whether there is no worker on purpose."""
+        """What is asked for when somebody looks: tokens that wait for a worker, items without an answer, tokens of a
+        batch, whether there is no worker on purpose, how many there are."""
         self._queue_tokens.set_function(tokens)
         self._queue_items.set_function(items)
         self._token_budget.set_function(budget)
         self._asleep.set_function(asleep)
+        self._workers.set_function(workers)
 
     def item_reused(self, source: Literal["cache", "duplicate"], tokens: int) -> None:
         self._tokens["cached" if source == "cache" else source].inc(tokens)

@@ -33,8 +33,7 @@ async def livez() -> Response:
 @router.head("/readyz", include_in_schema=False)
 @router.get("/readyz")
 async def readyz(request: Request) -> Response:
-    """200 once every model, or the one that the URL names, has given a real score and none is being restarted;
-    else 503."""
+    """200 once every model, or the one that the URL names, has given a real score and has a worker; else 503."""
     named, states = named_model(request), service_of(request).models.states
     if named is not None:
         states = {named.id: states[named.id]}
@@ -83,6 +82,7 @@ def _described(model: Served) -> dict[str, Any]:
     return {
         "model": model.id,
         "state": model.engine.state,
+        "workers": [{"device": lane.device, "state": lane.phase} for lane in model.engine.lanes],
         "queued_tokens": model.engine.queued_tokens,
         **dataclasses.asdict(loaded),
         "contract": {

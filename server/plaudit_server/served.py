@@ -75,7 +75,7 @@ class Served:
         return "starting" if self.info is None and self.engine.state == "ready" else self.engine.state
 
     async def close(self) -> None:
-        """End the threads and the worker."""
+        """End the threads and the workers."""
         self.encoders.close()
         await self.engine.close()
 
@@ -132,5 +132,6 @@ def open_model(name: Name, settings: ServerSettings, engine: EngineSettings, met
         lambda: scorer.open_items,
         lambda: scorer.token_budget,
         lambda: scorer.state == "asleep",
+        lambda: sum(lane.phase == "ready" for lane in scorer.lanes),
     )
     return Served(name.id, contract, encoders, scorer, observer)

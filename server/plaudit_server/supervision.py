@@ -12,21 +12,22 @@ class RestartPolicy:
     """Delays of 0, 1, 2, 4 ... 30 seconds; gives up at the fifth death within a minute.
 
     Only deaths that say something of the worker count: while loading, or idle. A worker that has passed its
-    self-test and dies over a batch says something of an item, and the batcher finds out which.
+    self-test and dies over a batch says something of an item, and the batcher finds out which. `streak` are those
+    since the last batch that was answered.
     """
 
     def __init__(self) -> None:
         self._deaths: deque[float] = deque(maxlen=_MOST_DEATHS)
-        self._streak = 0
+        self.streak = 0
 
     def died(self, now: float) -> float | None:
         """Seconds to wait before the next start; None: give up."""
         self._deaths.append(now)
         if len(self._deaths) == _MOST_DEATHS and now - self._deaths[0] < _WITHIN:
             return None
-        self._streak += 1
-        return 0.0 if self._streak == 1 else min(2.0 ** (self._streak - 2), _LONGEST)
+        self.streak += 1
+        return 0.0 if self.streak == 1 else min(2.0 ** (self.streak - 2), _LONGEST)
 
     def served(self) -> None:
         """A batch was answered: the next delay is the shortest again."""
-        self._streak = 0
+        self.streak = 0

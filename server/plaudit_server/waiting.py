@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from plaudit_model.packing import Group, Ids, common_prefix
@@ -60,10 +60,12 @@ Family = tuple[Entry, ...]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """What goes through one forward. A `suspect` batch holds what was in flight when a worker was lost."""
+    """What goes through one forward. A `suspect` batch holds what was in flight when a worker was lost, a `deadly` one
+    what was lost with two."""
 
     families: tuple[Family, ...]
     suspect: bool = False
+    deadly: bool = False
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -86,7 +88,7 @@ class Batch:
     def wanted(self) -> Batch | None:
         """The batch without the entries that nobody waits for any more; None if nothing is left."""
         families = tuple(kept for family in self.families if (kept := tuple(e for e in family if e.jobs)))
-        return Batch(families, self.suspect) if families else None
+        return replace(self, families=families) if families else None
 
     def _part(self, start: int, stop: int) -> Batch:
         families, first = [], 0
@@ -95,7 +97,7 @@ class Batch:
             first += len(family)
             if part:
                 families.append(part)
-        return Batch(tuple(families), suspect=True)
+        return Batch(tuple(families), suspect=True, deadly=self.deadly)
 
 
 def _group(family: Sequence[Entry], first: int) -> Group:

@@ -66,6 +66,12 @@ class Worker:
         """Close the link, upon which an idle worker exits."""
         await self._link.close()
 
+    async def dismiss(self) -> None:
+        """Have it exit, idle as it is, and return once it is gone."""
+        self.leave()
+        await self.close()
+        await self.ended()
+
     async def ended(self) -> None:
         """Return once the process is gone, and with it the memory that it held."""
         if self._process is None:
@@ -103,6 +109,23 @@ class WorkerHost:
             raise WorkerFailed(f"the model was not loaded within {load_seconds} s") from None
         except OSError as error:  # no file descriptor, process or memory to be had
             raise WorkerFailed(f"the worker could not be started: {error}") from error
+
+    async def launch_all(
+        self, orders: Sequence[LoadOrder], load_seconds: float, known: ModelInfo | None = None
+    ) -> list[Worker]:
+        """A worker for each order, side by side, all or none: of the model that is `known`, and all of the same.
+        Raises WorkerFailed with the reason."""
+        launches = [asyncio.create_task(self.launch(order, load_seconds)) for order in orders]
+        try:
+            workers = await asyncio.gather(*launches)
+            _agree([worker.info for worker in workers], known)
+        except BaseException:
+            for launch in launches:
+                launch.cancel()
+            ended = await asyncio.gather(*launches, return_exceptions=True)
+            await asyncio.gather(*(worker.dismiss() for worker in ended if isinstance(worker, Worker)))
+            raise
+        return workers
 
     async def close(self) -> None:
         """End the host; its workers end with it."""
@@ -189,6 +212,19 @@ async def _loaded(link: StreamLink) -> ModelInfo:
     if (reason := messages.refusal(frame)) is not None:
         raise WorkerFailed(reason)
     return messages.model_info(frame)
+
+
+def _agree(infos: Sequence[ModelInfo], known: ModelInfo | None) -> None:
+    """Raises WorkerFailed unless it makes no difference which worker scores."""
+    if known not in (None, infos[0]):
+        raise WorkerFailed("the model's files have changed since the server was started; restart it to serve them")
+    first = infos[0]
+    for other in infos[1:]:
+        names = [field.name for field in dataclasses.fields(ModelInfo) if field.compare]
+        if apart := [name for name in names if getattr(first, name) != getattr(other, name)]:
+            said = "; ".join(f"{name} {getattr(first, name)} and {getattr(other, name)}" for name in apart)
+            devices = f"the workers on {first.device} and {other.device}"
+            raise WorkerFailed(f"{devices} would not score alike, but differ in {said}: serve them apart")
 
 
 def _kill(pid: int) -> None:

@@ -89,7 +89,8 @@ class Scorer:
     ) -> None:
         if order.cpus:
             os.sched_setaffinity(0, order.cpus)
-        if threads := order.threads or len(order.cpus):
+        shared = max(torch.get_num_threads() // order.workers, 1) if order.workers > 1 else None
+        if threads := order.threads or len(order.cpus) or shared:
             torch.set_num_threads(threads)
         self._faults, self._compiled = armed, watch_compilations()
         self._token_cap: int | None = None

@@ -53,7 +53,7 @@ class Recorder:
 
 
 @asynccontextmanager
-async def running(directory: Path, host: WorkerHost, **settings: float) -> AsyncIterator[tuple[Engine, Recorder]]:
+async def running(directory: Path, host: WorkerHost, **settings: float | str) -> AsyncIterator[tuple[Engine, Recorder]]:
     recorder = Recorder()
     known = {"device": "cpu", "threads": 1, "token_budget": 600, **settings}
     engine = Engine(str(directory), EngineSettings(**known), recorder, host)  # type: ignore[arg-type]

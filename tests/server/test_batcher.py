@@ -55,7 +55,7 @@ def settle(queue: Batcher, batch: Batch) -> list[Job]:
     return [job for entry in batch.entries for job in queue.answered(entry)]
 
 
-# A day in the life of a queue: arrivals, cancellations, time, a worker that takes and answers batches and may die.
+# A day in the life of a queue: arrivals, cancellations, time, workers that take and answer batches and may die.
 
 _classes = st.sampled_from(["interactive", "batch"])
 _arrival = st.tuples(
@@ -74,7 +74,7 @@ _events = st.lists(
 
 @dataclass
 class Day:
-    """What happened: jobs by fate, and every batch that was given to the worker."""
+    """What happened: jobs by fate, and every batch that was given to a worker."""
 
     jobs: list[Job] = field(default_factory=list)
     fates: list[tuple[Job, str]] = field(default_factory=list)
@@ -84,20 +84,22 @@ class Day:
         return [what for who, what in self.fates if who is job]
 
 
-def live(events: list[tuple], queue: Batcher, budget: int) -> Day:
-    """Play the events, then let the worker finish. Checks every batch when it is taken."""
-    day, now, running = Day(), 0.0, None
+def live(events: list[tuple], queue: Batcher, budget: int, workers: int = 1) -> Day:
+    """Play the events, then let the workers finish. Checks every batch when it is taken."""
+    day, now = Day(), 0.0
+    running: list[Batch] = []
     cancelled: set[Job] = set()
 
-    def take(now: float) -> Batch | None:
+    def take(now: float) -> None:
         batch = queue.next_batch(now, "idle")
         if batch is not None:
             day.batches.append(batch)
+            running.append(batch)
             assert cost(batch) <= budget or len(batch.entries) == 1
             assert cost(batch) == pack(batch.groups()).tokens
             assert not any(job in cancelled for entry in batch.entries for job in entry.jobs)
             assert all(entry.jobs for entry in batch.entries)
-        return batch
+            assert all(entry.state == "running" for batch in running for entry in batch.entries)
 
     for event in events:
         day.fates += [(job, "expired") for job, _ in queue.expire(now)]
@@ -112,28 +114,26 @@ def live(events: list[tuple], queue: Batcher, budget: int) -> Day:
                 day.fates.append((day.jobs[number], "cancelled"))
             case ("wait", seconds):
                 now += seconds
-            case ("take",) if running is None:
-                running = take(now)
-            case ("answer",) if running is not None:
-                day.fates += [(job, "answered") for job in settle(queue, running)]
-                running = None
-            case ("die",) if running is not None:
-                culprit = queue.lost(running)
+            case ("take",) if len(running) < workers:
+                take(now)
+            case ("answer",) if running:
+                day.fates += [(job, "answered") for job in settle(queue, running.pop(0))]
+            case ("die",) if running:
+                culprit = queue.lost(running.pop())
                 day.fates += [(job, "crashed") for job in (queue.answered(culprit) if culprit else ())]
-                running = None
-    while running is not None or not queue.empty:
-        day.fates += [(job, "answered") for job in (settle(queue, running) if running else ())]
+    while running or not queue.empty:
+        day.fates += [(job, "answered") for job in (settle(queue, running.pop()) if running else ())]
         now += queue.wait(now, "idle") or 0.0
         day.fates += [(job, "expired") for job, _ in queue.expire(now)]
-        running = take(now)
+        take(now)
     return day
 
 
 @settings(max_examples=300, deadline=None)
-@given(_events, st.sampled_from([40, 64, 4096]), st.booleans())
-def test_every_job_meets_exactly_one_fate(events: list[tuple], budget: int, share: bool) -> None:
+@given(_events, st.sampled_from([40, 64, 4096]), st.booleans(), st.sampled_from([1, 3]))
+def test_every_job_meets_exactly_one_fate(events: list[tuple], budget: int, share: bool, workers: int) -> None:
     queue = batcher(share=share, token_budget=budget)
-    day = live(events, queue, budget)
+    day = live(events, queue, budget, workers)
     assert [day.fate(job) for job in day.jobs if len(day.fate(job)) != 1] == []
     assert queue.queued_tokens("interactive") == queue.queued_tokens("batch") == 0
     assert list(queue.jobs()) == []
@@ -468,6 +468,40 @@ def test_a_batch_that_raises_is_halved_at_once() -> None:
         sizes.append(len(half.entries))
         settle(queue, half)
     assert sizes == [2, 2]
+
+
+def test_what_has_ended_two_workers_is_kept_from_the_last_one() -> None:
+    queue = batcher()
+    fill(queue, *(job([*prompt(1), n]) for n in range(4)))
+    for _ in range(2):
+        batch = queue.next_batch(1.0, "spared")
+        assert batch is not None and len(batch.entries) == 4
+        assert queue.lost(batch) is None
+    assert (queue.next_batch(1.0, "spared"), queue.wait(1.0, "spared")) == (None, None)
+    fill(queue, job([*prompt(2), 1]))
+    other = queue.next_batch(9.0, "spared")
+    assert other is not None and not other.suspect, "it goes on with what is innocent"
+    assert (queue.wait(1.0, "idle"), queue.next_batch(1.0, "ahead")) == (0.0, None)
+    for half in (queue.next_batch(1.0, "idle"), queue.next_batch(1.0, "idle")):
+        assert half is not None and len(half.entries) == 2 and half.deadly
+
+
+def test_what_was_lost_once_is_not_held_up_by_what_was_lost_twice() -> None:
+    queue = batcher()
+    fill(queue, *(job([*prompt(1), n]) for n in range(4)))
+    crowd = queue.next_batch(1.0, "idle")
+    fill(queue, job([*prompt(2), 1]))
+    other = queue.next_batch(9.0, "idle")
+    assert crowd is not None and other is not None
+    queue.lost(crowd)
+    again = queue.next_batch(9.0, "spared")
+    assert again is not None and keys(again) == keys(crowd)
+    queue.lost(other)
+    queue.lost(again)
+    taken = queue.next_batch(9.0, "spared")
+    assert taken is not None and keys(taken) == keys(other)
+    halves = [queue.next_batch(9.0, "idle") for _ in range(2)]
+    assert [len(half.entries) for half in halves if half] == [2, 2]
 
 
 def test_suspects_run_before_anything_else_and_alone() -> None:

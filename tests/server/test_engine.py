@@ -136,12 +136,12 @@ async def test_killing_the_worker_in_mid_batch_loses_nothing(
     """One kill is a batch run again. Three put its halves under suspicion, and acquit them."""
     work = [item for seed in range(12, 20) for item in samples(6, seed=seed)]
     answers: list[asyncio.Future[Scored]] = []
-    engine._last_seconds = 0.0  # batches are short: one is sent ahead
+    engine.lanes[0]._last_seconds = 0.0  # batches are short: one is sent ahead
     for kill in range(kills):
         await until(lambda: engine.worker_pid is not None)
         with stopped(engine) as pid:
             answers = answers or engine.submit(work)
-            await until(lambda kill=kill: len(engine._running) == (1 if kill else 2))  # type: ignore[misc]
+            await until(lambda kill=kill: len(engine.lanes[0].flights) == (1 if kill else 2))  # type: ignore[misc]
             os.kill(pid, signal.SIGKILL)
             await until(lambda pid=pid: engine.worker_pid != pid)  # type: ignore[misc]
         assert recorder.restarts <= kill + 1
@@ -158,8 +158,8 @@ async def test_a_kernel_that_was_compiled_late_is_counted_and_named(
         assert engine.worker_pid is not None
         os.kill(engine.worker_pid, signal.SIGSTOP)  # this answer is not the worker's: on a CPU it compiles nothing
         [answer] = engine.submit([Work(np.arange(5, 12, dtype=np.int32), 0)])
-        await until(lambda: bool(engine._running))
-        engine._answer(scores_frame(Scores(np.ones((1, 1), np.float32), 0.1, ("norm._forward(rows: i32)",))))
+        await until(lambda: bool(engine.lanes[0].flights))
+        engine.lanes[0].answer(scores_frame(Scores(np.ones((1, 1), np.float32), 0.1, ("norm._forward(rows: i32)",))))
         assert (await answer).attributes == (1.0,)
         os.kill(engine.worker_pid, signal.SIGKILL)
     assert recorder.batches[-1].late_jit == 1
@@ -215,7 +215,7 @@ async def test_a_full_queue_refuses_with_a_time_to_come_back(tiny_model_dir: Pat
             with pytest.raises(Overloaded) as refused:
                 engine.submit(samples(1, seed=22))
             assert 0 < refused.value.retry_after <= 60
-            await until(lambda: bool(engine._running))
+            await until(lambda: bool(engine.lanes[0].flights))
             assert engine.queued_tokens > 1000
             with pytest.raises(Overloaded):
                 engine.submit(samples(1, seed=22), priority="batch")
@@ -254,7 +254,7 @@ async def test_a_worker_that_hangs_is_replaced(tiny_model_dir: Path, host: Worke
 async def test_a_crash_loop_is_given_up(tiny_model_dir: Path, host: WorkerHost) -> None:
     async with running(tiny_model_dir, host) as (engine, recorder):
         for _ in range(4):
-            engine._restarts.died(time.monotonic())
+            engine.lanes[0]._restarts.died(time.monotonic())
         assert engine.worker_pid is not None
         os.kill(engine.worker_pid, signal.SIGKILL)
         await until(lambda: engine.state != "ready")
@@ -273,12 +273,12 @@ async def test_files_that_changed_are_not_served(tiny_model_dir: Path, host: Wor
         (directory / path.name).write_bytes(path.read_bytes())
     async with running(directory, host) as (engine, _):
         for _ in range(4):
-            engine._restarts.died(time.monotonic())
+            engine.lanes[0]._restarts.died(time.monotonic())
         contract = json.loads((directory / "reward.json").read_text())
         (directory / "reward.json").write_text(json.dumps(contract | {"max_length": 100}))
         with stopped(engine) as pid:
             answers = engine.submit(samples(1, seed=26))
-            await until(lambda: bool(engine._running))
+            await until(lambda: bool(engine.lanes[0].flights))
             os.kill(pid, signal.SIGKILL)
             assert [type(error) for error in await outcomes(answers)] == [Unavailable]
         assert engine.state == "failed"

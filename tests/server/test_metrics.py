@@ -25,7 +25,7 @@ def test_what_the_engine_reports_is_counted():
     metrics = Metrics()
     model = metrics.of_model("m")
     model.batch_done(BatchReport(sequences=3, computed_tokens=40, shared_tokens=20, seconds=0.02, late_jit=2))
-    model.follow(lambda: 500, lambda: 7, lambda: 2048, lambda: True)
+    model.follow(lambda: 500, lambda: 7, lambda: 2048, lambda: True, lambda: 2)
     model.item_reused("cache", 11)
     model.item_reused("duplicate", 12)
     model.tokens_wasted(13)
@@ -38,6 +38,7 @@ def test_what_the_engine_reports_is_counted():
     assert value(metrics, "plaudit_queue_items", model="m") == 7
     assert value(metrics, "plaudit_token_budget", model="m") == 2048
     assert value(metrics, "plaudit_asleep", model="m") == 1
+    assert value(metrics, "plaudit_workers_ready", model="m") == 2
     assert value(metrics, "plaudit_batch_items_sum", model="m") == 3
     assert value(metrics, "plaudit_engine_errors_total", model="m", code="deadline_exceeded") == 1
     assert value(metrics, "plaudit_worker_restarts_total", model="m") == 1

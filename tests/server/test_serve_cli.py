@@ -56,6 +56,8 @@ def test_a_bad_model_or_configuration_exits_78_with_one_clear_line(tmp_path, tin
     assert code == 78 and "model.safetensors" in line
     code, line = refused(tiny_model_dir, "--port", "0", "--memory-cap", "0.001")
     assert code == 78 and "more than the cap of 0.001 GiB" in line
+    code, line = refused(tiny_model_dir, "--device", "cuda:0,cuda:0")
+    assert code == 78 and "two workers on cuda:0 would only share it" in line
     with socket.create_server(("127.0.0.1", 0)) as taken:
         code, line = refused(tmp_path / "nothing", "--port", taken.getsockname()[1])  # before the model is looked for
     assert code == 78 and "cannot listen" in line

@@ -87,7 +87,7 @@ async def test_what_was_taken_is_finished_first_but_batch_work(
     with stopped(engine):
         answers = engine.submit(urgent)
         waiting = engine.submit(patient, priority="batch")
-        await until(lambda: bool(engine._running))
+        await until(lambda: bool(engine.lanes[0].flights))
         falling = asyncio.ensure_future(engine.sleep())
         await until(lambda: engine.state == "asleep")
         assert not falling.done()
@@ -115,7 +115,7 @@ async def test_a_worker_that_dies_while_it_finishes_is_replaced_first(
     work = samples(5, seed=37)
     with stopped(engine) as pid:
         answers = engine.submit(work)
-        await until(lambda: bool(engine._running))
+        await until(lambda: bool(engine.lanes[0].flights))
         falling = asyncio.ensure_future(engine.sleep())
         await asyncio.sleep(0)
         os.kill(pid, signal.SIGKILL)
@@ -130,7 +130,7 @@ async def test_a_sleep_that_is_called_off_returns(engine: Engine, expected: Orac
     work = samples(2, seed=38)
     with stopped(engine) as pid:
         answers = engine.submit(work)
-        await until(lambda: bool(engine._running))
+        await until(lambda: bool(engine.lanes[0].flights))
         falling = asyncio.ensure_future(engine.sleep())
         await asyncio.sleep(0)
         await engine.wake()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import triton
 
 from plaudit_model.encode import Encoded
@@ -128,6 +129,31 @@ async def test_it_says_how_long_it_took_and_keeps_to_its_cpus(host: WorkerHost, 
     assert status.split("Cpus_allowed_list:")[1].split()[0] == str(cpu)
     assert list(worker.info.ready_s) == ["imports", "load", "proof", "warm_up"]
     assert all(seconds >= 0 for seconds in worker.info.ready_s.values())
+
+
+def test_several_divide_the_threads_among_them(tiny_model_dir: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        for named, workers, threads in ((None, 1, 5), (None, 2, 2), (None, 9, 1), (3, 2, 3)):
+            torch.set_num_threads(5)
+            Scorer(order(tiny_model_dir, threads=named, workers=workers))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+async def test_workers_that_would_not_score_alike_are_refused_together(host: WorkerHost, tiny_model_dir: Path) -> None:
+    before = children_of_the(host)
+    orders = [order(tiny_model_dir), order(tiny_model_dir, dtype="bfloat16")]
+    with pytest.raises(
+        WorkerFailed, match=r"on cpu and cpu would not score alike, but differ in numerics .*float32.*;"
+    ):
+        await host.launch_all(orders, 60.0)
+    assert children_of_the(host) == before
+    with pytest.raises(WorkerFailed, match="nowhere"):
+        await host.launch_all([*orders, order(Path("nowhere"))], 60.0)
+    while children_of_the(host) != before:
+        await asyncio.sleep(0.02)  # those that were loading are killed
 
 
 async def test_death_is_the_end_of_the_link(host: WorkerHost, tiny_model_dir: Path) -> None:
