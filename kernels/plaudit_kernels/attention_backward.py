@@ -22,12 +22,13 @@ from .attention_triton import (
     constants,
     fields_of,
     forward,
-    in_pieces,
     key_range,
     key_rows,
     load_rows,
     locate,
     logits,
+    masked,
+    pieces,
     sees,
     store_rows,
     strides,
@@ -54,9 +55,9 @@ def _delta(
 
 @triton.jit
 def _gather(
-    total_dq, query, gradient, norm, offset, queries, low, high, segment,
+    total_dq, query, gradient, norm, offset, queries, first, low, high, segment,
     k, v, k_row, v_row, k_tiles, v_tiles, column, inner, outer,
-    CHECKED: tl.constexpr, DESCRIBED: tl.constexpr, STAGES: tl.constexpr,
+    CHECK: tl.constexpr, DESCRIBED: tl.constexpr, STAGES: tl.constexpr,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr,
     WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -66,9 +67,7 @@ def _gather(
         key = key_rows(at, keys, segment, k, k_row, k_tiles, column, DESCRIBED, WIDTH, BLOCK_D)
         value = key_rows(at, keys, segment, v, v_row, v_tiles, column, DESCRIBED, WIDTH, BLOCK_D)
         x, slope = logits(tl.dot(query, tl.trans(key), input_precision=PRECISION), inner, outer, CAPPED)
-        if CHECKED:
-            real = keys < segment[1]
-            x = tl.where(sees(queries[:, None], keys[None, :], CAUSAL, WINDOW) & real[None, :], x, MASKED)
+        x = masked(x, at, keys, queries, first, segment[1], CHECK, CAUSAL, WINDOW)
         weight = tl.exp2(x - norm[:, None])
         dweight = tl.dot(gradient, tl.trans(value), input_precision=PRECISION)
         dx = weight * (dweight - offset[:, None]) * slope
@@ -101,31 +100,31 @@ def _query_gradient(
     k += (head // FOLD) * (k_head * 8)
     v += (head // FOLD) * (v_head * 8)
     column = tl.program_id(1) // FOLD * WIDTH
-    low, full, high = key_range(first, total, CAUSAL, WINDOW, BLOCK_M, BLOCK_N)
+    low, _, high = key_range(first, total, CAUSAL, WINDOW, BLOCK_M, BLOCK_N)
     total_dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    DESCRIBED: tl.constexpr = k_tiles is not None
-    if DESCRIBED:
-        edge, whole = in_pieces(prefix, full, BLOCK_N)
+    if k_tiles is not None:
+        edge, own_low, end = pieces(segment, high, True, BLOCK_N)
         total_dq = _gather(
-            total_dq, query, gradient, norm, offset, queries, low, edge, segment,
+            total_dq, query, gradient, norm, offset, queries, first, 0, edge, segment,
             k, v, k_row, v_row, k_tiles, v_tiles, column, inner, outer,
-            False, True, STAGES, CAUSAL, WINDOW, CAPPED, WIDTH, BLOCK_D, BLOCK_N, PRECISION,
+            "none", True, STAGES, CAUSAL, WINDOW, CAPPED, WIDTH, BLOCK_D, BLOCK_N, PRECISION,
         )  # fmt: skip
         total_dq = _gather(
-            total_dq, query, gradient, norm, offset, queries, edge, whole, segment,
+            total_dq, query, gradient, norm, offset, queries, first, edge, own_low, segment,
             k, v, k_row, v_row, k_tiles, v_tiles, column, inner, outer,
-            False, False, 1, CAUSAL, WINDOW, CAPPED, WIDTH, BLOCK_D, BLOCK_N, PRECISION,
+            "all", False, 1, CAUSAL, WINDOW, CAPPED, WIDTH, BLOCK_D, BLOCK_N, PRECISION,
         )  # fmt: skip
         total_dq = _gather(
-            total_dq, query, gradient, norm, offset, queries, whole, full, segment,
+            total_dq, query, gradient, norm, offset, queries, first, own_low, end, segment,
             k, v, k_row, v_row, k_tiles, v_tiles, column, inner, outer,
-            False, True, STAGES, CAUSAL, WINDOW, CAPPED, WIDTH, BLOCK_D, BLOCK_N, PRECISION,
+            "edge", True, STAGES, CAUSAL, WINDOW, CAPPED, WIDTH, BLOCK_D, BLOCK_N, PRECISION,
         )  # fmt: skip
-        low = full
+        low = end
     total_dq = _gather(
-        total_dq, query, gradient, norm, offset, queries, low, high, segment,
+        total_dq, query, gradient, norm, offset, queries, first, low, high, segment,
         k, v, k_row, v_row, k_tiles, v_tiles, column, inner, outer,
-        True, False, 1 if DESCRIBED else STAGES, CAUSAL, WINDOW, CAPPED, WIDTH, BLOCK_D, BLOCK_N, PRECISION,
+        "all", False, STAGES if k_tiles is None else 1,
+        CAUSAL, WINDOW, CAPPED, WIDTH, BLOCK_D, BLOCK_N, PRECISION,
     )  # fmt: skip
     store_rows(dq + head * (o_head * 8), rows, o_row, own, total_dq * scale, WIDTH, BLOCK_D)
 
@@ -181,12 +180,14 @@ def _key_gradient(
         blocks = tl.maximum(tl.cdiv(high - low, BLOCK_M), 0)
         for step in range(0, FOLD * blocks):  # one loop over heads and blocks: short responses keep it full
             head = kv_head * FOLD + step // blocks
-            within = low + step % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
+            at = low + step % blocks * BLOCK_M
+            within = at + tl.arange(0, BLOCK_M)
             asked = within < its_length
             query_rows = its_start + within
             if q_tiles is not None:  # rows behind the visitor's end are another's: their weights are 0
-                corner = [its_start + low + step % blocks * BLOCK_M, head.to(tl.int32) * WIDTH]
-                query, gradient = q_tiles.load(corner), grad_tiles.load(corner)
+                column = head.to(tl.int32) * WIDTH
+                query = q_tiles.load([its_start + at, column])
+                gradient = grad_tiles.load([its_start + at, column])
             else:
                 query = load_rows(q + head * (q_head * 8), query_rows, q_row, asked, WIDTH, BLOCK_D)
                 gradient = load_rows(grad + head * (g_head * 8), query_rows, g_row, asked, WIDTH, BLOCK_D)
@@ -229,9 +230,12 @@ def backward(
         query, key, value, *tiles, grad, lse, delta, dq, plan.segments, plan.tiles, *numbers, *layout, *strides(dq),
         tokens, STAGES=launch.num_stages, **constants(query, key, plan, factors, launch),
     )  # fmt: skip
-    launch = rows.key_gradient._replace(described=rows.key_gradient.described and plan.causal)
+    launch, described = rows.key_gradient, (None, None)
+    if (plain := rows.plain_key_gradient) and plan.causal and not factors.capped:
+        described = tiles_of(plain, plain.queries, plan, query, grad)
+        launch = launch if None in described else plain
     _key_gradient[(len(plan.key_tiles) * (TILE // launch.keys), key.shape[1])](
-        query, key, value, *tiles_of(launch, launch.queries, plan, query, grad), grad, lse, delta, dk, dv,
+        query, key, value, *described, grad, lse, delta, dk, dv,
         plan.segments, plan.key_tiles, plan.visitor_offsets, plan.visitors, *numbers, *layout, *strides(dk), tokens,
         **constants(query, key, plan, factors, launch),
     )  # fmt: skip

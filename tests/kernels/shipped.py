@@ -50,7 +50,7 @@ def attention(name: str, dtype: str, width: int, launch: Launch, features: str, 
     }  # fmt: skip
     types = dict.fromkeys(DATA, f"*{dtype}") | dict.fromkeys(TABLES, "*i32") | dict.fromkeys(NUMBERS, "fp32")
     types |= {"lse": "*fp32", "delta": "*fp32"}
-    if launch.described and not window and (causal or name != "_key_gradient"):
+    if launch.described and not window:
         types |= {tile: f"tensordesc<{dtype}[{getattr(launch, rows)},{width}]>" for tile, rows in TILES_OF.items()}
     else:
         constexprs |= dict.fromkeys(TILES_OF)
@@ -64,10 +64,16 @@ def grid(
     table: TableName, dtype: str, width: int, features: dict[str, tuple[str, ...]], passes: tuple[str, ...] = PASSES
 ) -> list[Kernel]:
     """The attention kernels of one row of a table."""
-    row = dict(zip(PASSES, launches(width, 4 if dtype == "fp32" else 2, table), strict=True))
-    return [
-        attention(name, dtype, width, row[name], feature, CHIPS[table]) for name in passes for feature in features[name]
+    row = launches(width, 4 if dtype == "fp32" else 2, table)
+    kernels = [
+        attention(name, dtype, width, launch, feature, CHIPS[table])
+        for name, launch in zip(PASSES, row, strict=False)
+        if name in passes
+        for feature in features[name]
     ]
+    if row.plain_key_gradient and "_key_gradient" in passes:
+        kernels.append(attention("_key_gradient", dtype, width, row.plain_key_gradient, "plain", CHIPS[table]))
+    return kernels
 
 
 DELTA = attention("_delta", "bf16", 128, Launch(0, 0, 4, 1), "plain")
