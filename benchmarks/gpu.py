@@ -56,12 +56,15 @@ def main() -> int:
     commit = arguments.commit or str(rows.circumstances()["commit"])
     deadline = time.monotonic() + arguments.budget_seconds
     bench = Bench(
-        device, arguments.dry_run, arguments.results, commit, arguments.resume, deadline, shard(arguments.shard)
-    )
-    for name in chosen(arguments.sections):
-        print(f"== {name}", flush=True)
-        with bench.guarded(name):
-            getattr(importlib.import_module(SECTIONS[name]), name)(bench)
+        device, arguments.dry_run, arguments.results, commit, arguments.resume, deadline, shard(arguments.shard),
+        patience=arguments.patience,
+    )  # fmt: skip
+    for wanted in (*arguments.first, ""):
+        bench.wanted = wanted
+        for name in chosen(arguments.sections):
+            print(" ".join(filter(None, ("==", name, wanted))), flush=True)
+            with bench.guarded(name):
+                getattr(importlib.import_module(SECTIONS[name]), name)(bench)
     print(f"measured {len(bench.measured)}, skipped {len(bench.skipped)}, failed {len(bench.failed)} cases")
     for title, cases in (("no time for", bench.left), ("FAILED", bench.failed)):
         print(*(f"{title}: {case}" for case in cases), sep="\n")
@@ -75,6 +78,10 @@ def parsed() -> argparse.Namespace:
         metavar="NAME", help=", ".join(["all", *SECTIONS]),
     )  # fmt: skip
     parser.add_argument("--budget-seconds", type=float, default=float("inf"), help="begin no case that would end later")
+    parser.add_argument("--first", nargs="*", default=[], metavar="REGEX", help="cases that go before all others")
+    parser.add_argument(
+        "--patience", type=float, default=1.0, help="how long is measured: 0.3 is a third of the rounds"
+    )
     parser.add_argument("--resume", action="store_true", help="leave out what has rows")
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes, no rows")
     parser.add_argument("--device", help="of a dry run; default: cpu")

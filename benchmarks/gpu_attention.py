@@ -26,7 +26,7 @@ def attention(bench: Bench) -> None:
     for model in bench.models(*MODELS):
         for length in (1024, 512, 2048)[: bench.small(3, 1)]:
             for kind, make in (("unique", _unique), (f"{RESPONSES} a prompt", _shared)):
-                case = Case("attention", model, f"{length} tokens, {kind}", seconds=15)
+                case = Case("attention", model, f"{length} tokens, {kind}", seconds=4)
                 bench.run(
                     case, lambda m=model, n=length, make=make: make(bench, sizes_of(bench, m), bench.small(n, 40))
                 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import re
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -77,7 +78,8 @@ class Row:
 @dataclass
 class Bench:
     """One run. `dry`: tiny shapes, no rows; any device. `deadline` is on the monotonic clock; of `shard` (K, N) every
-    Nth case is measured, from K."""
+    Nth case is measured, from K; of the others those alone whose name `wanted` finds. `patience` scales how long is
+    measured."""
 
     device: torch.device
     dry: bool
@@ -86,6 +88,8 @@ class Bench:
     resume: bool = False
     deadline: float = float("inf")
     shard: tuple[int, int] = (0, 1)
+    wanted: str = ""
+    patience: float = 1.0
     left: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
@@ -96,7 +100,9 @@ class Bench:
         """Measure a case and write its rows, unless they are there or there is no time."""
         number, count = self.shard
         self._met += 1
-        if self._met % count != number or self._key(case) in self._recorded:
+        if self._met % count != number or self._key(case) in self._recorded or not re.search(self.wanted, str(case)):
+            return
+        if str(case) in (*self.measured, *self.failed, *self.skipped, *self.left):
             return
         if time.monotonic() + (0.0 if self.dry else case.seconds) > self.deadline:
             self.left.append(str(case))
@@ -176,7 +182,7 @@ class Bench:
             for work in works.values():
                 work()
         once = sum(self._timed(work) for work in works.values())
-        rounds = 1 if self.dry else int(np.clip(budget / max(once, 1e-9), 5, 50))
+        rounds = 1 if self.dry else int(np.clip(self.patience * budget / max(once, 1e-9), 5, 50))
         taken: dict[str, list[float]] = {name: [] for name in works}
         for _ in range(rounds):
             for name, work in works.items():
@@ -194,10 +200,11 @@ class Bench:
     def race_walls(self, works: Mapping[str, Callable[[], object]], rounds: int = 7) -> dict[str, list[float]]:
         """`race` by `wall`."""
         taken: dict[str, list[float]] = {name: [] for name in works}
-        for number in range(1 if self.dry else rounds + 2):
+        warm = 0 if self.dry else 2 if self.patience >= 1 else 1
+        for number in range(warm + (1 if self.dry else max(3, round(self.patience * rounds)))):
             for name, work in works.items():
                 seconds = self.wall(work)
-                if self.dry or number >= 2:
+                if number >= warm:
                     taken[name].append(seconds)
         return taken
 

@@ -49,15 +49,16 @@ class FrozenLinear:
 class Fp8Linear:
     """x @ weight.T + bias for x (T, K) -> (T, N), without gradients, weight and x rounded to e4m3 row by row.
 
-    It holds 8 bits a weight and one fp32 scale a row (N,); sums are fp32, the result has the dtype of x. The bits of a
-    row do not depend on T where `matmul_fp8` is a kernel.
+    It holds 8 bits a weight and one fp32 scale a row (N,); sums are fp32, the result has the dtype of x. With `exact`
+    the bits of a row do not depend on T where `matmul_fp8` is a kernel.
     """
 
     blocked = True
     """The weight that was given is kept nowhere."""
 
-    def __init__(self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None) -> None:
+    def __init__(self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, *, exact: bool = True) -> None:
         self._weight, self._scale = quantize_rows(weight_NK.detach())
+        self._exact = exact
         self._bias = None if bias_N is None else bias_N.detach()
 
     def dense(self) -> torch.Tensor:
@@ -65,7 +66,7 @@ class Fp8Linear:
         raise ValueError("the weights were rounded to fp8: load the model again to train or save it")
 
     def __call__(self, x_TK: torch.Tensor) -> torch.Tensor:
-        product = matmul_fp8(x_TK, self._weight, self._scale)
+        product = matmul_fp8(x_TK, self._weight, self._scale, exact=self._exact)
         return product if self._bias is None else product + self._bias
 
 

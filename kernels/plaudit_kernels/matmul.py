@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import linear
 
+from . import library_fp8
 from .chips import TableName, table_of
 from .descriptors import described
 from .dispatch import uses_triton
@@ -65,12 +66,17 @@ def matmul(a_MK: torch.Tensor, b_NK: torch.Tensor) -> torch.Tensor:
     return linear(a_MK, b_NK)
 
 
-def matmul_fp8(a_MK: torch.Tensor, b_NK: torch.Tensor, scale_N: torch.Tensor) -> torch.Tensor:
+def matmul_fp8(a_MK: torch.Tensor, b_NK: torch.Tensor, scale_N: torch.Tensor, *, exact: bool = True) -> torch.Tensor:
     """a @ (scale b).T, (M, N) in the dtype of a, with `b, scale = quantize_rows(weight)`; no gradient.
 
-    a (fp16, bf16 or fp32) is quantised row by row, as Micikevicius et al., 2209.05433, do per tensor.
+    a (fp16, bf16 or fp32) is quantised row by row, as Micikevicius et al., 2209.05433, do per tensor. Unless `exact`,
+    bf16 may be left to a library, whose rows know how many they are.
     """
     quantised, scale_M = quantize_rows(a_MK)
+    if not exact and a_MK.dtype == torch.bfloat16:
+        product = library_fp8.scaled_product(quantised, scale_M, b_NK, scale_N)
+        if product is not None:
+            return product
     if uses_triton(a_MK):
         return scaled_product(quantised, scale_M, b_NK, scale_N, a_MK.dtype)
     return (linear(quantised.float(), b_NK.float()) * scale_M[:, None] * scale_N).to(a_MK.dtype)

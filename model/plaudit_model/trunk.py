@@ -64,7 +64,7 @@ def _rounding(dtype: str, device: torch.device, *, exact: bool) -> EightBits | N
     if dtype == "fp8":
         if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
             raise ContractError(f"{torch.cuda.get_device_name(device)} does not multiply fp8: use --dtype int8")
-        return EightBits(Fp8Linear, device)
+        return EightBits(partial(Fp8Linear, exact=exact), device)
     if dtype == "int8":
         scratch = torch.empty(0, dtype=torch.bfloat16, device=device)
         return EightBits(partial(Int8Linear, exact=exact, scratch=scratch), device)
