@@ -73,7 +73,7 @@ def forward(bench: Bench) -> None:
             case = Case("forward", name, f"{length} tokens", seconds=20 if "8B" in name else 12)
             bench.run(case, functools.partial(_shares, bench, name, engine, length))
         bench.run(
-            Case("forward", name, "HH-like lengths", seconds=30 if "8B" in name else 15),
+            Case("forward", name, "HH-like lengths", seconds=20 if "8B" in name else 15),
             functools.partial(_over_padded, bench, name, engine),
         )
         if name == MODELS[0]:
@@ -141,7 +141,7 @@ def in_a_row(model: RewardModel, batch: PackedBatch, times: int = 1) -> Callable
 
 def _over_padded(bench: Bench, name: str, engine: Engine) -> list[Row]:
     """From token ids to scores on the host, both; the padded one with the size of batch that suits it best."""
-    records = bench.small(64 if "8B" in name else 256, 4)
+    records = bench.small(32 if "8B" in name else 96, 4)
     pairs = [item for record in hh_like(records, longest=bench.small(1024, 40)) for item in record]
     alone = pairs[::2]
     in_order = sorted(pairs, key=lambda item: len(item.ids))
@@ -149,8 +149,9 @@ def _over_padded(bench: Bench, name: str, engine: Engine) -> list[Row]:
         "pairs": lambda: engine.fast.score_encoded(pairs, token_budget=BATCH_TOKENS),
         "alone": lambda: engine.fast.score_encoded(alone, token_budget=BATCH_TOKENS),
     }
+    size = _best_size(bench, engine, pairs)
     for label, items in (("padded pairs", pairs), ("padded alone", alone), ("padded sorted", in_order)):
-        works[label] = _best_padded(bench, engine, items)
+        works[label] = functools.partial(padded_scores, engine.padded, bench.device, items, size)
     taken = bench.race_walls(works, rounds=_rounds(name))
     ours = engine.fast.score_encoded(pairs, token_budget=BATCH_TOKENS)[:, 0]
     theirs = padded_scores(engine.padded, bench.device, pairs, 16).numpy()
@@ -169,13 +170,11 @@ def _over_padded(bench: Bench, name: str, engine: Engine) -> list[Row]:
     ]
 
 
-def _best_padded(bench: Bench, engine: Engine, items: list[Encoded]) -> Callable[[], object]:
-    def work(size: int) -> Callable[[], object]:
-        return lambda: padded_scores(engine.padded, bench.device, items, size)
-
-    work(8)()
-    seconds = {size: bench.wall(work(size)) for size in (8, 32, 128)}
-    return work(min(seconds, key=seconds.__getitem__))
+def _best_size(bench: Bench, engine: Engine, items: list[Encoded]) -> int:
+    """The padded batch that suits them best."""
+    padded_scores(engine.padded, bench.device, items, 8)
+    seconds = {n: bench.wall(lambda n=n: padded_scores(engine.padded, bench.device, items, n)) for n in (8, 32, 128)}  # type: ignore[misc]
+    return min(seconds, key=seconds.__getitem__)
 
 
 def _rounds(name: str) -> int:

@@ -32,7 +32,7 @@ SERVE = "import typer; from plaudit_server.cli import serve; typer.run(serve)"
 def http(bench: Bench) -> None:
     """Items of 512 tokens, 16 a request, with one prompt and with one each; many requests in flight."""
     for kind in ("unique", "16 a prompt")[: bench.small(2, 1)]:
-        case = Case("http", "Qwen3-0.6B", f"512 tokens, {kind}", seconds=35)
+        case = Case("http", "Qwen3-0.6B", f"512 tokens, {kind}", seconds=30)
         bench.run(case, functools.partial(_served, bench, kind))
 
 
@@ -100,7 +100,7 @@ print(json.dumps(model.laps.seconds))
 
 def ready(bench: Bench) -> None:
     """From the start of a process to a model that is warm, over the time that its bytes take to be read."""
-    case = Case("ready", "Llama-3.1-8B", "warm page cache, without HTTP", seconds=60)
+    case = Case("ready", "Llama-3.1-8B", "warm page cache, without HTTP", seconds=45)
     bench.run(case, lambda: _ready(bench))
 
 

@@ -44,7 +44,7 @@ def training(bench: Bench) -> None:
     for name in bench.models("Qwen3-0.6B", "Qwen3-1.7B"):
         for responses, target in ((2, 2.5), (4, 4.0)):
             what = "pairs" if responses == 2 else f"rankings of {responses}"
-            case = Case("training", name, f"HH-like lengths, {what}", "bfloat16 autocast", 20)
+            case = Case("training", name, f"HH-like lengths, {what}", "bfloat16 autocast", 15)
             bench.run(case, functools.partial(_steps, bench, name, responses, target))
             gc.collect()
 
