@@ -27,7 +27,6 @@ from .attention_triton import (
     load_rows,
     locate,
     logits,
-    masked,
     pieces,
     sees,
     store_rows,
@@ -55,9 +54,9 @@ def _delta(
 
 @triton.jit
 def _gather(
-    total_dq, query, gradient, norm, offset, queries, first, low, high, segment,
+    total_dq, query, gradient, norm, offset, queries, low, high, segment,
     k, v, k_row, v_row, k_tiles, v_tiles, column, inner, outer,
-    CHECK: tl.constexpr, DESCRIBED: tl.constexpr, STAGES: tl.constexpr,
+    CHECKED: tl.constexpr, DESCRIBED: tl.constexpr, STAGES: tl.constexpr,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr,
     WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -66,9 +65,11 @@ def _gather(
         keys = at + tl.arange(0, BLOCK_N)
         key = key_rows(at, keys, segment, k, k_row, k_tiles, column, DESCRIBED, WIDTH, BLOCK_D)
         value = key_rows(at, keys, segment, v, v_row, v_tiles, column, DESCRIBED, WIDTH, BLOCK_D)
-        x, slope = logits(tl.dot(query, tl.trans(key), input_precision=PRECISION), inner, outer, CAPPED)
-        x = masked(x, at, keys, queries, first, segment[1], CHECK, CAUSAL, WINDOW)
-        weight = tl.exp2(x - norm[:, None])
+        x, factor, slope = logits(tl.dot(query, tl.trans(key), input_precision=PRECISION), inner, outer, CAPPED)
+        if CHECKED:
+            real = keys < segment[1]
+            x = tl.where(sees(queries[:, None], keys[None, :], CAUSAL, WINDOW) & real[None, :], x, MASKED)
+        weight = tl.exp2(tl.fma(x, factor, -norm[:, None]))
         dweight = tl.dot(gradient, tl.trans(value), input_precision=PRECISION)
         dx = weight * (dweight - offset[:, None]) * slope
         total_dq = tl.dot(dx.to(key.dtype), key, total_dq, input_precision=PRECISION)
@@ -100,31 +101,31 @@ def _query_gradient(
     k += (head // FOLD) * (k_head * 8)
     v += (head // FOLD) * (v_head * 8)
     column = tl.program_id(1) // FOLD * WIDTH
-    low, _, high = key_range(first, total, CAUSAL, WINDOW, BLOCK_M, BLOCK_N)
+    low, full, high = key_range(first, total, CAUSAL, WINDOW, BLOCK_M, BLOCK_N)
     total_dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    if k_tiles is not None:
-        edge, own_low, end = pieces(segment, high, True, BLOCK_N)
+    DESCRIBED: tl.constexpr = k_tiles is not None
+    if DESCRIBED:
+        edge, whole = pieces(prefix, full, BLOCK_N)
         total_dq = _gather(
-            total_dq, query, gradient, norm, offset, queries, first, 0, edge, segment,
+            total_dq, query, gradient, norm, offset, queries, low, edge, segment,
             k, v, k_row, v_row, k_tiles, v_tiles, column, inner, outer,
-            "none", True, STAGES, CAUSAL, WINDOW, CAPPED, WIDTH, BLOCK_D, BLOCK_N, PRECISION,
+            False, True, STAGES, CAUSAL, WINDOW, CAPPED, WIDTH, BLOCK_D, BLOCK_N, PRECISION,
         )  # fmt: skip
         total_dq = _gather(
-            total_dq, query, gradient, norm, offset, queries, first, edge, own_low, segment,
+            total_dq, query, gradient, norm, offset, queries, edge, whole, segment,
             k, v, k_row, v_row, k_tiles, v_tiles, column, inner, outer,
-            "all", False, 1, CAUSAL, WINDOW, CAPPED, WIDTH, BLOCK_D, BLOCK_N, PRECISION,
+            False, False, 1, CAUSAL, WINDOW, CAPPED, WIDTH, BLOCK_D, BLOCK_N, PRECISION,
         )  # fmt: skip
         total_dq = _gather(
-            total_dq, query, gradient, norm, offset, queries, first, own_low, end, segment,
+            total_dq, query, gradient, norm, offset, queries, whole, full, segment,
             k, v, k_row, v_row, k_tiles, v_tiles, column, inner, outer,
-            "edge", True, STAGES, CAUSAL, WINDOW, CAPPED, WIDTH, BLOCK_D, BLOCK_N, PRECISION,
+            False, True, STAGES, CAUSAL, WINDOW, CAPPED, WIDTH, BLOCK_D, BLOCK_N, PRECISION,
         )  # fmt: skip
-        low = end
+        low = full
     total_dq = _gather(
-        total_dq, query, gradient, norm, offset, queries, first, low, high, segment,
+        total_dq, query, gradient, norm, offset, queries, low, high, segment,
         k, v, k_row, v_row, k_tiles, v_tiles, column, inner, outer,
-        "all", False, STAGES if k_tiles is None else 1,
-        CAUSAL, WINDOW, CAPPED, WIDTH, BLOCK_D, BLOCK_N, PRECISION,
+        True, False, 1 if DESCRIBED else STAGES, CAUSAL, WINDOW, CAPPED, WIDTH, BLOCK_D, BLOCK_N, PRECISION,
     )  # fmt: skip
     store_rows(dq + head * (o_head * 8), rows, o_row, own, total_dq * scale, WIDTH, BLOCK_D)
 
@@ -193,9 +194,9 @@ def _key_gradient(
                 gradient = load_rows(grad + head * (g_head * 8), query_rows, g_row, asked, WIDTH, BLOCK_D)
             norm = tl.load(lse + head * tokens + query_rows, mask=asked, other=UNREAD)
             offset = tl.load(delta + head * tokens + query_rows, mask=asked, other=0.0)
-            x, slope = logits(tl.dot(key, tl.trans(query), input_precision=PRECISION), inner, outer, CAPPED)
+            x, factor, slope = logits(tl.dot(key, tl.trans(query), input_precision=PRECISION), inner, outer, CAPPED)
             seen = sees((its_prefix + within)[None, :], keys[:, None], CAUSAL, WINDOW) & real[:, None]
-            weight = tl.exp2(tl.where(seen, x, MASKED) - norm[None, :])
+            weight = tl.exp2(tl.fma(tl.where(seen, x, MASKED), factor, -norm[None, :]))
             total_dv = tl.dot(weight.to(gradient.dtype), gradient, total_dv, input_precision=PRECISION)
             dweight = tl.dot(value, tl.trans(gradient), input_precision=PRECISION)
             dx = weight * (dweight - offset[None, :]) * slope

@@ -49,7 +49,7 @@ SM_90: Table = {
     ),
     # 192 80, 254 96, 254 96
     (2, 128): Launches(
-        Launch(64, 32, 4, 3, True), Launch(64, 32, 4, 3, True), Launch(32, 128, 8, 2), Launch(32, 64, 4, 2, True)
+        Launch(64, 64, 4, 3, True), Launch(64, 32, 4, 3, True), Launch(32, 128, 8, 2), Launch(32, 64, 4, 2, True)
     ),
     # 255 96, 253 192, 190 66
     (2, 256): Launches(Launch(64, 32, 4, 2), Launch(128, 32, 8, 2), Launch(32, 32, 8, 2)),

@@ -3,6 +3,8 @@
 FlashAttention's online softmax (Dao, 2307.08691) in base 2, over the tiles of a `BlockPlan`. Keys are walked in
 blocks of BLOCK_N at fixed logical positions, counted from 0; where a key lies in the batch (shared prefix or own
 rows) is decided row by row, so a query meets the same keys in the same order whether its prompt is shared or not.
+Which of several loops meets a block may differ, so that all of them must round alike: the compiler may not fuse a
+product and a sum in one and not in another, and where fusing pays it is written out.
 """
 
 from __future__ import annotations
@@ -38,12 +40,13 @@ UNSPECIALISED = [
 
 @triton.jit
 def logits(products, inner, outer, CAPPED: tl.constexpr):
-    """Logits in base 2 of the products query * key, and their derivative up to a factor, 1 without soft-cap."""
+    """(values, factor, slope): values * factor are the logits in base 2 of the products query * key, and slope their
+    derivative up to a factor, 1 without soft-cap."""
     if CAPPED:  # tanh(x) = 1 - 2 / (exp(2x) + 1), with the 2 and the base in `inner`
         tanh = 1.0 - 2.0 / (tl.exp2(products * inner) + 1.0)
-        return tanh * outer, 1.0 - tanh * tanh
+        return tanh, outer, 1.0 - tanh * tanh
     else:
-        return products * inner, 1.0
+        return products, inner, 1.0
 
 
 @triton.jit
@@ -113,34 +116,17 @@ def key_rows(
 
 
 @triton.jit
-def pieces(segment, high, SHARED: tl.constexpr, BLOCK_N: tl.constexpr):
-    """(edge, own, end): the keys up to `high` in blocks that are one piece of the batch, which the copy engine brings:
-    0 .. edge of the prefix, own .. end of own rows. The block between edge and own has both; that behind `end` is cut
-    by the end of the segment: what lies there is another's, and might be no number."""
-    total, prefix = segment[1], segment[3]
-    edge, own = 0, 0
-    if SHARED:
-        edge = tl.minimum(prefix // BLOCK_N * BLOCK_N, high)
-        own = tl.minimum(tl.cdiv(prefix, BLOCK_N) * BLOCK_N, high)
-    return edge, own, tl.maximum(own, tl.minimum(total // BLOCK_N * BLOCK_N, high))
-
-
-@triton.jit
-def masked(x, at, keys, queries, first, total, CHECK: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr):
-    """The logits of the keys from `at`, MASKED where a query does not see one. CHECK: "all"; "edge", the block being of
-    keys that exist, only if some lie behind the `first` query; "none", the query sees them all."""
-    if CHECK == "all":
-        x = tl.where(sees(queries[:, None], keys[None, :], CAUSAL, WINDOW) & (keys < total)[None, :], x, MASKED)
-    elif CHECK == "edge" and CAUSAL:  # noqa: SIM102  that is known when it is compiled, the next when it runs
-        if at + x.shape[1] > first:
-            x = tl.where(keys[None, :] <= queries[:, None], x, MASKED)
-    return x
+def pieces(prefix, full, BLOCK_N: tl.constexpr):
+    """(edge, own): whole blocks of the prefix end at the key `edge`, those of own rows begin at `own`, neither beyond
+    `full`; between them lies the block, if any, that has keys of both."""
+    edge = tl.minimum(prefix // BLOCK_N * BLOCK_N, full)
+    return edge, tl.minimum(tl.cdiv(prefix, BLOCK_N) * BLOCK_N, full)
 
 
 @triton.jit
 def _walk(
-    state, query, queries, first, low, high, segment, k, v, k_row, v_row, k_tiles, v_tiles, column, inner, outer,
-    CHECK: tl.constexpr, DESCRIBED: tl.constexpr, STAGES: tl.constexpr,
+    state, query, queries, low, high, segment, k, v, k_row, v_row, k_tiles, v_tiles, column, inner, outer,
+    CHECKED: tl.constexpr, DESCRIBED: tl.constexpr, STAGES: tl.constexpr,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr,
     WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -149,10 +135,12 @@ def _walk(
     for at in tl.range(low, high, BLOCK_N, num_stages=STAGES):
         keys = at + tl.arange(0, BLOCK_N)
         key = key_rows(at, keys, segment, k, k_row, k_tiles, column, DESCRIBED, WIDTH, BLOCK_D)
-        x, _ = logits(tl.dot(query, tl.trans(key), input_precision=PRECISION), inner, outer, CAPPED)
-        x = masked(x, at, keys, queries, first, segment[1], CHECK, CAUSAL, WINDOW)
-        peak = tl.maximum(top, tl.max(x, 1))
-        share = tl.exp2(x - peak[:, None])
+        x, factor, _ = logits(tl.dot(query, tl.trans(key), input_precision=PRECISION), inner, outer, CAPPED)
+        if CHECKED:
+            real = keys < segment[1]
+            x = tl.where(sees(queries[:, None], keys[None, :], CAUSAL, WINDOW) & real[None, :], x, MASKED)
+        peak = tl.maximum(top, tl.max(x, 1) * factor)
+        share = tl.exp2(tl.fma(x, factor, -peak[:, None]))
         fade = tl.exp2(top - peak)
         weight = weight * fade + tl.sum(share, 1)
         value = key_rows(at, keys, segment, v, v_row, v_tiles, column, DESCRIBED, WIDTH, BLOCK_D)
@@ -203,31 +191,25 @@ def _forward(
     low, full, high = key_range(first, total, CAUSAL, WINDOW, BLOCK_M, BLOCK_N)
     top = tl.full([BLOCK_M], _LOWEST, tl.float32)
     state = (top, tl.zeros([BLOCK_M], tl.float32), tl.zeros([BLOCK_M, BLOCK_D], tl.float32))
-    if k_tiles is not None:
-        edge, own_low, end = pieces(segment, high, SHARED, BLOCK_N)
-        if SHARED:
+    DESCRIBED: tl.constexpr = k_tiles is not None
+    if WINDOW == 0:
+        if DESCRIBED and SHARED:
+            edge, low = pieces(prefix, full, BLOCK_N)
             state = _walk(
-                state, query, queries, first, 0, edge, segment, k, v, k_row, v_row, k_tiles, v_tiles, column,
-                inner, outer, "none", True, STAGES, CAUSAL, WINDOW, CAPPED, WIDTH, BLOCK_D, BLOCK_N, PRECISION,
+                state, query, queries, 0, edge, segment, k, v, k_row, v_row, k_tiles, v_tiles, column, inner, outer,
+                False, True, STAGES, CAUSAL, WINDOW, CAPPED, WIDTH, BLOCK_D, BLOCK_N, PRECISION,
             )  # fmt: skip
             state = _walk(
-                state, query, queries, first, edge, own_low, segment, k, v, k_row, v_row, k_tiles, v_tiles, column,
-                inner, outer, "all", False, 1, CAUSAL, WINDOW, CAPPED, WIDTH, BLOCK_D, BLOCK_N, PRECISION,
+                state, query, queries, edge, low, segment, k, v, k_row, v_row, k_tiles, v_tiles, column, inner, outer,
+                False, False, 1, CAUSAL, WINDOW, CAPPED, WIDTH, BLOCK_D, BLOCK_N, PRECISION,
             )  # fmt: skip
         state = _walk(
-            state, query, queries, first, own_low, end, segment, k, v, k_row, v_row, k_tiles, v_tiles, column,
-            inner, outer, "edge", True, STAGES, CAUSAL, WINDOW, CAPPED, WIDTH, BLOCK_D, BLOCK_N, PRECISION,
-        )  # fmt: skip
-        full = end
-    elif WINDOW == 0:
-        state = _walk(
-            state, query, queries, first, low, full, segment, k, v, k_row, v_row, k_tiles, v_tiles, column,
-            inner, outer, "none", False, STAGES, CAUSAL, WINDOW, CAPPED, WIDTH, BLOCK_D, BLOCK_N, PRECISION,
+            state, query, queries, low, full, segment, k, v, k_row, v_row, k_tiles, v_tiles, column, inner, outer,
+            False, DESCRIBED, STAGES, CAUSAL, WINDOW, CAPPED, WIDTH, BLOCK_D, BLOCK_N, PRECISION,
         )  # fmt: skip
     top, weight, mixed = _walk(
-        state, query, queries, first, full, high, segment, k, v, k_row, v_row, k_tiles, v_tiles, column,
-        inner, outer, "all", False, STAGES if k_tiles is None else 1,
-        CAUSAL, WINDOW, CAPPED, WIDTH, BLOCK_D, BLOCK_N, PRECISION,
+        state, query, queries, full, high, segment, k, v, k_row, v_row, k_tiles, v_tiles, column, inner, outer,
+        True, False, 1 if DESCRIBED else STAGES, CAUSAL, WINDOW, CAPPED, WIDTH, BLOCK_D, BLOCK_N, PRECISION,
     )  # fmt: skip
     weight = tl.where(weight == 0.0, 1.0, weight)
     store_rows(out + head * (o_head * 8), rows, o_row, own, mixed / weight[:, None], WIDTH, BLOCK_D)
@@ -293,7 +275,7 @@ def constants(
         "FOLD": query.shape[1] // key.shape[1], "CAUSAL": plan.causal, "WINDOW": plan.window or 0,
         "CAPPED": factors.capped, "TILE": TILE, "WIDTH": width, "BLOCK_D": padded_width(width),
         "BLOCK_M": launch.queries, "BLOCK_N": launch.keys, "PRECISION": "ieee",
-        "num_warps": launch.num_warps, "num_stages": launch.num_stages,
+        "num_warps": launch.num_warps, "num_stages": launch.num_stages, "enable_fp_fusion": False,
     }  # fmt: skip
 
 

@@ -57,7 +57,9 @@ def attention(name: str, dtype: str, width: int, launch: Launch, features: str, 
     names = inspect.signature(getattr(module, name).fn).parameters
     signature = {argument: types.get(argument, "i32") for argument in names if argument not in constexprs}
     constexprs = {argument: value for argument, value in constexprs.items() if argument in names}
-    return Kernel(module.__name__, name, signature, constexprs, launch.num_warps, launch.num_stages, chip)
+    return Kernel(
+        module.__name__, name, signature, constexprs, launch.num_warps, launch.num_stages, chip, fusion=name == "_delta"
+    )
 
 
 def grid(

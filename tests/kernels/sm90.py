@@ -29,7 +29,8 @@ SHARED_LIMIT = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}
 class Kernel:
     """One specialisation of a `@triton.jit` function: the type of every run-time argument (`*bf16`, `i32`, `fp32`),
     the value of every constexpr. Pointers are taken to be aligned to 16 bytes; so are integers to 16, unless the
-    function does not specialise them: what a launch on ordinary tensors finds."""
+    function does not specialise them: what a launch on ordinary tensors finds. `fusion`: whether a product and a sum
+    may become one instruction."""
 
     module: str
     function: str
@@ -38,6 +39,7 @@ class Kernel:
     num_warps: int = 4
     num_stages: int = 3
     chip: int = 90
+    fusion: bool = True
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Cost:
     shared: int
     wgmma: int
     async_copies: int
+    fusible: int
+    """Products and sums that ptxas may fuse, here and not there."""
 
     def fits(self) -> bool:
         return self.spills == 0 and self.shared <= SHARED_LIMIT[self.chip]
@@ -88,7 +92,11 @@ def _cost(kernel: Kernel) -> Cost:
         compiled = triton.compile(
             ASTSource(function, signature, constants, aligned),
             target=GPUTarget("cuda", kernel.chip, 32),
-            options={"num_warps": kernel.num_warps, "num_stages": kernel.num_stages},
+            options={
+                "num_warps": kernel.num_warps,
+                "num_stages": kernel.num_stages,
+                "enable_fp_fusion": kernel.fusion,
+            },  # fmt: skip
         )
     ptx = compiled.asm["ptx"]
     return Cost(
@@ -98,6 +106,7 @@ def _cost(kernel: Kernel) -> Cost:
         shared=compiled.metadata.shared,
         wgmma=ptx.count("wgmma.mma_async"),
         async_copies=ptx.count("cp.async.c") + ptx.count("cp.async.bulk.tensor"),
+        fusible=len(re.findall(r"\b(?:mul|add|sub)(?:\.ftz)?\.f32\b", ptx)),
     )
 
 
