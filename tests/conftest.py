@@ -254,7 +254,7 @@ def _write_tokenizer(directory: Path, family: str) -> None:
 
 
 BUDGET_SECONDS = {
-    "kernels": 170, "model": 120, "training": 180, "server": 180, "clients": 100, "contract": 200, "loadtests": 30,
+    "kernels": 170, "model": 150, "training": 180, "server": 230, "clients": 100, "contract": 200, "loadtests": 30,
     "loops": 90, "compose": 40, "benchmarks": 60,
 }  # fmt: skip
 _spent: dict[str, float] = {}
