@@ -41,7 +41,7 @@ def _unique(bench: Bench, sizes: Sizes, length: int) -> list[Row]:
 def _shared(bench: Bench, sizes: Sizes, length: int) -> list[Row]:
     prompt, responses = length * 4 // 5, RESPONSES if not bench.dry else 2
     own, segments, row = length - prompt, [], 0
-    for _ in range(max(1, bench.small(8192, 40) // (prompt + responses * own))):
+    for _ in range(max(1, bench.small(32768, 40) // (prompt + responses * own))):
         segments.append((row, prompt, 0, 0))
         segments += [(row + prompt + i * own, own, row, prompt) for i in range(responses)]
         row += prompt + responses * own

@@ -28,7 +28,7 @@ logger = logging.getLogger("plaudit.engine")
 Phase = Literal["ready", "restarting", "leaving", "asleep", "failed"]
 Launch = Callable[[Sequence[LoadOrder]], Awaitable[list[Worker]]]
 
-_SHORT_BATCH = 0.05
+_SHORT_BATCH = 0.1
 """Seconds. Behind a batch shorter than this the next full one is sent ahead, so that the worker finds it when
 it is done. Where batches take longer the gap does not show, and urgent work had better not wait for two."""
 
