@@ -42,7 +42,7 @@ def unshared_attention(device: torch.device, dtype: torch.dtype, width: int) -> 
         return Library(None, "", f"our kernels: libraries have no attention in {dtype}")
     refused: list[str] = []
     libraries: dict[str, Call] = {"flash_attn_interface": _flash_attention_3}
-    if device.type == "cuda" and table_of(device) == "sm_90":  # benchmarks/results/gpu.csv, section attention
+    if device.type == "cuda" and table_of(device) == "sm_90":  # docs/log.md, the engine on a card
         refused.append("torch.varlen_attn is not used (on this chip it is slower than our kernels)")
     else:
         libraries["torch.varlen_attn"] = _torch
