@@ -74,8 +74,7 @@ def test_a_replay_gives_the_bits_of_the_eager_forward(model: RewardModel, monkey
     replayed.record(100, told.append)
     assert recorded == [32, 32] and told == ["recorded for 64, 128 tokens"]
     share = model.shares_prompt
-    batches = [batch(1, (20, 4, 9)), batch(2, (0, 1, 128)), batch(3, (0, 1, 1)), batch(4, (33, 2, 8), (0, 3, 5)),
-               batch(5, (0, 30, 2))]  # fmt: skip
+    batches = [batch(1, (20, 4, 9)), batch(4, (33, 2, 8), (0, 3, 25))]
     batches = batches if share else [batch(1, (20, 2, 9), share=False), batch(2, (0, 1, 100)), batch(3, (0, 5, 7))]
     with torch.inference_mode():
         for one in batches:

@@ -273,7 +273,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.soak)])
 async def test_the_bits_are_the_same_whoever_answers(tiny_model_dir: Path, host: WorkerHost, dtype: str) -> None:
     work = conversations(300)
     async with running(tiny_model_dir, host, cache_bytes=0, dtype=dtype) as (alone, _):
@@ -302,7 +302,7 @@ async def test_a_prompt_stays_in_one_batch_and_equal_items_are_computed_once(
         assert recorder.reused == {"duplicate": 8, "cache": 8}
 
 
-@pytest.mark.parametrize("kills", [1, 2])
+@pytest.mark.parametrize("kills", [pytest.param(1, marks=pytest.mark.soak), 2])
 async def test_workers_are_killed_under_load_and_nothing_is_lost(
     tiny_model_dir: Path, host: WorkerHost, expected: Oracle, kills: int
 ) -> None:
@@ -371,6 +371,7 @@ class Patient(RestartPolicy):
         return 3600.0
 
 
+@pytest.mark.soak
 async def test_those_who_do_not_come_back_are_not_waited_for(
     tiny_model_dir: Path, host: WorkerHost, expected: Oracle, faults: dict[str, int]
 ) -> None:
@@ -385,6 +386,7 @@ async def test_those_who_do_not_come_back_are_not_waited_for(
         assert recorder.restarts <= 2
 
 
+@pytest.mark.soak
 async def test_one_that_hangs_holds_up_nobody_else_and_has_a_clock_of_its_own(
     tiny_model_dir: Path, host: WorkerHost, expected: Oracle, faults: dict[str, int]
 ) -> None:
@@ -454,7 +456,7 @@ async def test_all_sleep_and_all_wake_or_none(tiny_model_dir: Path, host: Worker
         assert await scores(patient) == expected(work)
 
 
-@pytest.mark.parametrize("called_off", [True, False])
+@pytest.mark.parametrize("called_off", [True, pytest.param(False, marks=pytest.mark.soak)])
 async def test_one_that_is_being_started_is_waited_for_by_those_who_would_sleep(
     tiny_model_dir: Path, host: WorkerHost, called_off: bool
 ) -> None:
