@@ -229,7 +229,8 @@ def backward(
     tiles = tiles_of(launch, launch.keys, plan, key, value)
     _query_gradient[(len(plan.tiles) * (TILE // launch.queries), heads)](
         query, key, value, *tiles, grad, lse, delta, dq, plan.segments, plan.tiles, *numbers, *layout, *strides(dq),
-        tokens, STAGES=launch.num_stages, **constants(query, key, plan, factors, launch),
+        tokens, STAGES=launch.num_stages, enable_fp_fusion=None in tiles,
+        **constants(query, key, plan, factors, launch),
     )  # fmt: skip
     launch, described = rows.key_gradient, (None, None)
     if (plain := rows.plain_key_gradient) and plan.causal and not factors.capped:

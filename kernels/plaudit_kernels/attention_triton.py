@@ -3,8 +3,8 @@
 FlashAttention's online softmax (Dao, 2307.08691) in base 2, over the tiles of a `BlockPlan`. Keys are walked in
 blocks of BLOCK_N at fixed logical positions, counted from 0; where a key lies in the batch (shared prefix or own
 rows) is decided row by row, so a query meets the same keys in the same order whether its prompt is shared or not.
-Which of several loops meets a block may differ, so that all of them must round alike: the compiler may not fuse a
-product and a sum in one and not in another, and where fusing pays it is written out.
+With the copy engine, which of several loops meets a block differs, so that all of them must round alike: the compiler
+may not fuse a product and a sum in one and not in another, and where fusing pays it is written out.
 """
 
 from __future__ import annotations
@@ -229,11 +229,12 @@ def forward(
         out.zero_()
         lse.fill_(UNREAD.value)
     launch = launches(width, query_THD.element_size(), table_of(query_THD.device)).forward
+    tiles = tiles_of(launch, launch.keys, plan, key_TKD, value_TKD)
     _forward[(len(plan.tiles) * (TILE // launch.queries), heads)](
-        query_THD, key_TKD, value_TKD, *tiles_of(launch, launch.keys, plan, key_TKD, value_TKD), out, lse,
+        query_THD, key_TKD, value_TKD, *tiles, out, lse,
         plan.segments, plan.tiles, factors.inner, factors.outer,
         *strides(query_THD), *strides(key_TKD), *strides(value_TKD), *strides(out), tokens,
-        SHARED=plan.unshared is None, STAGES=launch.num_stages,
+        SHARED=plan.unshared is None, STAGES=launch.num_stages, enable_fp_fusion=None in tiles,
         **constants(query_THD, key_TKD, plan, factors, launch),
     )  # fmt: skip
     return out, lse
@@ -275,7 +276,7 @@ def constants(
         "FOLD": query.shape[1] // key.shape[1], "CAUSAL": plan.causal, "WINDOW": plan.window or 0,
         "CAPPED": factors.capped, "TILE": TILE, "WIDTH": width, "BLOCK_D": padded_width(width),
         "BLOCK_M": launch.queries, "BLOCK_N": launch.keys, "PRECISION": "ieee",
-        "num_warps": launch.num_warps, "num_stages": launch.num_stages, "enable_fp_fusion": False,
+        "num_warps": launch.num_warps, "num_stages": launch.num_stages,
     }  # fmt: skip
 
 

@@ -28,7 +28,7 @@ FEATURES = {
     "both ways": (False, 0, False),
     "local": (False, 64, True),
 }
-MOST = {"_forward": ("plain",), "_query_gradient": ("plain", "all"), "_key_gradient": ("all",)}
+MOST = {"_forward": ("plain",), "_query_gradient": ("plain", "all"), "_key_gradient": ("plain", "all")}
 """The features that take most registers: without a window the first two walk several loops."""
 
 DATA = ("q", "k", "v", "out", "grad", "dq", "dk", "dv")
@@ -50,7 +50,8 @@ def attention(name: str, dtype: str, width: int, launch: Launch, features: str, 
     }  # fmt: skip
     types = dict.fromkeys(DATA, f"*{dtype}") | dict.fromkeys(TABLES, "*i32") | dict.fromkeys(NUMBERS, "fp32")
     types |= {"lse": "*fp32", "delta": "*fp32"}
-    if launch.described and not window:
+    described = launch.described and not window and width in WIDTHS
+    if described:
         types |= {tile: f"tensordesc<{dtype}[{getattr(launch, rows)},{width}]>" for tile, rows in TILES_OF.items()}
     else:
         constexprs |= dict.fromkeys(TILES_OF)
@@ -58,7 +59,14 @@ def attention(name: str, dtype: str, width: int, launch: Launch, features: str, 
     signature = {argument: types.get(argument, "i32") for argument in names if argument not in constexprs}
     constexprs = {argument: value for argument, value in constexprs.items() if argument in names}
     return Kernel(
-        module.__name__, name, signature, constexprs, launch.num_warps, launch.num_stages, chip, fusion=name == "_delta"
+        module.__name__,
+        name,
+        signature,
+        constexprs,
+        launch.num_warps,
+        launch.num_stages,
+        chip,
+        fusion=name == "_key_gradient" or not described,
     )
 
 
@@ -73,7 +81,7 @@ def grid(
         if name in passes
         for feature in features[name]
     ]
-    if row.plain_key_gradient and "_key_gradient" in passes:
+    if row.plain_key_gradient and "_key_gradient" in passes and "plain" in features["_key_gradient"]:
         kernels.append(attention("_key_gradient", dtype, width, row.plain_key_gradient, "plain", CHIPS[table]))
     return kernels
 

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from plaudit_kernels import attention_table, matmul, packed_attention, plan_attention, select
+from plaudit_kernels import (
+    attention_backward,
+    attention_table,
+    attention_triton,
+    matmul,
+    packed_attention,
+    plan_attention,
+    select,
+)
 from plaudit_kernels.descriptors import described, heads_side_by_side
 from plaudit_kernels.matmul import TritonMatmul
 
@@ -63,6 +74,31 @@ def test_attention_is_the_same_with_and_without(device: torch.device, monkeypatc
         plain = row.forward._replace(described=False)
         monkeypatch.setitem(attention_table.SM_90, (2, 64), row._replace(forward=plain))
         assert torch.equal(packed_attention(q, k, v, plan, scale=0.125), brought)
+    monkeypatch.undo()
+    select.cache_clear()
+
+
+@pytest.mark.parametrize(("window", "fused"), [(None, False), (64, True)])
+def test_several_loops_are_compiled_without_fusing(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch, window: int | None, fused: bool
+) -> None:
+    """A block of a shared prompt goes through another loop than the same block unshared: fused in one of them, a
+    product and a sum would round otherwise there. With a window all loops are of pointers."""
+    launched: list[Any] = []
+
+    class Kernel:
+        def __getitem__(self, grid: Any) -> Callable[..., None]:
+            return lambda *_, **options: launched.append(options.get("enable_fp_fusion"))
+
+    monkeypatch.setenv("PLAUDIT_KERNELS", "triton")
+    select.cache_clear()
+    monkeypatch.setattr(attention_triton, "_forward", Kernel())
+    for kernel in ("_delta", "_query_gradient", "_key_gradient"):
+        monkeypatch.setattr(attention_backward, kernel, Kernel())
+    plan = plan_attention(np.array([(0, 70, 0, 0)]), 70, causal=True, window=window, device=device).to(device)  # type: ignore[union-attr]
+    leaves = [part.to(device, torch.float16).requires_grad_() for part in heads(70, 2, 1, 64)]
+    packed_attention(*leaves, plan, scale=0.125).sum().backward()  # type: ignore[no-untyped-call]
+    assert launched == [fused, None, fused, None], "forward, delta, gradient of queries, gradient of keys"
     monkeypatch.undo()
     select.cache_clear()
 
