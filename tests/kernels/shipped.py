@@ -81,7 +81,12 @@ def grid(
         if name in passes
         for feature in features[name]
     ]
-    if row.plain_key_gradient and "_key_gradient" in passes and "plain" in features["_key_gradient"]:
+    if (
+        row.plain_key_gradient
+        and width in WIDTHS
+        and "plain" in features.get("_key_gradient", ())
+        and "_key_gradient" in passes
+    ):
         kernels.append(attention("_key_gradient", dtype, width, row.plain_key_gradient, "plain", CHIPS[table]))
     return kernels
 
