@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from gpu_card import Bench, Case, Row, planned, random, ratios
+from gpu_card import Bench, Case, Row, Skip, planned, random, ratios
 from gpu_kernels import gradient, inference, runs
 
 from plaudit_kernels import matmul, matmul_fp8, packed_attention, quantize_rows
@@ -37,7 +37,7 @@ CANDIDATES: dict[str, Sequence[tuple[int, int, int, int]]] = {
         (32, 128, 8, 2), (64, 128, 8, 2), (64, 64, 4, 2), (64, 64, 8, 2), (32, 64, 4, 2), (32, 32, 8, 2),
     ),
 }  # fmt: skip
-"""queries, keys, warps, stages."""
+"""queries, keys, warps, stages; each through pointers and with the copy engine."""
 
 TILES: dict[torch.dtype, Sequence[tuple[int, int, int, int, int]]] = {
     torch.bfloat16: (
@@ -56,7 +56,7 @@ Sizes = TypeVar("Sizes", bound=NamedTuple)
 
 def tune(bench: Bench) -> None:
     for width in WIDTHS:
-        for which in CANDIDATES:
+        for which in (*CANDIDATES, "plain_key_gradient"):
             case = Case("tune", f"attention, {which}", f"head {width}", seconds=45)
             bench.run(case, functools.partial(_attention, bench, width, which))
     for dtype in TILES:
@@ -73,7 +73,12 @@ def _attention(bench: Bench, width: int, which: str) -> list[Row]:
 
     works = _passes(bench, width, backward=which != "forward")
     current = getattr(checked_in, which)
-    candidates = [current, *(tables.Launch(*sizes) for sizes in CANDIDATES[which] if sizes != tuple(current))]
+    if current is None:
+        raise Skip("the checked-in row has none")
+    sizes = CANDIDATES[which.removeprefix("plain_")]
+    ways = (True,) if which == "plain_key_gradient" else (True, False)
+    launches = (tables.Launch(*size, described) for size in sizes for described in ways)
+    candidates = [current, *(launch for launch in launches if launch != current)]
     try:
         best, gain = _fastest(bench, candidates, put, works)
     finally:
@@ -122,7 +127,8 @@ def _product(bench: Bench, dtype: torch.dtype) -> list[Row]:
     rounded, scale = quantize_rows(b)
     fp8 = dtype == torch.float8_e4m3fn
     work = inference((lambda: matmul_fp8(a, rounded, scale)) if fp8 else (lambda: matmul(a, b)))
-    candidates = [current, *(products.Tiles(*sizes) for sizes in TILES[dtype] if sizes != tuple(current))]
+    tiles = (products.Tiles(*sizes, described) for sizes in TILES[dtype] for described in (True, False))
+    candidates = [current, *(one for one in tiles if one != current)]
 
     def put(tiles: object) -> None:
         table[dtype] = tiles
