@@ -113,7 +113,7 @@ def _ready(bench: Bench) -> list[Row]:
         bench.synchronize()
         if bench.device.type == "cuda":
             torch.cuda.empty_cache()
-        if not bench.dry and bench.patience >= 1:  # the impatient have run `forward`, and have just written the files
+        if not bench.dry:
             _start(bench, directory)  # builds the kernels, and brings the files into the page cache
         read = _read(directory)
         start = time.monotonic()

@@ -37,6 +37,28 @@ def shared_data() -> Path:
 
 
 @pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """`kernels("triton")`, and operations from then on are those of that implementation."""
+    from plaudit_kernels import select
+
+    def use(implementation: str) -> None:
+        monkeypatch.setenv("PLAUDIT_KERNELS", implementation)
+        select.cache_clear()
+
+    yield use
+    monkeypatch.undo()
+    select.cache_clear()
+
+
+@pytest.fixture
+def fused(kernels: Callable[[str], None]) -> Callable[[], None]:
+    """Call it, and operations on the CPU from then on are fused kernels in Triton's interpreter."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("there is a GPU: the interpreter is off")
+    return lambda: kernels("triton")
+
+
+@pytest.fixture
 def rowwise_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton's interpreter multiplies tiles by numpy, whose libraries on some machines give a row other bits at another
     place of its tile. Row by row they do not: what is left is what the kernel decides."""

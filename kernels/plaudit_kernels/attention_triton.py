@@ -22,9 +22,6 @@ from .descriptors import described, heads_side_by_side
 
 LOG2_E = 1.4426950408889634
 
-_TILED = (32, 64, 128, 256)
-"""Head sizes that fill the columns they are computed in: a wider tile would hold a part of the next head."""
-
 # A key that is masked has a logit of -1e30, and the running maximum starts above it at -1e20: while a query has met
 # no key that it sees, its weights are exp2(-1e30 + 1e20) = 0, without an infinity anywhere.
 MASKED = tl.constexpr(-1e30)
@@ -242,10 +239,11 @@ def forward(
 
 def tiles_of(launch: Launch, rows: int, plan: BlockPlan, *tensors: torch.Tensor) -> tuple[Any, ...]:
     """A descriptor of tiles of `rows` rows of one head for each of the tensors (T, heads, D); None for each where the
-    launch has none, a window cuts every block, or the copy engine cannot read one of them."""
+    launch has none, a window cuts every block, a tile would hold a part of the next head, or the copy engine cannot
+    read one of them."""
     nothing = (None,) * len(tensors)
     width = tensors[0].shape[2]
-    if plan.window or not launch.described or width not in _TILED:
+    if plan.window or not launch.described or width != padded_width(width):
         return nothing
     flat = [heads_side_by_side(tensor) for tensor in tensors]
     found = tuple(None if tensor is None else described(tensor, rows, width) for tensor in flat)

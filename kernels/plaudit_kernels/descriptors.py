@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
+from .launch import TensorDescriptor
+
 _ALIGNED = 16
 
 
 def described(tensor: torch.Tensor, rows: int, columns: int) -> Any | None:
     """The descriptor of tiles `rows` by `columns` of a matrix; None where the engine cannot read it."""
-    from triton.tools.tensor_descriptor import TensorDescriptor
-
     row, column = tensor.stride()
     if column != 1 or not tensor.numel() or tensor.data_ptr() % _ALIGNED or row * tensor.element_size() % _ALIGNED:
         return None

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import torch
 
 tl: Any = None
+TensorDescriptor: Any = None
 try:
-    import triton
     import triton.language
+    import triton.tools.tensor_descriptor
 
-    tl, jit = triton.language, triton.jit
+    tl, jit, TensorDescriptor = triton.language, triton.jit, triton.tools.tensor_descriptor.TensorDescriptor
 except ImportError:
 
     def jit(function: Any = None, **_: Any) -> Any:

@@ -41,11 +41,10 @@ def unshared_attention(device: torch.device, dtype: torch.dtype, width: int) -> 
     if dtype not in DTYPES:
         return Library(None, "", f"our kernels: libraries have no attention in {dtype}")
     refused: list[str] = []
-    libraries: dict[str, Call] = {"flash_attn_interface": _flash_attention_3}
+    libraries: dict[str, Call] = {"flash_attn_interface": _flash_attention_3, "torch.varlen_attn": _torch}
     if device.type == "cuda" and table_of(device) == "sm_90":  # docs/log.md, the engine on a card
+        del libraries["torch.varlen_attn"]
         refused.append("torch.varlen_attn is not used (on this chip it is slower than our kernels)")
-    else:
-        libraries["torch.varlen_attn"] = _torch
     for name, call in libraries.items():
         try:
             problem = _disagrees(call, device, dtype, width)
@@ -98,14 +97,10 @@ def _flash_attention_3(q: Any, k: Any, v: Any, offsets: Any, longest: int, scale
 def _torch(q: Any, k: Any, v: Any, offsets: Any, longest: int, scale: float, window: Any) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    options: dict[str, Any] = {"scale": scale, "window_size": window, **_grouped(varlen_attn)}
+    options: dict[str, Any] = {"scale": scale, "window_size": window}
+    if "enable_gqa" in signature(varlen_attn).parameters:  # torch 2.11 need not be asked for grouped heads
+        options["enable_gqa"] = True
     return varlen_attn(q, k, v, offsets, offsets, longest, longest, **options)  # type: ignore[return-value]
-
-
-@lru_cache(maxsize=1)
-def _grouped(varlen_attn: Call) -> dict[str, bool]:
-    """torch 2.11 takes fewer key heads than query heads as it is, later releases have to be asked."""
-    return {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
 
 
 def _disagrees(call: Call, device: torch.device, dtype: torch.dtype, width: int) -> str:

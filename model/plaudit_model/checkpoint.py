@@ -29,6 +29,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from .errors import CheckpointError
+from .store import sync
 
 LOG = logging.getLogger("plaudit.checkpoint")
 
@@ -104,7 +105,7 @@ def save(root: Path, snapshot: Snapshot, *, keep: int, best: int | None = None) 
     except BaseException:
         shutil.rmtree(hidden, ignore_errors=True)
         raise
-    _sync(root)
+    sync(root)
     prune(root, keep=keep, best=best)
     return final
 
@@ -186,16 +187,16 @@ def _write_files(directory: Path, snapshot: Snapshot) -> None:
     for name, tensors in snapshot.tensors.items():
         path = directory / f"{name}.safetensors"
         save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, path)
-        _sync(path)
+        sync(path)
     _write_json(directory / STATE, snapshot.state)
     files = {path.name: _entry(path) for path in sorted(directory.iterdir())}
     _write_json(directory / MANIFEST, {"format": FORMAT, "step": snapshot.step, "files": files})
-    _sync(directory)
+    sync(directory)
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    _sync(path)
+    sync(path)
 
 
 def _entry(path: Path) -> dict[str, Any]:
@@ -228,11 +229,3 @@ def _remove(directory: Path) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
     os.rename(directory, hidden)
     shutil.rmtree(hidden, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

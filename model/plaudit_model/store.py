@@ -43,8 +43,8 @@ def atomic_directory(target: Path) -> Iterator[Path]:
 def sync_tree(directory: Path) -> None:
     """fsync every file and directory below, deepest first."""
     for path in sorted(directory.rglob("*"), reverse=True):
-        _sync(path)
-    _sync(directory)
+        sync(path)
+    sync(directory)
 
 
 def hash_file(path: Path) -> FileEntry:
@@ -98,11 +98,12 @@ def _replace(staging: Path, target: Path) -> None:
     if target.exists():
         target.rename(old)
     staging.rename(target)
-    _sync(target.parent)
+    sync(target.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file or a directory is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -21,12 +21,6 @@ def device() -> torch.device:
 
 
 @pytest.fixture
-def torch_operations(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def torch_operations(kernels: Callable[[str], None]) -> None:
     """No fused kernels."""
-    from plaudit_kernels import select
-
-    monkeypatch.setenv("PLAUDIT_KERNELS", "torch")
-    select.cache_clear()
-    yield
-    monkeypatch.undo()
-    select.cache_clear()
+    kernels("torch")

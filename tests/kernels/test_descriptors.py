@@ -16,7 +16,6 @@ from plaudit_kernels import (
     matmul,
     packed_attention,
     plan_attention,
-    select,
 )
 from plaudit_kernels.descriptors import described, heads_side_by_side
 from plaudit_kernels.matmul import TritonMatmul
@@ -59,10 +58,11 @@ def test_heads_are_one_row_unless_there_are_gaps() -> None:
     assert heads_side_by_side(fused[..., ::2]) is None
 
 
-def test_attention_is_the_same_with_and_without(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_is_the_same_with_and_without(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch, kernels: Callable[[str], None]
+) -> None:
     """Bit for bit, forward; prompts that end within a block, at its end and before it."""
-    monkeypatch.setenv("PLAUDIT_KERNELS", "triton")
-    select.cache_clear()
+    kernels("triton")
     segments = grouped([(130, [1, 70]), (128, [66]), (20, [200, 5]), (0, [190])])
     tokens = sum(segment[1] for segment in segments)
     q, k, v = (part.to(device, torch.float16) for part in heads(tokens, 2, 1, 64))
@@ -74,13 +74,15 @@ def test_attention_is_the_same_with_and_without(device: torch.device, monkeypatc
         plain = row.forward._replace(described=False)
         monkeypatch.setitem(attention_table.SM_90, (2, 64), row._replace(forward=plain))
         assert torch.equal(packed_attention(q, k, v, plan, scale=0.125), brought)
-    monkeypatch.undo()
-    select.cache_clear()
 
 
-@pytest.mark.parametrize(("window", "fused"), [(None, False), (64, True)])
+@pytest.mark.parametrize(("window", "may"), [(None, False), (64, True)])
 def test_several_loops_are_compiled_without_fusing(
-    device: torch.device, monkeypatch: pytest.MonkeyPatch, window: int | None, fused: bool
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+    kernels: Callable[[str], None],
+    window: int | None,
+    may: bool,
 ) -> None:
     """A block of a shared prompt goes through another loop than the same block unshared: fused in one of them, a
     product and a sum would round otherwise there. With a window all loops are of pointers."""
@@ -90,17 +92,14 @@ def test_several_loops_are_compiled_without_fusing(
         def __getitem__(self, grid: Any) -> Callable[..., None]:
             return lambda *_, **options: launched.append(options.get("enable_fp_fusion"))
 
-    monkeypatch.setenv("PLAUDIT_KERNELS", "triton")
-    select.cache_clear()
+    kernels("triton")
     monkeypatch.setattr(attention_triton, "_forward", Kernel())
     for kernel in ("_delta", "_query_gradient", "_key_gradient"):
         monkeypatch.setattr(attention_backward, kernel, Kernel())
     plan = plan_attention(np.array([(0, 70, 0, 0)]), 70, causal=True, window=window, device=device).to(device)  # type: ignore[union-attr]
     leaves = [part.to(device, torch.float16).requires_grad_() for part in heads(70, 2, 1, 64)]
     packed_attention(*leaves, plan, scale=0.125).sum().backward()  # type: ignore[no-untyped-call]
-    assert launched == [fused, None, fused, None], "forward, delta, gradient of queries, gradient of keys"
-    monkeypatch.undo()
-    select.cache_clear()
+    assert launched == [may, None, may, None], "forward, delta, gradient of queries, gradient of keys"
 
 
 def test_a_product_is_the_same_with_and_without(device: torch.device) -> None:

@@ -39,12 +39,29 @@ def refused(*_: torch.Tensor) -> torch.Tensor:
     raise RuntimeError("row-wise scaling is not supported on this device")
 
 
-@pytest.mark.parametrize(("function", "agrees"), [(right, True), (without_a_scale, False), (refused, False)])
-def test_it_is_tried_before_it_is_used(
-    product: Callable[[Callable[..., Any]], None], function: Callable[..., Any], agrees: bool
+@pytest.mark.parametrize(
+    ("function", "said"), [(right, ""), (without_a_scale, "it is wrong on this card"), (refused, "row-wise scaling")]
+)
+def test_it_is_tried_before_it_is_used_and_what_is_wrong_is_said(
+    product: Callable[[Callable[..., Any]], None],
+    function: Callable[..., Any],
+    said: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     product(function)
-    assert library_fp8.agrees(CPU) is agrees
+    assert library_fp8.agrees(CPU) is not bool(said)
+    assert said in caplog.text and bool(caplog.text) is bool(said)
+
+
+def test_a_card_that_is_full_says_nothing_of_the_library(product: Callable[[Callable[..., Any]], None]) -> None:
+    def full(*_: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("out of memory")
+
+    product(full)
+    with pytest.raises(torch.OutOfMemoryError):
+        library_fp8.agrees(CPU)
+    product(right)
+    assert library_fp8.agrees(CPU)
 
 
 def test_without_a_card_fast_mode_multiplies_as_exact_mode_does() -> None:

@@ -23,7 +23,7 @@ from plaudit_kernels import (
     select,
     unshared_attention,
 )
-from plaudit_kernels.varlen import _grouped, _torch
+from plaudit_kernels.varlen import _torch
 
 from .batches import Segments, grouped, heads
 
@@ -170,7 +170,5 @@ def test_torchs_own_is_asked_as_its_signature_says(monkeypatch: pytest.MonkeyPat
     query, key, _ = heads(5, 4, 2, 16)
     for release, asked in ((of_now, True), (of_then, False)):
         monkeypatch.setattr(varlen, "varlen_attn", release)
-        _grouped.cache_clear()
         _torch(query, key, key, None, 5, 0.2, (-1, 0))
         assert seen.pop() == {"scale": 0.2, "window_size": (-1, 0), "enable_gqa": asked}
-    _grouped.cache_clear()

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from plaudit_loops.policy import Policy, load_policy
 from plaudit_loops.shaping import Scores
 
 WORDS = ["<pad>", "<end>", *"abcdefgh"]
@@ -39,6 +41,22 @@ def tiny_policy_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         eos_token_id=1, bos_token_id=None, tie_word_embeddings=True, architectures=["Qwen3ForCausalLM"],
     ).save_pretrained(directory)  # fmt: skip
     return directory
+
+
+@pytest.fixture(scope="session")
+def opinionated(tiny_policy_dir: Path) -> Callable[[float], Policy]:
+    """`opinionated(4)`: the tiny policy with its matrices four times as large. Untrained, it says everything with the
+    same probability."""
+
+    def make(times: float) -> Policy:
+        policy = load_policy(tiny_policy_dir, device="cpu", autocast=False)
+        with torch.no_grad():
+            for parameter in policy.module.parameters():
+                if parameter.dim() == 2:
+                    parameter.mul_(times)
+        return policy
+
+    return make
 
 
 class Computed:

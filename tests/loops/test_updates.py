@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from plaudit_loops.data import Encoded
 from plaudit_loops.dpo import Dpo
 from plaudit_loops.masked import masked_mean, masked_var
 from plaudit_loops.optim import Trainable
-from plaudit_loops.policy import Policy, ValueHead, load_policy
+from plaudit_loops.policy import Policy, ValueHead
 from plaudit_loops.rl import Rl
 from plaudit_loops.world import World
 from plaudit_model.interrupt import StopRequest
@@ -57,13 +58,8 @@ def pays(text: str) -> float | None:
 
 
 @pytest.fixture
-def policy(tiny_policy_dir: Path) -> Policy:
-    policy = load_policy(tiny_policy_dir, device="cpu", autocast=False)
-    with torch.no_grad():
-        for parameter in policy.module.parameters():
-            if parameter.dim() == 2:
-                parameter.mul_(4)  # an untrained model says everything with the same probability
-    return policy
+def policy(opinionated: Callable[[float], Policy]) -> Policy:
+    return opinionated(4)
 
 
 def moved(module: nn.Module, seed: int) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,22 +16,6 @@ from plaudit_model.packing import PackedBatch, group_items, pack
 from plaudit_model.reward_model import RewardModel
 
 ModelDir = Callable[[str], Path]
-
-
-@pytest.fixture
-def fused(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
-    """Call it, and operations from then on are fused kernels."""
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.skip("there is a GPU: the model's tests run on it")
-
-    def turn_on() -> None:
-        monkeypatch.setenv("PLAUDIT_KERNELS", "triton")
-        select.cache_clear()
-        assert select(torch.device("cpu")).implementation == "triton"
-
-    yield turn_on
-    monkeypatch.undo()
-    select.cache_clear()
 
 
 def items() -> list[Encoded]:

@@ -4,7 +4,6 @@ buffer changes between two replays. That CUDA records what it is shown is not se
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from plaudit_kernels import BlockPlan, plan_blocks, select
+from plaudit_kernels import BlockPlan, plan_blocks
 from plaudit_model import graphs
 from plaudit_model.encode import Encoded
 from plaudit_model.graphs import Graphs, fixed
@@ -25,19 +24,12 @@ ModelDir = Callable[[str], Path]
 
 
 @pytest.fixture(params=["qwen3", pytest.param("bert", marks=pytest.mark.soak)])
-def model(
-    request: pytest.FixtureRequest, reward_model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[RewardModel]:
+def model(request: pytest.FixtureRequest, reward_model_dir: ModelDir, fused: Callable[[], None]) -> RewardModel:
     """Frozen, on the fused kernels."""
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.skip("there is a GPU: the interpreter is off")
     model = RewardModel.load(reward_model_dir(request.param))
-    monkeypatch.setenv("PLAUDIT_KERNELS", "triton")
-    select.cache_clear()
+    fused()
     model.freeze()
-    yield model
-    monkeypatch.undo()
-    select.cache_clear()
+    return model
 
 
 def batch(seed: int, *groups: tuple[int, int, int], share: bool = True) -> PackedBatch:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from plaudit_kernels import Int8Linear, linear, matmul, select
+from plaudit_kernels import Int8Linear, linear, matmul
 from plaudit_kernels.int8 import round_rows, widen_rows
 from plaudit_model.contract import read, write
 from plaudit_model.encode import Encoded
@@ -57,21 +56,6 @@ def test_scores_are_those_of_the_widened_weights_bit_for_bit(
     plain = widened(reward_model_dir(family), mode)
     assert np.array_equal(ours.score_encoded(items()), plain.score_encoded(items()))
     assert ours.numerics == plain.numerics.replace("-bfloat16-", "-int8-") and ours.path_reason == plain.path_reason
-
-
-@pytest.fixture
-def fused(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
-    """Call it, and operations from then on are fused kernels."""
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.skip("there is a GPU: the model's tests run on it")
-
-    def turn_on() -> None:
-        monkeypatch.setenv("PLAUDIT_KERNELS", "triton")
-        select.cache_clear()
-
-    yield turn_on
-    monkeypatch.undo()
-    select.cache_clear()
 
 
 @pytest.mark.usefixtures("rowwise_products")

@@ -6,8 +6,7 @@ interpreter: autocast is that to fp16, which torch takes on CPUs too.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import pytest
 import torch
 from torch.nn.functional import softplus
 
-from plaudit_kernels import select
 from plaudit_model.records import Comparison, Message, Origin, Record
 from plaudit_model.reward_model import RewardModel
 from plaudit_training.batches import Example, encode_records, micro_batches, total_weight
@@ -25,21 +23,6 @@ from plaudit_training.loss import preference_loss
 ModelDir = Callable[[str], Path]
 Gradients = dict[str, torch.Tensor]
 CENTRING = 0.01
-
-
-@pytest.fixture
-def fused(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
-    """Call it, and operations from then on are fused kernels."""
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.skip("there is a GPU: training runs on it")
-
-    def turn_on() -> None:
-        monkeypatch.setenv("PLAUDIT_KERNELS", "triton")
-        select.cache_clear()
-
-    yield turn_on
-    monkeypatch.undo()
-    select.cache_clear()
 
 
 def examples(model: RewardModel) -> tuple[Example, ...]:
