@@ -29,8 +29,9 @@ Phase = Literal["ready", "restarting", "leaving", "asleep", "failed"]
 Launch = Callable[[Sequence[LoadOrder]], Awaitable[list[Worker]]]
 
 _SHORT_BATCH = 0.1
-"""Seconds. Behind a batch shorter than this the next full one is sent ahead, so that the worker finds it when
-it is done. Where batches take longer the gap does not show, and urgent work had better not wait for two."""
+"""Seconds. Behind a batch shorter than this the next full one is sent ahead, so that the worker finds it when it is
+done, or launches it while its device is busy. Where batches take longer the gap does not show, and urgent work had
+better not wait for two."""
 
 
 class Lane:
@@ -122,7 +123,8 @@ class Lane:
         self.phase = "leaving"
 
     def bury(self, worker: Worker) -> None:
-        """The worker is lost. What it had begun is under suspicion, what it had not waits again."""
+        """The worker is lost. Its first batch is under suspicion, a second one waits again: had that one been launched
+        too and done it, it is the first when it is sent the next time."""
         level = logging.INFO if self.phase == "leaving" else logging.WARNING
         logger.log(level, "worker %d is gone with %d batches in flight", worker.pid, len(self.flights))
         self.worker = None

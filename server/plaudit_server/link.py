@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import select
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,9 @@ from numpy.typing import NDArray
 _LENGTHS = struct.Struct("<II")
 _MOST_HEADER = 1 << 16
 _MOST_PAYLOAD = 1 << 30
+_GLANCE = 5e-5
+"""Seconds: what waiting for two things at once may add to either."""
+
 _DTYPES: dict[str, Any] = {"int32": np.dtype("<i4"), "float32": np.dtype("<f4")}
 
 Array = NDArray[np.int32] | NDArray[np.float32]
@@ -88,6 +92,13 @@ class SocketLink:
         header_length, payload_length = _checked(*_LENGTHS.unpack(lengths))
         header, payload = self._exactly(header_length), self._exactly(payload_length)
         return None if header is None or payload is None else from_bytes(header, payload)
+
+    def arrives_before(self, happened: Callable[[], bool]) -> bool:
+        """Whether a frame, or the end of the link, comes before something that nothing but asking tells of."""
+        while not happened():
+            if select.select([self._socket], [], [], _GLANCE)[0]:
+                return True
+        return False
 
     def _exactly(self, length: int) -> bytes | None:
         buffer = bytearray(length)

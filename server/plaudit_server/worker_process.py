@@ -6,6 +6,7 @@ when the front is gone: the link ends, or, in the middle of a forward, the kerne
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import gc
@@ -15,7 +16,9 @@ import signal
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -34,6 +37,7 @@ from .domain import ModelInfo
 from .faults import Fault
 from .link import SocketLink
 from .messages import Failure, LoadOrder, Scores
+from .readback import Readback, readback_of
 
 logger = logging.getLogger("plaudit.worker")
 
@@ -75,10 +79,35 @@ def _serve(end: socket.socket) -> int:
     gc.collect()
     gc.freeze()  # what the model consists of lives as long as the process: collections need not walk it
     link.send(messages.ready_frame(scorer.info))
-    while (frame := link.receive()) is not None:
-        answer = scorer.score(messages.batch_groups(frame))
-        link.send(messages.scores_frame(answer) if isinstance(answer, Scores) else messages.failed_frame(answer))
+    answer_batches(link, scorer)
     return 0
+
+
+def answer_batches(link: SocketLink, scorer: Scorer) -> None:
+    """Until the front is gone. A batch that comes while the device computes another is launched behind it, before
+    that one is read."""
+    running: deque[Running] = deque()
+    while True:
+        if running and (len(running) > 1 or not link.arrives_before(running[0].landed)):
+            answer = scorer.finish(running.popleft())
+            link.send(messages.scores_frame(answer) if isinstance(answer, Scores) else messages.failed_frame(answer))
+        elif (frame := link.receive()) is not None:
+            running.append(scorer.begin(messages.batch_groups(frame)))
+        else:
+            return
+
+
+@dataclass(frozen=True)
+class Running:
+    """A batch that was begun at `started`, a moment of `time.monotonic()`. `readback`: its scores, if it is launched;
+    without one it is computed when it is finished."""
+
+    groups: list[Group]
+    started: float
+    readback: Readback | None
+
+    def landed(self) -> bool:
+        return self.readback is None or self.readback.landed()
 
 
 class Scorer:
@@ -94,6 +123,7 @@ class Scorer:
             torch.set_num_threads(threads)
         self._faults, self._compiled = armed, watch_compilations()
         self._token_cap: int | None = None
+        self._finished = 0.0
         room = Room(order.token_budget, order.memory_cap)
         room.enforce(choose_device(order.device))
         self._model = model = RewardModel.load(
@@ -102,6 +132,7 @@ class Scorer:
         note(
             f"{model.parameters / 1e6:,.1f} M parameters loaded and proven in {sum(model.laps.seconds.values()):.1f} s"
         )
+        self._read_back = readback_of(model.device)
         if warm.pays(model):
             self._token_cap = warm.warm_up(model, order.token_budget, note)
             model.record(self._token_cap or order.token_budget, note)
@@ -112,13 +143,19 @@ class Scorer:
             self._compiled.clear()
         self.info = _info(model, room)
 
-    def score(self, groups: list[Group]) -> Scores | Failure:
+    def begin(self, groups: list[Group]) -> Running:
+        """Launch a batch behind what the device computes. One that does not fit into memory is left for `finish`."""
+        started, readback = time.monotonic(), None
+        if self._read_back and sum(group.tokens for group in groups) <= (self._token_cap or sys.maxsize):
+            with contextlib.suppress(torch.OutOfMemoryError):
+                readback = self._read_back(self._forward(groups))
+        return Running(groups, started, readback)
+
+    def finish(self, running: Running) -> Scores | Failure:
         """Attributes of every sequence of the groups, in their order; in parts, if memory does not hold them together.
         What the forward raises is a Failure, unless it leaves the device unusable: then the process ends with it."""
-        started = time.monotonic()
-        budget = self._token_cap or sum(group.tokens for group in groups)
         try:
-            attributes, unfit = _joined(map(self._fitted, split_by_budget(groups, budget)))
+            attributes, unfit = self._finish(running)
         except Exception as error:
             if self._model.device.startswith("cuda"):
                 raise  # an error inside a kernel poisons the context for everything after it
@@ -127,13 +164,26 @@ class Scorer:
         late = tuple(self._compiled)
         self._compiled.clear()
         rows = tuple(np.flatnonzero(unfit).tolist())
-        return Scores(attributes, time.monotonic() - started, late, rows, self._token_cap)
+        begun, self._finished = max(running.started, self._finished), time.monotonic()
+        return Scores(attributes, self._finished - begun, late, rows, self._token_cap)
+
+    def score(self, groups: list[Group]) -> Scores | Failure:
+        """One batch alone, as `finish` gives it."""
+        return self.finish(self.begin(groups))
+
+    def _finish(self, running: Running) -> Part:
+        groups = running.groups
+        if running.readback is not None:
+            attributes = self._after(groups, running.readback.wait())
+            return attributes, np.zeros(len(attributes), np.bool_)
+        budget = self._token_cap or sum(group.tokens for group in groups)
+        return _joined(map(self._fitted, split_by_budget(groups, budget)))
 
     def _fitted(self, groups: list[Group]) -> Part:
         """Attributes (N, A), and which of the sequences do not fit into memory alone. What runs out of memory is run
         again in halves: half of it is then the most that a batch holds, for as long as this process lives."""
         try:
-            attributes = self._forward(groups)
+            attributes = self._after(groups, self._forward(groups).cpu().numpy())
             return attributes, np.zeros(len(attributes), np.bool_)
         except torch.OutOfMemoryError:
             pass  # tried again below: here the traceback still holds the tensors
@@ -147,10 +197,12 @@ class Scorer:
         return _joined(map(self._fitted, parts))
 
     @torch.inference_mode()
-    def _forward(self, groups: list[Group]) -> messages.Attributes:
+    def _forward(self, groups: list[Group]) -> torch.Tensor:
         for fault in self._faults:
             fault.before(groups)
-        attributes: messages.Attributes = self._model.forward(pack(groups)).cpu().numpy()
+        return self._model.forward(pack(groups))
+
+    def _after(self, groups: list[Group], attributes: messages.Attributes) -> messages.Attributes:
         for fault in self._faults:
             attributes = fault.after(groups, attributes)
         return attributes
