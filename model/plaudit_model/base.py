@@ -1,4 +1,5 @@
-"""The model that training starts from: any checkpoint of a supported architecture, with a head of one output."""
+"""Modules of transformers as directories hold them, and the model that training starts from: any checkpoint of a
+supported architecture, with a head of one output."""
 
 from __future__ import annotations
 
@@ -67,6 +68,34 @@ def load_weights(directory: Path, **options: Any) -> tuple[nn.Module, set[str]]:
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{directory} could not be loaded: {error}") from error
     return module, set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
+
+
+def load_module(directory: Path) -> nn.Module:
+    """That classifier as it is stored. Raises ContractError if its head would be random."""
+    module, fresh = load_weights(directory, dtype="auto")
+    if fresh:
+        raise ContractError(
+            f"{directory} has no weights for {min(fresh)}: its head would be random. Train it with `plaudit train`"
+        )
+    return module
+
+
+def skeleton_of(directory: Path, contract: RewardContract) -> nn.Module:
+    """The architecture without its weights."""
+    config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
+    with torch.device("meta"):
+        module: nn.Module = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+    check_module(module, contract, directory)
+    return module
+
+
+def check_module(module: nn.Module, contract: RewardContract, directory: Path) -> None:
+    """Raises ContractError unless the module is what the contract is of."""
+    if type(module).__name__ != contract.architecture:
+        raise ContractError(f"{directory} holds {type(module).__name__}, the contract says {contract.architecture}")
+    outputs = int(module.config.num_labels)  # type: ignore[union-attr, arg-type]
+    if outputs != len(contract.head.attributes):
+        raise ContractError(f"the head has {outputs} outputs, the contract names {len(contract.head.attributes)}")
 
 
 def _module(directory: Path, config: Any, seed: int) -> nn.Module:

@@ -105,11 +105,12 @@ def _prove_apart(model: RewardModel, items: Sequence[Encoded], scores: NDArray[n
 def _plain(module: nn.Module, contract: RewardContract, item: Encoded) -> NDArray[np.float32]:
     config: Any = module.config
     forget_lengths(module)
-    arguments = {"input_ids": torch.from_numpy(item.ids.astype(np.int64))[None]}
+    device = next(module.parameters()).device
+    arguments = {"input_ids": torch.from_numpy(item.ids.astype(np.int64))[None].to(device)}
     if contract.template.kind == "pair" and int(getattr(config, "type_vocab_size", 0) or 0) > 1:
         types = (np.arange(len(item.ids)) >= item.prompt_tokens) & (item.prompt_tokens > 0)
-        arguments["token_type_ids"] = torch.from_numpy(types.astype(np.int64))[None]
-    scores: NDArray[np.float32] = module(**arguments).logits.float().numpy()
+        arguments["token_type_ids"] = torch.from_numpy(types.astype(np.int64))[None].to(device)
+    scores: NDArray[np.float32] = module(**arguments).logits.float().cpu().numpy()
     return scores
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +22,7 @@ from plaudit_kernels import BLOCK, Choice, cpu_runtime, fast_choice, select
 from . import contract as contracts
 from . import store
 from .adapter import Adapter
-from .base import load_base, load_weights, token_ids
+from .base import check_module, load_base, load_module, skeleton_of, token_ids
 from .build import kernel_build
 from .contract import ADAPTER_FILE, EIGHT_BITS, FILE_NAME, RewardContract, Serving
 from .decoder import DecoderTrunk
@@ -46,6 +46,12 @@ logger = logging.getLogger("plaudit.model")
 
 DTYPES = dict.fromkeys(("bfloat16", "fp8", "int8"), torch.bfloat16) | {"float32": torch.float32}
 """What torch's trunk computes in, matrix products in fp8 aside."""
+
+_AS_STORED = (("bfloat16", torch.bfloat16), ("float32", torch.float32))
+"""Serving dtypes whose weights take as much memory on the device as they did in the file."""
+
+_SHARD = "5GB"
+"""Weights are written in files of this size, which are hashed and read side by side."""
 
 _OWN_FILES = (FILE_NAME, ADAPTER_FILE, "config.json")
 _SIDE_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
@@ -114,33 +120,44 @@ class RewardModel:
         directory = resolve(name)
         contract = contract_for(directory)
         serving = replace(contract.serving, **_given(dtype=dtype, mode=mode))
-        if (directory / FILE_NAME).is_file():  # an inferred contract was made from these very files
-            store.check_files(directory, contract)
-            check_base(directory, contract)
-        if serving.backend == "onnx":
-            return cls._load_graph(directory, contract, serving, device, room or Room(0))
-        adapter = Adapter.open(directory, contract) if is_adapter(directory) else None
-        module = adapter.module if adapter else _load_module(directory)
-        _check_contract(module, contract, directory)
-        (room or Room(0)).check(module, serving.dtype)
-        laps.lap("load")
-        reference, stored = plain_scores(module, contract), next(module.parameters()).dtype
-        if adapter:  # what is served is merged, and proven against PEFT's own forward
-            adapter.merge()
-        if not is_known(module) and serving.dtype != "float32":
-            raise ContractError(f"{contract.architecture} runs through its own head, which needs --dtype float32")
-        laps.lap("proof")
-        model = cls(module, contract, directory, device=choose_device(device), dtype=serving.dtype, mode=serving.mode)
-        model.freeze()
-        laps.lap("load")
-        model._prove(reference, stored)
+        load = cls._load_graph if serving.backend == "onnx" else cls._load_module
+        with ExitStack() as stack:
+            if (directory / FILE_NAME).is_file():  # an inferred contract was made from these very files
+                stack.enter_context(store.checking_files(directory, contract))
+                check_base(directory, contract)
+            model = load(directory, contract, serving, device, room or Room(0), laps)
         laps.lap("proof")
         model.laps = laps
         return model
 
     @classmethod
+    def _load_module(
+        cls, directory: Path, contract: RewardContract, serving: Serving, device: str, room: Room, laps: Laps
+    ) -> RewardModel:
+        """Through layers of ours or transformers' own, with the weights of a module of transformers."""
+        adapter = Adapter.open(directory, contract) if is_adapter(directory) else None
+        module = adapter.module if adapter else load_module(directory)
+        check_module(module, contract, directory)
+        room.check(module, serving.dtype)
+        device, stored = choose_device(device), next(module.parameters()).dtype
+        if not adapter and (serving.dtype, stored) in _AS_STORED:
+            module.to(device)  # a plain forward on the host would take longer than all else
+        laps.lap("load")
+        reference = plain_scores(module, contract)
+        if adapter:  # what is served is merged, and proven against PEFT's own forward
+            adapter.merge()
+        if not is_known(module) and serving.dtype != "float32":
+            raise ContractError(f"{contract.architecture} runs through its own head, which needs --dtype float32")
+        laps.lap("proof")
+        model = cls(module, contract, directory, device=device, dtype=serving.dtype, mode=serving.mode)
+        model.freeze()
+        laps.lap("load")
+        model._prove(reference, stored)
+        return model
+
+    @classmethod
     def _load_graph(
-        cls, directory: Path, contract: RewardContract, serving: Serving, device: str, room: Room
+        cls, directory: Path, contract: RewardContract, serving: Serving, device: str, room: Room, laps: Laps
     ) -> RewardModel:
         """An exported model. Its safetensors stay on the disk: they are for people, other tools and `verify`."""
         from .onnx_trunk import GRAPH, GraphProof, OnnxTrunk, check_machine
@@ -152,8 +169,7 @@ class RewardModel:
                 f"{directory} was exported in {contract.serving.dtype} and has no other dtype; for {serving.dtype}: "
                 f"plaudit model export --onnx {directory} --dtype {serving.dtype} --out DIR"
             )
-        laps = Laps()
-        skeleton = _skeleton(directory, contract)
+        skeleton = skeleton_of(directory, contract)
         room.check(skeleton, serving.dtype)
         proof = GraphProof.read(directory)
         check_machine(proof)
@@ -163,8 +179,6 @@ class RewardModel:
         model = cls(skeleton, contract, directory, **options, graph=graph)
         laps.lap("load")
         prove(model, proof.items, proof.scores)
-        laps.lap("proof")
-        model.laps = laps
         return model
 
     @classmethod
@@ -321,7 +335,7 @@ class RewardModel:
                 assert self.adapter is not None, "there is no adapter to save"
                 self.adapter.write(staging)
             else:
-                self.module.save_pretrained(staging)  # type: ignore[operator]
+                self.module.save_pretrained(staging, max_shard_size=_SHARD)  # type: ignore[operator]
             for pattern in _SIDE_FILES:
                 for path in tokenizer_home(self.directory).glob(pattern):
                     if path.name not in _OWN_FILES and not path.name.endswith(".index.json"):
@@ -358,32 +372,6 @@ def choose_device(device: str) -> str:
     if device != "auto":
         return device
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _load_module(directory: Path) -> nn.Module:
-    module, fresh = load_weights(directory, dtype="auto")
-    if fresh:
-        raise ContractError(
-            f"{directory} has no weights for {min(fresh)}: its head would be random. Train it with `plaudit train`"
-        )
-    return module
-
-
-def _skeleton(directory: Path, contract: RewardContract) -> nn.Module:
-    """The architecture without its weights."""
-    config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
-    with torch.device("meta"):
-        module: nn.Module = transformers.AutoModelForSequenceClassification.from_config(config).eval()
-    _check_contract(module, contract, directory)
-    return module
-
-
-def _check_contract(module: nn.Module, contract: RewardContract, directory: Path) -> None:
-    if type(module).__name__ != contract.architecture:
-        raise ContractError(f"{directory} holds {type(module).__name__}, the contract says {contract.architecture}")
-    outputs = int(module.config.num_labels)  # type: ignore[union-attr, arg-type]
-    if outputs != len(contract.head.attributes):
-        raise ContractError(f"the head has {outputs} outputs, the contract names {len(contract.head.attributes)}")
 
 
 def _given(**options: str | None) -> dict[str, Any]:

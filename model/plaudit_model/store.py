@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from .contract import FILE_NAME, FileEntry, RewardContract
 from .errors import CheckpointError
 
 _CHUNK = 1 << 20
+_LARGE = 1 << 26
+_HASHED_AT_ONCE = 8
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -59,27 +62,51 @@ def hash_file(path: Path) -> FileEntry:
 def hash_files(directory: Path, patterns: Iterable[str] = ("*",)) -> dict[str, FileEntry]:
     """The files of a checkpoint directory that match one of the patterns, but not the contract itself."""
     found = {path for pattern in patterns for path in directory.rglob(pattern)}
-    return {
-        path.relative_to(directory).as_posix(): hash_file(path)
-        for path in sorted(found)
-        if path.is_file() and path.name != FILE_NAME
-    }
+    paths = [path for path in sorted(found) if path.is_file() and path.name != FILE_NAME]
+    return {path.relative_to(directory).as_posix(): entry for path, entry in zip(paths, _hashed(paths), strict=True)}
+
+
+def _hashed(paths: Iterable[Path]) -> list[FileEntry]:
+    with ThreadPoolExecutor(_HASHED_AT_ONCE) as pool:
+        return list(pool.map(hash_file, paths))
 
 
 def check_files(directory: Path, contract: RewardContract) -> None:
     """Raise CheckpointError unless every file that the contract lists is there, as it was written."""
+    with checking_files(directory, contract):
+        pass
+
+
+@contextmanager
+def checking_files(directory: Path, contract: RewardContract) -> Iterator[None]:
+    """The same, large files beside what the block does with them: hashing 16 GB takes as long as loading them. Raises
+    before the block for what is missing, has another size or is small, else at its end, whatever the block raised."""
     for name, expected in contract.files.items():
         path = directory / name
         if not path.is_file():
             raise CheckpointError(f"{path} is missing, though {FILE_NAME} lists it")
-        if path.stat().st_size != expected.bytes or hash_file(path) != expected:
-            raise CheckpointError(f"{path} is not the file that {FILE_NAME} was written for (sha256 differs)")
+        if expected.bytes < _LARGE or path.stat().st_size != expected.bytes:
+            _check_file(path, expected)
+    large = [name for name, expected in contract.files.items() if expected.bytes >= _LARGE]
+    with ThreadPoolExecutor(_HASHED_AT_ONCE) as pool:
+        checks = [pool.submit(_check_file, directory / name, contract.files[name]) for name in large]
+        try:
+            yield
+        finally:
+            for check in checks:
+                check.result()
+
+
+def _check_file(path: Path, expected: FileEntry) -> None:
+    if path.stat().st_size != expected.bytes or hash_file(path) != expected:
+        raise CheckpointError(f"{path} is not the file that {FILE_NAME} was written for (sha256 differs)")
 
 
 def weights_identity(directory: Path) -> dict[str, Any]:
     """What tells a base from another: the sha256 of its configuration and of each of its weight files."""
     config = directory / "config.json"
-    weights = {path.name: hash_file(path).sha256 for path in sorted(directory.glob("*.safetensors"))}
+    paths = sorted(directory.glob("*.safetensors"))
+    weights = {path.name: entry.sha256 for path, entry in zip(paths, _hashed(paths), strict=True)}
     return {"config": hash_file(config).sha256 if config.is_file() else None, "weights": weights}
 
 

@@ -1,0 +1,92 @@
+"""Files of a checkpoint against the sha256 that its contract lists, small ones at once, large ones beside the work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from plaudit_model import contract as contracts
+from plaudit_model import store
+from plaudit_model.contract import RewardContract
+from plaudit_model.errors import CheckpointError
+
+
+@pytest.fixture
+def checkpoint(
+    tmp_path: Path, reward_model_dir: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, RewardContract]:
+    """A directory of one small file and three large ones, and its contract."""
+    monkeypatch.setattr(store, "_LARGE", 100)
+    (tmp_path / "config.json").write_bytes(b"c" * 99)
+    for number in range(3):
+        (tmp_path / f"model-{number}.safetensors").write_bytes(bytes([number]) * 1000)
+    contract = replace(contracts.read(reward_model_dir("qwen3")), files=store.hash_files(tmp_path))
+    return tmp_path, contract
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[17] ^= 1
+    path.write_bytes(data)
+
+
+def test_what_is_as_it_was_written_passes(checkpoint: tuple[Path, RewardContract]) -> None:
+    directory, contract = checkpoint
+    assert len(contract.files) == 4
+    with store.checking_files(directory, contract):
+        pass
+    store.check_files(directory, contract)
+
+
+@pytest.mark.parametrize(("name", "damage"), [
+    ("config.json", flip),
+    ("config.json", Path.unlink),
+    ("model-1.safetensors", Path.unlink),
+    ("model-1.safetensors", lambda path: path.write_bytes(b"short")),
+])  # fmt: skip
+def test_what_is_seen_at_once_is_said_before_anything_is_read(
+    checkpoint: tuple[Path, RewardContract], name: str, damage: Callable[[Path], object]
+) -> None:
+    directory, contract = checkpoint
+    damage(directory / name)
+    with pytest.raises(CheckpointError, match=name), store.checking_files(directory, contract):
+        pytest.fail("the files were used")
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_flipped_bit_of_a_large_file_is_found_while_it_is_used(
+    checkpoint: tuple[Path, RewardContract], number: int
+) -> None:
+    directory, contract = checkpoint
+    flip(directory / f"model-{number}.safetensors")
+    steps = []
+    with (
+        pytest.raises(CheckpointError, match=f"model-{number}.*sha256 differs"),
+        store.checking_files(directory, contract),
+    ):
+        steps.append("used")
+    assert steps
+
+
+def test_it_explains_what_damaged_files_led_to(checkpoint: tuple[Path, RewardContract]) -> None:
+    directory, contract = checkpoint
+    with pytest.raises(ZeroDivisionError), store.checking_files(directory, contract):
+        raise ZeroDivisionError
+    flip(directory / "model-2.safetensors")
+    with pytest.raises(CheckpointError, match="sha256 differs") as raised, store.checking_files(directory, contract):
+        raise ZeroDivisionError
+    assert isinstance(raised.value.__context__, ZeroDivisionError)
+
+
+def test_a_base_is_known_by_its_own_weights_and_not_by_those_of_folders_within(
+    checkpoint: tuple[Path, RewardContract],
+) -> None:
+    directory, contract = checkpoint
+    known = store.weights_identity(directory)
+    (directory / "original").mkdir()
+    (directory / "original" / "model.safetensors").write_bytes(b"another")
+    assert store.weights_identity(directory) == known
+    assert known["weights"] == {name: contract.files[name].sha256 for name in sorted(contract.files) if "model" in name}
