@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -37,6 +38,7 @@ from .laps import Laps
 from .module_trunk import ModuleTrunk
 from .packing import PackedBatch, group_items, pack, split_by_budget
 from .proof import plain_scores, proof_items, prove
+from .readback import Readback
 from .trunk import Trunk, head_width, lacks_layers, make_trunk, padded_instead
 
 if TYPE_CHECKING:
@@ -306,9 +308,19 @@ class RewardModel:
     def score_encoded(self, items: Sequence[Encoded], *, token_budget: int = 4096) -> NDArray[np.float32]:
         """Attributes (N, A) fp32 in the caller's order, without gradients."""
         scores = np.empty((len(items), len(self.contract.head.attributes)), dtype=np.float32)
+        launched: deque[tuple[NDArray[np.int64], Readback]] = deque()
+
+        def read() -> None:
+            indices, computed = launched.popleft()
+            scores[indices] = computed.wait()
+
         for groups in split_by_budget(group_items(items, share=self.shares_prompt), token_budget):
             batch = pack(groups)
-            scores[batch.indices] = self.forward(batch).cpu().numpy()
+            launched.append((batch.indices, Readback(self.forward(batch))))
+            if len(launched) > 1:  # a GPU computes this one while the last is read and the next is packed
+                read()
+        if launched:
+            read()
         return scores
 
     def _prove(self, reference: NDArray[np.float32], stored: torch.dtype) -> None:

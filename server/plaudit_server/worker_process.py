@@ -30,6 +30,7 @@ from plaudit_model.errors import ModelError
 from plaudit_model.footprint import Room
 from plaudit_model.memory import keep_freed_memory
 from plaudit_model.packing import Group, group_items, pack, split_by_budget
+from plaudit_model.readback import Landing, readback_of
 from plaudit_model.reward_model import RewardModel, choose_device
 
 from . import faults, messages
@@ -37,7 +38,6 @@ from .domain import ModelInfo
 from .faults import Fault
 from .link import SocketLink
 from .messages import Failure, LoadOrder, Scores
-from .readback import Readback, readback_of
 
 logger = logging.getLogger("plaudit.worker")
 
@@ -104,7 +104,7 @@ class Running:
 
     groups: list[Group]
     started: float
-    readback: Readback | None
+    readback: Landing | None
 
     def landed(self) -> bool:
         return self.readback is None or self.readback.landed()

@@ -16,11 +16,11 @@ import torch
 
 from plaudit_model.encode import Encoded
 from plaudit_model.packing import group_items
+from plaudit_model.readback import readback_of
 from plaudit_server import messages, worker_process
 from plaudit_server.faults import Fault
 from plaudit_server.link import SocketLink
 from plaudit_server.messages import Attributes, LoadOrder, Scores
-from plaudit_server.readback import readback_of
 from plaudit_server.worker_process import Scorer, answer_batches
 
 
