@@ -8,6 +8,7 @@ What waits keeps waiting meanwhile, up to its deadline. Asleep, there is no work
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import time
@@ -30,6 +31,10 @@ __all__ = ["BatchReport", "Engine", "EngineObserver", "EngineSettings", "State"]
 
 logger = logging.getLogger("plaudit.engine")
 
+_RESPITE = 30.0
+_NOBODY = f"no worker is running; another is tried every {_RESPITE:.0f} s"
+_BROKEN = "the engine is broken: restart the server"
+
 State = Literal["starting", "ready", "restarting", "asleep", "failed", "draining"]
 
 
@@ -37,7 +42,7 @@ class Engine:
     """One model behind a worker process for each device. All methods belong to the event loop that ran `start`.
 
     `host` is shared by engines that live beside each other and closed by whoever made it; None is one of its own.
-    `info` and `lanes` are there once `start` has returned.
+    `info` and `lanes` are there once `start` has returned. `broken`: an error of its own has ended it.
     """
 
     info: ModelInfo
@@ -53,6 +58,7 @@ class Engine:
         self._host = host or WorkerHost(settings.wait)
         self._owns_host = host is None
         self.lanes: list[Lane] = []
+        self.broken = False
         self._draining = False
         self._awake = True
         self._not_woken = ""
@@ -220,32 +226,49 @@ class Engine:
         while True:
             async with asyncio.TaskGroup() as group:
                 for lane in self.lanes:
-                    if lane.worker:
-                        group.create_task(self._serve(lane))
-            sleepers = [lane for lane in self.lanes if lane.phase == "asleep"]
-            if not sleepers:
-                break
-            await self._rouse(sleepers)
-        self._give_up("the worker crashes again and again")
+                    group.create_task(self._serve(lane))
+            await self._rouse([lane for lane in self.lanes if lane.phase == "asleep"])
 
     async def _serve(self, lane: Lane) -> None:
-        """From one worker of a lane to the next, until one has left to sleep, or no other can be had."""
-        while worker := lane.worker:
-            await lane.collect(worker, self._refit)
-            idle = not lane.flights
-            lane.bury(worker)
-            self._leave()
-            if lane.phase == "leaving":
-                await worker.close()
-                await worker.ended()
-                return self._enter("asleep", [lane])
+        """From one worker of a lane to the next, until one has left to sleep, or the others have and it has none."""
+        while True:
+            worker, idle = lane.worker, False
+            if worker:
+                await lane.collect(worker, self._refit)
+                idle = not lane.flights
+                lane.bury(worker)
+                self._leave()
+                if lane.phase == "leaving":
+                    await worker.close()
+                    await worker.ended()
+                    return self._enter("asleep", [lane])
             self._enter("restarting", [lane])
-            await worker.close()
+            if worker:
+                await worker.close()
             if replacement := await lane.replace(self._launch, idle=idle):
                 self._take_on([lane], [replacement])
                 self._observer.worker_restarted()
-        logger.error("no worker can be kept on %s: it is left out", lane.device)
+            elif not await self._respite(lane):
+                return
+
+    async def _respite(self, lane: Lane) -> bool:
+        """Nobody waits for the lane now; until it is time to try again, or, False, the others have gone to sleep. What
+        failed for a minute may be a file system or a neighbour on the device, and nobody is there to restart us."""
+        logger.error("no worker can be kept on %s: another is tried in %.0f s", lane.device, _RESPITE)
         self._enter("failed", [lane])
+        if self._phase == "failed":
+            logger.critical("there is no worker at all: what waits and what comes is refused")
+            self._ledger.fail_all(Unavailable, _NOBODY)
+        due = time.monotonic() + _RESPITE
+        while self._phase != "asleep":
+            seconds = due - time.monotonic()
+            wanted = self._awake or self._phase == "failed"
+            if wanted and seconds <= 0:
+                return True
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds if wanted else None):
+                    await self._turned.wait()
+        return False
 
     async def _rouse(self, lanes: list[Lane]) -> None:
         """Asleep until a `wake` succeeds, of all lanes or of none."""
@@ -281,18 +304,15 @@ class Engine:
         self._ledger.limit(budget, len(lanes))
         self._bell.set()
 
-    def _give_up(self, reason: str) -> None:
-        logger.critical("the engine gives up: %s", reason)
-        self._enter("failed", self.lanes)
-        self._ledger.fail_all(Unavailable, "no worker is running")
-
     def _stopped(self, task: asyncio.Task[None]) -> None:
-        """A task of ours ended by itself: with an error, nobody else would answer what waits."""
-        if not task.cancelled() and task.exception() is not None:
+        """A task of ours ended by itself, with an error: nobody else would answer what waits, nor ever will."""
+        if not task.cancelled():
             logger.critical("a task of the engine failed", exc_info=task.exception())
             for other in self._tasks:
                 other.cancel()
-            self._give_up("an error of its own")
+            self.broken = True
+            self._enter("failed", self.lanes)
+            self._ledger.fail_all(Unavailable, _BROKEN)
 
     def _enter(self, phase: Phase, lanes: Iterable[Lane]) -> None:
         for lane in lanes:
@@ -313,4 +333,4 @@ class Engine:
 
     def _require_worker(self) -> None:
         if self._phase in ("starting", "failed"):
-            raise Unavailable("no worker is running")
+            raise Unavailable(_BROKEN if self.broken else _NOBODY)

@@ -3,7 +3,7 @@
 EngineError
   Overloaded         at capacity: the request was not taken; carries when to come back
   Draining           shutting down: the request was not taken, or was not finished in time
-  Unavailable        no worker: not started yet, or given up after a crash loop
+  Unavailable        no worker: not started yet, or none can be kept for now
   Asleep             the device is lent out: batch work waits, other work is not taken
   TooLarge           the request can never fit
   DeadlineExceeded   the item's deadline passed before its score was there

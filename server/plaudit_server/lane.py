@@ -136,7 +136,7 @@ class Lane:
             self._ledger.lost(flights[0])
 
     async def replace(self, launch: Launch, *, idle: bool) -> Worker | None:
-        """Another worker for the one that died, `idle` or over a batch; None: it is time to give up."""
+        """Another worker for the one that died, `idle` or over a batch; None: it is hopeless for now."""
         delay = self._restarts.died(time.monotonic()) if idle else 0.0
         while delay is not None:
             await asyncio.sleep(delay)

@@ -23,9 +23,10 @@ _PAGE_POLICY = "default-src 'self'; script-src 'unsafe-inline'; style-src 'unsaf
 
 @router.head("/livez", include_in_schema=False)
 @router.get("/livez")
-async def livez() -> Response:
-    """The process answers."""
-    return json_response({"status": "alive"})
+async def livez(request: Request) -> Response:
+    """The process answers; 503 where only a restart helps."""
+    broken = any(model.engine.broken for model in service_of(request).models)
+    return json_response({"status": "broken" if broken else "alive"}, 503 if broken else 200)
 
 
 @router.head("/health", include_in_schema=False)

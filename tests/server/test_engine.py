@@ -7,10 +7,14 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from fastapi import FastAPI, Request, Response
 
+from plaudit_server import engine as engine_module
+from plaudit_server import probe
 from plaudit_server.domain import Scored, Work
 from plaudit_server.engine import Engine, EngineSettings
 from plaudit_server.engine_errors import (
@@ -26,6 +30,7 @@ from plaudit_server.engine_errors import (
     WorkerFailed,
 )
 from plaudit_server.messages import Scores, scores_frame
+from plaudit_server.service import Service
 from plaudit_server.worker import WorkerHost
 
 from .engines import Oracle, Recorder, outcomes, running, samples, scores, stopped, until
@@ -251,7 +256,10 @@ async def test_a_worker_that_hangs_is_replaced(tiny_model_dir: Path, host: Worke
         assert len(await scores(engine.submit(samples(2, seed=24)))) == 2
 
 
-async def test_a_crash_loop_is_given_up(tiny_model_dir: Path, host: WorkerHost) -> None:
+async def test_in_a_crash_loop_work_is_refused_until_a_worker_stays(
+    tiny_model_dir: Path, host: WorkerHost, expected: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "_RESPITE", 0.5)
     async with running(tiny_model_dir, host) as (engine, recorder):
         for _ in range(4):
             engine.lanes[0]._restarts.died(time.monotonic())
@@ -261,12 +269,24 @@ async def test_a_crash_loop_is_given_up(tiny_model_dir: Path, host: WorkerHost) 
         held = await outcomes(engine.submit(samples(2, seed=25))) if engine.state == "restarting" else []
         assert all(isinstance(error, Unavailable) for error in held)
         await until(lambda: engine.state == "failed")
-        with pytest.raises(Unavailable):
+        with pytest.raises(Unavailable, match="another is tried every 30 s"):
             engine.submit(samples(1, seed=25))
-        await engine.drain(1.0)
+        with pytest.raises(Unavailable):
+            await engine.wake()
+        await until(lambda: engine.state == "ready")
+        assert recorder.restarts == 1 and not engine.broken
+        work = samples(2, seed=25)
+        assert await scores(engine.submit(work)) == expected(work)
 
 
-async def test_files_that_changed_are_not_served(tiny_model_dir: Path, host: WorkerHost, tmp_path: Path) -> None:
+async def test_files_that_changed_are_not_served_until_they_are_back(
+    tiny_model_dir: Path,
+    host: WorkerHost,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(engine_module, "_RESPITE", 0.5)
     directory = tmp_path / "model"
     directory.mkdir()
     for path in tiny_model_dir.iterdir():
@@ -282,6 +302,31 @@ async def test_files_that_changed_are_not_served(tiny_model_dir: Path, host: Wor
             os.kill(pid, signal.SIGKILL)
             assert [type(error) for error in await outcomes(answers)] == [Unavailable]
         assert engine.state == "failed"
+        for tries in (1, 2):
+            await until(lambda: caplog.text.count("the model's files have changed") == tries)  # noqa: B023
+        (directory / "reward.json").write_text(json.dumps(contract))
+        await until(lambda: engine.state == "ready")
+
+
+async def livez(engine: Engine) -> Response:
+    """What the probe says of a server with this engine."""
+    app = FastAPI()
+    app.state.service = Service(None, [SimpleNamespace(engine=engine)], None)  # type: ignore[arg-type]
+    return await probe.livez(Request({"type": "http", "app": app}))
+
+
+async def test_an_error_of_the_engines_own_is_final(
+    tiny_model_dir: Path, host: WorkerHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tiny_model_dir, host) as (engine, _):
+        assert (await livez(engine)).status_code == 200
+        monkeypatch.setattr(engine._batcher, "next_batch", None)
+        [error] = await outcomes(engine.submit(samples(1, seed=27)))
+        assert isinstance(error, Unavailable) and "restart the server" in str(error)
+        assert engine.broken and engine.state == "failed"
+        assert (await livez(engine)).status_code == 503
+        with pytest.raises(Unavailable, match="restart the server"):
+            engine.submit(samples(1, seed=27))
 
 
 async def test_draining_finishes_what_was_taken_and_takes_nothing_new(tiny_bert_dir: Path, host: WorkerHost) -> None:

@@ -20,13 +20,14 @@ import httpx2
 import numpy as np
 import pytest
 
+from plaudit_server import engine as engine_module
 from plaudit_server import messages
 from plaudit_server.admission import Bounds
 from plaudit_server.batcher import Batcher, BatchPolicy
 from plaudit_server.cache import ScoreCache, ScoreKeys
 from plaudit_server.domain import ModelInfo, Scored, Work
 from plaudit_server.engine import Engine
-from plaudit_server.engine_errors import Draining, Overloaded, WorkerCrashed, WorkerFailed
+from plaudit_server.engine_errors import Draining, Overloaded, Unavailable, WorkerCrashed, WorkerFailed
 from plaudit_server.engine_settings import EngineSettings
 from plaudit_server.lane import Lane, Phase, choose
 from plaudit_server.ledger import Ledger
@@ -403,9 +404,15 @@ async def test_one_that_hangs_holds_up_nobody_else_and_has_a_clock_of_its_own(
         assert recorder.restarts == 2, "once each time that it hung"
 
 
-async def test_a_lane_that_cannot_restart_is_left_out_and_the_last_one_ends_it(
-    tiny_model_dir: Path, host: WorkerHost, tmp_path: Path, expected: Oracle, caplog: pytest.LogCaptureFixture
+async def test_a_lane_that_cannot_restart_is_left_out_until_it_can(
+    tiny_model_dir: Path,
+    host: WorkerHost,
+    tmp_path: Path,
+    expected: Oracle,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(engine_module, "_RESPITE", 0.5)
     directory = tmp_path / "model"
     shutil.copytree(tiny_model_dir, directory)
     async with running(directory, host, cache_bytes=0, device=TWO) as (engine, recorder):
@@ -427,12 +434,36 @@ async def test_a_lane_that_cannot_restart_is_left_out_and_the_last_one_ends_it(
             await engine.wake()
         shutil.copytree(tiny_model_dir, directory, dirs_exist_ok=True)
         await engine.wake()
-        assert [lane.phase for lane in engine.lanes] == ["failed", "ready"], "what was left out stays out"
-        for _ in range(4):
-            engine.lanes[1]._restarts.died(time.monotonic())
-        os.kill(pids_of(engine)[0], signal.SIGKILL)
-        await until(lambda: engine.state == "failed")
-        assert recorder.restarts == 0
+        assert engine.lanes[1].phase == "ready", "the one that was left out is not waited for"
+        await until(lambda: ready(engine) == 2)
+        assert recorder.restarts == 1 and len(set(pids_of(engine))) == 2
+        again = conversations(51)
+        assert await scores(engine.submit(again)) == expected(again)
+
+
+async def test_the_last_one_that_cannot_restart_refuses_work_and_the_first_to_come_back_takes_it(
+    tiny_model_dir: Path, host: WorkerHost, tmp_path: Path, expected: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "_RESPITE", 0.5)
+    directory = tmp_path / "model"
+    shutil.copytree(tiny_model_dir, directory)
+    async with running(directory, host, cache_bytes=0, device=TWO) as (engine, _):
+        (directory / "reward.json").write_text("{}")
+        for lane in engine.lanes:
+            for _ in range(4):
+                lane._restarts.died(time.monotonic())
+        for pid in pids_of(engine):
+            os.kill(pid, signal.SIGKILL)
+        await until(lambda: [lane.phase for lane in engine.lanes] == ["failed"] * 2)
+        with pytest.raises(Unavailable):
+            await engine.sleep()
+        shutil.copytree(tiny_model_dir, directory, dirs_exist_ok=True)
+        await until(lambda: ready(engine) == 2)
+        work = conversations(52)
+        assert await scores(engine.submit(work)) == expected(work)
+        await engine.sleep()
+        await engine.wake()
+        assert ready(engine) == 2
 
 
 async def test_all_sleep_and_all_wake_or_none(tiny_model_dir: Path, host: WorkerHost, expected: Oracle) -> None:

@@ -11,9 +11,12 @@ def test_delays_double_up_to_thirty_seconds() -> None:
     assert delays == [0, 1, 2, 4, 8, 16, 30, 30, 30]
 
 
-def test_the_fifth_death_within_a_minute_is_the_last() -> None:
+def test_from_the_fifth_death_within_a_minute_nobody_waits_until_a_batch_was_answered() -> None:
     policy = RestartPolicy()
     assert [policy.died(float(now)) for now in (0, 1, 3, 6, 11)] == [0, 1, 2, 4, None]
+    assert [policy.died(float(now)) for now in (41, 71, 101, 1000)] == [None] * 4
+    policy.served()
+    assert policy.died(2000.0) == 0
 
 
 def test_deaths_a_minute_apart_are_not_a_crash_loop() -> None:
