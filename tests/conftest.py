@@ -223,7 +223,7 @@ SHAPES: dict[str, dict[str, object]] = {
     "deberta-v2": {**_SIZES, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0,
                    "pad_token_id": 0},
     "bert": _COMMON,
-    "roberta": {**_COMMON, "pad_token_id": 1},
+    "roberta": {**_COMMON, "pad_token_id": 1, "type_vocab_size": 1},
     "modernbert": {**_COMMON, "global_attn_every_n_layers": 2, "local_attention": 48, "cls_token_id": 3,
                    "sep_token_id": 4, "bos_token_id": 3, "eos_token_id": 4},
 }  # fmt: skip
@@ -265,10 +265,14 @@ def _write_tokenizer(directory: Path, family: str) -> None:
     }
     if family in ENCODERS:
         config |= {"cls_token": "[CLS]", "sep_token": "[SEP]"}
-        config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 3), ("[SEP]", 4)]
-        )
+        if family == "roberta":  # no token types, and two tokens between the texts
+            config["model_input_names"] = ["input_ids", "attention_mask"]
+            tokenizer.post_processor = processors.RobertaProcessing(("[SEP]", 4), ("[CLS]", 3), add_prefix_space=False)
+        else:
+            config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+            tokenizer.post_processor = processors.TemplateProcessing(
+                single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 3), ("[SEP]", 4)]
+            )
     else:
         config |= {"eos_token": "<|im_end|>", "chat_template": CHATML}
     tokenizer.save(str(directory / "tokenizer.json"))

@@ -29,7 +29,9 @@ class Dpo:
         self.policy, self.trainable, self._rows, self._config = policy, trainable, rows, config
         self._reference = Reference(policy)
         self.total = -(-len(rows) // config.batch_size) * config.epochs
-        self.identity: Mapping[str, Any] = {"data": fingerprint(rows), "batch_size": config.batch_size}
+        self.identity: Mapping[str, Any] = {
+            "data": fingerprint(rows), "batch_size": config.batch_size, "policy": dict(policy.origin),
+        }  # fmt: skip
 
     def take(self, step: int, stop: StopRequest) -> Done:
         stop.check()

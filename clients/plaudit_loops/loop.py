@@ -164,9 +164,7 @@ class _Loop:
         if snapshot is None:
             return
         state, trainable = snapshot.state, self._stage.trainable
-        for name, mine in self._stage.identity.items():
-            if state["identity"].get(name) != mine:
-                raise CheckpointError(f"step {snapshot.step} was computed with another {name}; use another --out")
+        self._check_identity(snapshot.step, state["identity"])
         if state["threads"] != torch.get_num_threads():
             LOG.warning("the run began with %d threads: the last bits may differ with now", state["threads"])
         trainable.load_weights(snapshot.tensors["weights"])
@@ -177,6 +175,22 @@ class _Loop:
         self._stage.stopped = state["stopped"]
         self._saver.saved_at = snapshot.step
         self._place.console.print(f"resumed at step {self.step} of {self._stage.total}")
+
+    def _check_identity(self, step: int, known: Mapping[str, Any]) -> None:
+        for name, mine in self._stage.identity.items():
+            before = known.get(name, {})
+            if mine and not before:  # a run of an older version
+                LOG.warning("step %d does not say with which %s it was computed: it is taken for this one", step, name)
+            elif before != mine and name == "policy":
+                raise CheckpointError(f"{self._changed(before, mine)}; bring that back, or use another --out")
+            elif before != mine:
+                raise CheckpointError(f"step {step} was computed with another {name}; use another --out")
+
+    def _changed(self, before: Mapping[str, str | None], now: Mapping[str, str | None]) -> str:
+        """What is no longer as it was where the policy lies."""
+        name = next(name for name in sorted({*before, *now}) if before.get(name) != now.get(name))
+        was, has = (f"sha256 {files[name]}" if files.get(name) else "not there" for files in (before, now))
+        return f"{name} in {self._config.model.policy} was {was} when the run began and now is {has}"
 
     def run(self, stop: StopRequest) -> Mapping[str, float]:
         """Take the steps that are left; the numbers of the last."""

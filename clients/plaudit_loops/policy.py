@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,13 +41,15 @@ class Said(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Policy:
-    """`module` is trained; `stop_ids` end a response; `pad_id` fills, and is never read."""
+    """`module` is trained; `stop_ids` end a response; `pad_id` fills, and is never read. `origin` is the sha256 of each
+    file that a run must find again to go on: its reference, or what lies below its adapter."""
 
     module: nn.Module
     tokenizer: Any
     stop_ids: frozenset[int]
     pad_id: int
     autocast: bool = False
+    origin: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -173,6 +175,8 @@ def load_policy(directory: Path, *, device: str, autocast: bool, seed: int = 0) 
 
     Raises CheckpointError for pickle weights and for what transformers cannot read.
     """
+    if not directory.is_dir():  # transformers would take a Hub id, whose weights do not lie there
+        raise CheckpointError(f"{directory} is no directory: name one with a causal language model")
     try:
         config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)

@@ -58,7 +58,9 @@ class Rl:
         if self._per_step % world.size:
             raise ConfigError(f"rollout.prompts_per_step is {self._per_step}: not divisible by {world.size} processes")
         self.policy, self.trainable, self.total, self.stopped = policy, trainable, config.steps, ""
-        self.identity: Mapping[str, Any] = {"data": fingerprint(rows), "processes": world.size}
+        self.identity: Mapping[str, Any] = {
+            "data": fingerprint(rows), "processes": world.size, "policy": dict(policy.origin),
+        }  # fmt: skip
         self._values, self._rows, self._rewards, self._config = values, rows, rewards, config
         self._collector = Collector(policy, values, rows, rewards, config, world)
         assert config.kl.kl_coef is not None, "resolve the configuration first"

@@ -28,7 +28,9 @@ class Sft:
     def __init__(self, policy: Policy, trainable: Trainable, rows: Sequence[Encoded], config: SftConfig) -> None:
         self.policy, self.trainable, self._rows, self._config = policy, trainable, rows, config
         self.total = -(-len(rows) // config.batch_size) * config.epochs
-        self.identity: Mapping[str, Any] = {"data": fingerprint(rows), "batch_size": config.batch_size}
+        self.identity: Mapping[str, Any] = {
+            "data": fingerprint(rows), "batch_size": config.batch_size, "policy": dict(policy.origin),
+        }  # fmt: skip
 
     def take(self, step: int, stop: StopRequest) -> Done:
         stop.check()

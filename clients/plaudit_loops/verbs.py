@@ -7,11 +7,14 @@ import logging
 import shutil
 import warnings
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from rich.console import Console
+
+from plaudit_model.store import weights_identity
 
 from . import config as configs
 from . import data, loop, starter
@@ -32,7 +35,7 @@ Verb = Literal["sft", "rl", "dpo"]
 def sft(config: SftConfig, out: Path, console: Console) -> None:
     """Supervised fine-tuning into `out`. Raises LoopError, ModelError."""
     with loop.opened(out, console, config.model.device) as place:
-        policy = _policy(config.model, config.run.seed, place.world, out)
+        policy = _policy(config.model, config.run.seed, place.world, out, kept=bool(config.model.lora_r))
         config, trainable = _ready(config, "sft", policy, place.world, {})
         rows = _encoded(data.sft_rows(config.data, config.starter_records, config.run.seed), policy,
                         config.max_length, place)  # fmt: skip
@@ -74,8 +77,9 @@ def _served(config: RlConfig, console: Console) -> Served:
     return served
 
 
-def _policy(config: PolicyConfig, seed: int, world: World, out: Path) -> Policy:
-    """The policy to begin with; that of `starter` is untrained, and made in `<out>/base`."""
+def _policy(config: PolicyConfig, seed: int, world: World, out: Path, *, kept: bool = True) -> Policy:
+    """The policy to begin with; that of `starter` is untrained, and made in `<out>/base`. `kept`: whether training goes
+    on needing its weights, which are then hashed, once, beside their loading."""
     if not config.policy:
         raise ConfigError("--policy names no directory: fit one with `plaudit sft`, or name any causal language model")
     directory = Path(config.policy)
@@ -87,7 +91,12 @@ def _policy(config: PolicyConfig, seed: int, world: World, out: Path) -> Policy:
         world.any(False)  # the others wait until it is there
     device = world.device
     autocast = config.dtype == "bfloat16" or (config.dtype == "auto" and device.startswith("cuda"))
-    policy = load_policy(directory, device=device, autocast=autocast, seed=seed)
+    with ThreadPoolExecutor(1) as pool:
+        hashing = pool.submit(weights_identity, directory) if kept and world.is_main else None
+        policy = load_policy(directory, device=device, autocast=autocast, seed=seed)
+    found = hashing.result() if hashing else None
+    if kept and (known := world.gather([found])[0]):
+        policy = dataclasses.replace(policy, origin={"config.json": known["config"], **known["weights"]})
     return _with_adapter(policy, config, seed) if config.lora_r else policy
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from . import contract as contracts
 from .contract import RewardContract
 from .errors import CheckpointError, ItemError
-from .infer import TOKENIZER_FILE, tokenizer_home
+from .infer import TOKENIZER_FILE, has_token_types, tokenizer_home
 from .records import Message
 from .template import ChatTemplate
 from .tokens import BoundedTokenizer
@@ -41,7 +41,8 @@ class Truncation:
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoded:
     """Token ids (L,) int32 of one item; the first `prompt_tokens` are the prompt's. A token whose characters
-    lie on both sides of the boundary belongs to the response."""
+    lie on both sides of the boundary belongs to the response. Models with token types read 1 from the boundary on,
+    unless it is 0."""
 
     ids: NDArray[np.int32]
     prompt_tokens: int
@@ -51,8 +52,13 @@ class Encoded:
 class Encoder:
     """Encodes items as the contract says. Not thread-safe."""
 
-    def __init__(self, tokenizer_json: str, special_tokens: Mapping[str, str], contract: RewardContract) -> None:
+    def __init__(
+        self, tokenizer_json: str, special_tokens: Mapping[str, str], contract: RewardContract, *, typed: bool = True
+    ) -> None:
+        """`typed`: whether the model may have token types. Where it may, and the tokenizer gives all tokens of a pair
+        the same, `prompt_tokens` is 0."""
         self.contract = contract
+        self._typed = typed
         self._special_tokens = dict(special_tokens)
         self._tokenizer = BoundedTokenizer(tokenizer_json)
         self._template = ChatTemplate(contract.template, special_tokens)
@@ -69,7 +75,8 @@ class Encoder:
         path = home / TOKENIZER_FILE
         if not path.is_file():
             raise CheckpointError(f"{home} has no {TOKENIZER_FILE}; only fast tokenizers are read")
-        return cls(path.read_text(encoding="utf-8"), special_tokens(home), contract)
+        typed = contract.template.kind == "chat" or has_token_types(directory)
+        return cls(path.read_text(encoding="utf-8"), special_tokens(home), contract, typed=typed)
 
     def clone(self) -> Encoder:
         """The same encoder with its own tokenizer instance, for another thread."""
@@ -100,7 +107,7 @@ class Encoder:
         if not messages:
             raise ItemError("invalid_messages", "the prompt has no messages")
         if self.contract.template.kind == "pair":
-            return self._fit(*self._pair(messages, response), overlong)
+            return self._pair(messages, response, overlong)
         return self._fit(*self._chat(messages, response), overlong)
 
     def encode_conversation(self, messages: Sequence[Message], overlong: Overlong = "error") -> Encoded:
@@ -134,10 +141,11 @@ class Encoder:
         ids = self._with_bos(bare)
         return ids + list(self.contract.tokens.suffix), prompt_tokens + len(ids) - len(bare)
 
-    def _pair(self, messages: list[Message], response: str) -> tuple[list[int], int]:
+    def _pair(self, messages: list[Message], response: str, overlong: Overlong) -> Encoded:
         prompt = _checked(self._template.render(messages, add_generation_prompt=False))
-        ids, prompt_tokens = self._tokenizer.pair(prompt, _checked(response))
-        return ids + list(self.contract.tokens.suffix), prompt_tokens
+        ids, prompt_tokens, marked = self._tokenizer.pair(prompt, _checked(response))
+        encoded = self._fit(ids + list(self.contract.tokens.suffix), prompt_tokens, overlong)
+        return encoded if marked or not self._typed else replace(encoded, prompt_tokens=0)
 
     def _with_bos(self, ids: list[int]) -> list[int]:
         """BOS in front if the contract adds one; never twice."""

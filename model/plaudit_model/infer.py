@@ -135,6 +135,11 @@ def max_length(directory: Path) -> int:
     return min(known)
 
 
+def has_token_types(directory: Path) -> bool:
+    """Whether a model tells the tokens of one text from those of another by their type. One that does not say may."""
+    return int(_read_optional(base_of(directory) / "config.json").get("type_vocab_size", 2) or 0) > 1
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises CheckpointError if the file is missing or is something else."""
     try:

@@ -78,11 +78,15 @@ class BoundedTokenizer:
         ids: list[int] = self._tokenizer.encode_batch_fast([text], add_special_tokens=special_tokens)[0].ids
         return ids
 
-    def pair(self, first: str, second: str) -> tuple[list[int], int]:
-        """The ids of a text pair with its special tokens, and how many of them precede the second text."""
+    def pair(self, first: str, second: str) -> tuple[list[int], int, bool]:
+        """The ids of a text pair with its special tokens, how many of them precede the second text, and whether a token
+        type marks what follows, as BERT's tokenizer does and RoBERTa's does not."""
         encoding = self._tokenizer.encode_batch_fast([(first, second)])[0]
-        types = encoding.type_ids
-        return encoding.ids, types.index(1) if 1 in types else 0
+        ids, types = encoding.ids, encoding.type_ids
+        if 1 in types:
+            return ids, types.index(1), True
+        texts = encoding.sequence_ids
+        return ids, texts.index(1) if 1 in texts else len(ids) - 1, False  # an empty text has but the closing token
 
     def bounded(self, text: str, boundary: int) -> tuple[list[int], int]:
         """The ids of a text, without special tokens around it, and how many leading ones end at or before character

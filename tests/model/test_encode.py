@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,12 +32,19 @@ def pair(reward_model_dir: ModelDir) -> Encoder:
     return Encoder.open(reward_model_dir("bert"))
 
 
+@pytest.fixture
+def unmarked(reward_model_dir: ModelDir) -> Encoder:
+    """RoBERTa's: no token type tells prompt and response apart."""
+    return Encoder.open(reward_model_dir("roberta"))
+
+
 def limited(encoder: Encoder, max_length: int) -> Encoder:
-    return Encoder(encoder._tokenizer._json, encoder._special_tokens, replace(encoder.contract, max_length=max_length))
+    contract = replace(encoder.contract, max_length=max_length)
+    return Encoder(encoder._tokenizer._json, encoder._special_tokens, contract, typed=encoder._typed)
 
 
-def test_the_boundary_lies_where_the_response_begins(chat: Encoder, pair: Encoder) -> None:
-    for encoder in (chat, pair):
+def test_the_boundary_lies_where_the_response_begins(chat: Encoder, pair: Encoder, unmarked: Encoder) -> None:
+    for encoder in (chat, pair, unmarked):
         one, other = (
             encoder.encode("Why is the sky blue?", "Scattering."),
             encoder.encode("Why is the sky blue?", "No."),
@@ -59,10 +68,12 @@ def test_any_text_is_encoded_and_decodes_to_itself(reward_model_dir: ModelDir, p
     assert text == f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n{response}<|im_end|>\n"
 
 
-def test_an_over_long_item_is_an_error_unless_asked_otherwise(chat: Encoder) -> None:
-    full = chat.encode("word " * 50, "An answer.")
-    short = limited(chat, len(full.ids) - 9)
-    with pytest.raises(ItemError, match="limit") as caught:
+@pytest.mark.parametrize("kind", ["chat", "pair", "unmarked"])
+def test_an_over_long_item_is_an_error_unless_asked_otherwise(kind: str, request: pytest.FixtureRequest) -> None:
+    encoder: Encoder = request.getfixturevalue(kind)
+    full = encoder.encode("word " * 50, "An answer.")
+    short = limited(encoder, len(full.ids) - 9)
+    with pytest.raises(ItemError, match="limit is .*overlong=truncate_prompt") as caught:
         short.encode("word " * 50, "An answer.")
     assert caught.value.code == "too_long"
     cut = short.encode("word " * 50, "An answer.", "truncate_prompt")
@@ -78,15 +89,36 @@ def test_a_limit_that_does_not_bind_changes_nothing(chat: Encoder) -> None:
     assert exactly.truncated is None and exactly.ids.tolist() == full.ids.tolist()
 
 
-def test_cutting_the_prompt_cannot_save_a_response_that_is_too_long(chat: Encoder) -> None:
-    with pytest.raises(ItemError, match="response alone"):
-        limited(chat, 20).encode("Hi", "word " * 50, "truncate_prompt")
+def test_cutting_the_prompt_cannot_save_a_response_that_is_too_long(chat: Encoder, unmarked: Encoder) -> None:
+    for encoder in (chat, unmarked):
+        with pytest.raises(ItemError, match="response alone"):
+            limited(encoder, 20).encode("Hi", "word " * 50, "truncate_prompt")
 
 
-def test_a_pair_keeps_its_first_token_when_it_is_cut(pair: Encoder) -> None:
-    full = pair.encode("word " * 50, "An answer.")
-    cut = limited(pair, len(full.ids) - 5).encode("word " * 50, "An answer.", "truncate_prompt")
-    assert cut.ids[0] == full.ids[0] and cut.ids[cut.prompt_tokens - 1] == full.ids[full.prompt_tokens - 1]
+def test_a_pair_keeps_its_first_token_when_it_is_cut(pair: Encoder, unmarked: Encoder) -> None:
+    for encoder in (pair, unmarked):
+        full = encoder.encode("word " * 50, "An answer.")
+        cut = limited(encoder, len(full.ids) - 5).encode("word " * 50, "An answer.", "truncate_prompt")
+        assert cut.ids[0] == full.ids[0] and cut.prompt_tokens == full.prompt_tokens - 5
+        assert cut.ids[cut.prompt_tokens - 1 :].tolist() == full.ids[full.prompt_tokens - 1 :].tolist()
+
+
+@pytest.mark.parametrize("config", [{"type_vocab_size": 2}, {}])
+def test_a_boundary_that_no_token_type_marks_gives_none(
+    config: dict[str, int], unmarked: Encoder, write_base: ModelDir, tmp_path: Path
+) -> None:
+    """As in a BERT with XLM-R's tokenizer: 1 would be read as the type of the response, which it never was."""
+    shutil.copytree(write_base("roberta"), tmp_path / "base")
+    known = json.loads((tmp_path / "base/config.json").read_text())
+    del known["type_vocab_size"]
+    (tmp_path / "base/config.json").write_text(json.dumps(known | config))
+    typed = Encoder.open(tmp_path / "base", unmarked.contract)
+    here, there = (encoder.encode("word " * 50, "An answer.") for encoder in (typed, unmarked))
+    assert here.prompt_tokens == 0 and there.prompt_tokens > 0 and here.ids.tolist() == there.ids.tolist()
+    here, there = (
+        limited(encoder, 40).encode("word " * 50, "An answer.", "truncate_prompt") for encoder in (typed, unmarked)
+    )
+    assert here.prompt_tokens == 0 and here.ids.tolist() == there.ids.tolist() and here.truncated == there.truncated
 
 
 def test_rendered_text_is_cut_on_the_left(chat: Encoder) -> None:
@@ -134,10 +166,10 @@ def test_what_is_not_an_item_has_a_code(chat: Encoder, call: Callable[[Encoder],
     assert caught.value.code == code
 
 
-def test_an_empty_response_is_scored(chat: Encoder, pair: Encoder) -> None:
-    for encoder in (chat, pair):
+def test_an_empty_response_is_scored(chat: Encoder, pair: Encoder, unmarked: Encoder) -> None:
+    for encoder in (chat, pair, unmarked):
         encoded = encoder.encode("Hi", "")
-        assert len(encoded.ids) > encoded.prompt_tokens
+        assert len(encoded.ids) > encoded.prompt_tokens == encoder.encode("Hi", "x").prompt_tokens
 
 
 def test_clones_encode_alike_in_many_threads(chat: Encoder) -> None:

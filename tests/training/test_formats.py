@@ -100,6 +100,34 @@ def test_all_forms_of_a_preference_are_the_same_record(row: dict[str, Any]) -> N
     assert record.comparisons == (Comparison(0, 1, "first"),)
 
 
+@pytest.mark.parametrize("again", ["go on", "p?"])
+def test_turns_after_an_explicit_prompt_follow_it(again: str) -> None:
+    roles = (BOT, USER)
+    row = {"chosen": turns("a", again, "x", roles=roles), "rejected": turns("a", again, "y", roles=roles)}
+    for lead in ("p?", turns("p?")):
+        record = parse("preference", {"prompt": lead, **row})
+        assert prompt_of(record) == [(USER, "p?"), (BOT, "a"), (USER, again)] and record.responses == ("x", "y")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "before"),
+    [
+        (turns("p?"), turns("p?", "a", "q?")),  # begins with it
+        (turns("p?", "a"), turns("p?", "a", "q?")),
+        ("p?", [{"role": "system", "content": "s"}, *turns("p?", "a", "q?")]),
+        ([{"role": "system", "content": "s"}, *turns("p?")], [{"role": "system", "content": "s"}, *turns("p?")]),
+        ("q?", turns("p?", "a", "q?")),  # UltraFeedback: the last user's turn
+        (turns("a", "p?", roles=(BOT, USER)), turns("a", "p?", roles=(BOT, USER))),  # begins with the assistant's
+        (None, turns("a", "p?", roles=(BOT, USER))),
+    ],
+)
+def test_whole_conversations_hold_the_prompt_once(prompt: object, before: list[dict[str, str]]) -> None:
+    chosen, rejected = ([*before, {"role": BOT, "content": text}] for text in "xy")
+    record = parse("preference", {"prompt": prompt, "chosen": chosen, "rejected": rejected})
+    assert prompt_of(record) == [(turn["role"], turn["content"]) for turn in before]
+    assert record.responses == ("x", "y")
+
+
 @pytest.mark.parametrize(
     ("chosen", "rejected", "prompt", "responses"),
     [
@@ -139,6 +167,12 @@ def test_an_absent_margin_is_none(absent: object) -> None:
         ({"chosen": turns("p?", "x"), "rejected": turns("p?", "z", "q?", "y")}, "bad_transcript"),
         ({"chosen": turns("p?", "x"), "rejected": turns("other?", "y")}, "different_prompts"),
         ({"prompt": "q?", "chosen": turns("p?", "x"), "rejected": turns("p?", "y")}, "different_prompts"),
+        ({"prompt": "q", "chosen": turns(*"abqcdx"), "rejected": turns(*"abqcdy")}, "different_prompts"),
+        ({"prompt": "p?", "chosen": turns("x", roles=(BOT,)), "rejected": turns("p?", "y")}, "different_prompts"),
+        (
+            {"prompt": "p?", "chosen": turns(*"ax", roles=(BOT, USER)), "rejected": turns(*"ay", roles=(BOT, USER))},
+            "bad_transcript",
+        ),
         ({"prompt": 1, "chosen": "x", "rejected": "y"}, "wrong_type"),
         ({"prompt": "p", "chosen": "x"}, "missing_key"),
         ({"chosen": [{"role": USER}], "rejected": "y"}, "missing_key"),

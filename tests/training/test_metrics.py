@@ -81,9 +81,9 @@ def test_ece_is_the_mean_gap_of_equal_mass_bins(n: int) -> None:
     assert values(judged(delta), 0.8)["ece"] == pytest.approx(ece_by_hand(delta, 0.8), rel=1e-9)
 
 
-def calibrated(n: int, temperature: float) -> Floats:
+def calibrated(n: int, temperature: float, seed: int = 1) -> Floats:
     """Score differences that are right as often as sigmoid(delta / temperature) says."""
-    draw = np.random.default_rng(1)
+    draw = np.random.default_rng(seed)
     size = np.abs(draw.normal(0, 3, n))
     return np.where(draw.random(n) < 1 / (1 + np.exp(-size / temperature)), size, -size)
 
@@ -92,6 +92,47 @@ def test_a_calibrated_model_has_no_calibration_error_at_its_temperature() -> Non
     delta = calibrated(40_000, 2.5)
     right, wrong = values(judged(delta), 2.5)["ece"], values(judged(delta), 1.0)["ece"]
     assert right is not None and wrong is not None and right < 0.015 and wrong > 0.05
+
+
+def held(n: int, temperature: float, truth: float) -> tuple[int, int]:
+    """In how many of 100 samples the interval of ece holds its own value, and what ece is of all there could be."""
+    value = true = 0
+    for seed in range(100):
+        found = metrics.evaluate(judged(calibrated(n, 1.0, seed)), temperature=temperature, bootstrap=200)["ece"]
+        assert found.value is not None and found.low is not None and found.high is not None
+        value += found.low <= found.value <= found.high
+        true += found.low <= truth <= found.high
+    return value, true
+
+
+@pytest.mark.parametrize(("n", "least"), [(200, 80), (1000, 88)])
+def test_the_interval_of_a_calibrated_model_holds_its_ece_and_zero(n: int, least: int) -> None:
+    value, true = held(n, 1.0, truth=0.0)
+    assert value == 100 and least <= true < 100, "as often as it says, and not always"
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_the_interval_holds_the_ece_of_a_model_that_is_not_calibrated(temperature: float) -> None:
+    truth = values(judged(calibrated(400_000, 1.0)), temperature)["ece"]
+    assert truth is not None and truth > 0.04
+    value, true = held(1000, temperature, truth)
+    assert value == 100 and true >= 90
+
+
+def test_the_interval_of_ece_narrows_where_the_gaps_are_clear() -> None:
+    estimate = metrics.evaluate(judged(calibrated(20_000, 1.0)), temperature=0.2, bootstrap=300)["ece"]
+    assert estimate.value is not None and estimate.low is not None and estimate.high is not None
+    accuracy = metrics.evaluate(judged(calibrated(20_000, 1.0)), bootstrap=300)["accuracy"]
+    assert accuracy.low is not None and accuracy.high is not None
+    assert estimate.high - estimate.low < 1.5 * (accuracy.high - accuracy.low)
+
+
+def test_copies_in_one_cluster_do_not_narrow_the_interval_of_ece() -> None:
+    alone = metrics.evaluate(judged(calibrated(600, 1.0)), bootstrap=300)["ece"]
+    copies = judged(np.repeat(calibrated(600, 1.0), 5), clusters=np.repeat(np.arange(600), 5)[:, None])
+    copied = metrics.evaluate(copies, bootstrap=300)["ece"]
+    assert alone.low is not None and copied.low is not None and alone.high is not None and copied.high is not None
+    assert copied.high - copied.low == pytest.approx(alone.high - alone.low, rel=0.15)
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
@@ -117,7 +158,7 @@ def test_intervals_are_the_same_for_a_seed_and_contain_the_value() -> None:
     data = judged(normal(200))
     one, two, other = (metrics.evaluate(data, bootstrap=200, seed=seed) for seed in (5, 5, 6))
     assert one == two and one != other
-    for name in ("accuracy", "nll", "brier", "margin"):
+    for name in ("accuracy", "nll", "brier", "margin", "ece"):
         estimate = one[name]
         assert estimate.low is not None and estimate.high is not None and estimate.value is not None
         assert estimate.low < estimate.value < estimate.high

@@ -19,6 +19,8 @@ Bools = NDArray[np.bool_]
 BINS = 15
 CONFIDENCE = 0.95
 _STEEPEST = 1e3
+_CLEAR = 3.0
+"""Standard errors from 0 at which the sign of a bin's gap counts as known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,8 @@ def evaluate(judged: Judged, *, temperature: float = 1.0, bootstrap: int = 1000,
 
     accuracy: strictly chosen > rejected, an equal score is wrong, as RewardBench counts; tie_rate: equal
     scores; nll, brier: of sigmoid(delta / temperature); ece: expected calibration error, the mean
-    over 15 equal-mass bins of |mean confidence - accuracy| (Naeini et al. 2015); margin: mean delta;
+    over 15 equal-mass bins of |mean confidence - accuracy| (Naeini et al. 2015), with an interval of its own:
+    `_around_ece`; margin: mean delta;
     accuracy_chosen_longer and accuracy_rejected_longer: the same accuracy where that response has more tokens.
     """
     names, tops, bottoms = _ratios(judged, temperature)
@@ -68,8 +71,9 @@ def evaluate(judged: Judged, *, temperature: float = 1.0, bootstrap: int = 1000,
         name: _estimate(float(points[i]), draws[:, i], bottoms[:, i], judged.clusters, is_rate=name in _RATES)
         for i, name in enumerate(names)
     }
-    point = _binned(errors, bins, ones)
-    estimates["ece"] = _estimate(point, draws[:, -1], judged.decided, judged.clusters, is_rate=False)
+    gaps_B = _gaps(errors, bins, ones)
+    around = _around_ece(gaps_B, draws[:, len(names) :])
+    estimates["ece"] = _estimate(_ece(gaps_B), around, judged.decided, judged.clusters, is_rate=False)
     return estimates
 
 
@@ -145,31 +149,57 @@ def _calibration(judged: Judged, temperature: float) -> tuple[Floats, Ints]:
     return np.where(judged.decided, confidence - correct, 0.0), bins
 
 
-def _binned(errors: Floats, bins: Ints, weights: Floats) -> float:
-    """The calibration error of `_calibration`'s comparisons, each counted `weights` (C,) times. NaN without winners."""
+def _gaps(errors: Floats, bins: Ints, weights: Floats) -> Floats:
+    """(BINS,) mean confidence - accuracy of each bin times its share, of `_calibration`'s comparisons, each counted
+    `weights` (C,) times. NaN without winners."""
     total = float(weights[bins >= 0].sum())
     if total == 0:
-        return float("nan")
-    sums = np.bincount(bins + 1, weights=weights * errors, minlength=BINS + 1)[1:]
-    return float(np.abs(sums).sum() / total)
+        return np.full(BINS, np.nan)
+    gaps_B: Floats = np.bincount(bins + 1, weights=weights * errors, minlength=BINS + 1)[1:] / total
+    return gaps_B
+
+
+def _ece(gaps_B: Floats) -> float:
+    return float(np.abs(gaps_B).sum())
+
+
+def _around_ece(gaps_B: Floats, draws_TB: Floats) -> Floats:
+    """(2 T',) ece plus and minus how far it lies from what it estimates, over the T' resamples that have winners: the
+    percentiles are its interval.
+
+    Noise makes gaps, never takes them away, so ece is too large, that of a resample twice over: its percentiles miss
+    what a calibrated model has, 0, and often the estimate itself. The gaps before |.| have no such bias. Resampled,
+    they say how far their sum of absolute values may be off: a gap of known sign moves it one way or the other, any
+    other by as much as it moves (Fang and Santos 2019: |.| has one-sided derivatives at 0). Held in simulations of 200
+    to 4,000 comparisons 95% of the time or more, 90% for a calibrated model with 200: bins of 13 are too small.
+    """
+    known_TB = draws_TB[np.isfinite(draws_TB).all(axis=1)]
+    if not len(known_TB):
+        return np.empty(0)
+    moved_TB = known_TB - gaps_B
+    clear_B = np.abs(gaps_B) > _CLEAR * known_TB.std(axis=0)
+    reach_T = np.abs(np.where(clear_B, np.sign(gaps_B) * moved_TB, np.abs(moved_TB)).sum(axis=1))
+    around: Floats = np.clip(_ece(gaps_B) + np.concatenate([-reach_T, reach_T]), 0.0, 1.0)
+    return around
 
 
 def _resample(
     judged: Judged, tops: Floats, bottoms: Floats, errors: Floats, bins: Ints, times: int, seed: int
 ) -> Floats:
-    """(times, M + 1) metrics of bootstrap resamples of clusters, ece last.
+    """(times, M + BINS) metrics of bootstrap resamples of clusters, the gaps of calibration last.
 
     With two clusters a comparison (its two responses) this is the pigeonhole bootstrap of Owen 2007.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     names, members = np.unique(judged.clusters, return_inverse=True)
     members = members.reshape(judged.clusters.shape)
-    draws = np.empty((times, tops.shape[1] + 1))
+    ratios = tops.shape[1]
+    draws = np.empty((times, ratios + BINS))
     for i in range(times):
         counts = np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names)).astype(np.float64)
         weights = counts[members].prod(axis=1)
-        draws[i, :-1] = _ratio(weights @ tops, weights @ bottoms)
-        draws[i, -1] = _binned(errors, bins, weights)
+        draws[i, :ratios] = _ratio(weights @ tops, weights @ bottoms)
+        draws[i, ratios:] = _gaps(errors, bins, weights)
     return draws
 
 

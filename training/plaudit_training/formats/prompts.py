@@ -45,14 +45,27 @@ def last_turns(first: Turns, second: Turns) -> tuple[Turns, Pair]:
 
 
 def _conversations(lead: Turns, first: Turns, second: Turns) -> tuple[Turns, Pair]:
-    """Responses given as turns: one turn each after the prompt column, or whole conversations, which must then
-    hold what the prompt column says."""
-    if len(first) == len(second) == 1:
+    """Responses given as turns: those after the prompt column, as in TRL's explicit-prompt form, which then begin with
+    the assistant's, or whole conversations. These begin with the turns of the prompt column, after a system turn at
+    most, or have them before the last, as UltraFeedback has."""
+    if len(first) == len(second) == 1 or (_continues(first, lead) and _continues(second, lead)):
         return last_turns(lead + first, lead + second)
     prompt, pair = last_turns(first, second)
-    if not any(prompt[i : i + len(lead)] == lead for i in range(len(prompt))):
-        raise BadRow("different_prompts", "the conversations do not hold the turns of the prompt column")
+    if not _begins(prompt, lead) and prompt[-len(lead) :] != lead:
+        raise BadRow("different_prompts", "the conversations neither begin with the turns of the prompt column nor "
+                     "have them before the last")  # fmt: skip
     return prompt, pair
+
+
+def _continues(turns: Turns, lead: Turns) -> bool:
+    """Whether turns are what follows on `lead`."""
+    return bool(turns) and turns[0].role == "assistant" and not _begins(turns, lead)
+
+
+def _begins(turns: Turns, lead: Turns) -> bool:
+    """Whether turns begin with `lead`, or do so after a system turn."""
+    after = 1 if turns and turns[0].role == "system" else 0
+    return lead in (turns[: len(lead)], turns[after : after + len(lead)])
 
 
 def _common_words(first: str, second: str) -> tuple[Turns, Pair]:
