@@ -11,7 +11,7 @@ from plaudit_kernels.attention_table import DELTA_ROWS, Launch, launches, padded
 from plaudit_kernels.chips import TableName
 from plaudit_kernels.gated import COLUMNS
 from plaudit_kernels.launch import PARTIAL_ROWS, row_block
-from plaudit_kernels.listwise import CHUNK
+from plaudit_kernels.listwise import _tile as rankings_tile
 from plaudit_kernels.matmul import GROUP, TILES
 from plaudit_kernels.pairwise import COMPARISONS
 
