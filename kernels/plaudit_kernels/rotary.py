@@ -78,24 +78,28 @@ def _reference(
 
 
 @jit
-def _columns(TOKENS: tl.constexpr, WIDTH: tl.constexpr, ROTARY: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr):
-    """(column, whether there is one) of the first of every pair, and of what is not rotated. Of every token, or what is
-    read by column alone would be spread over the threads in another way than the heads."""
+def _columns(TOKENS: tl.constexpr, WIDTH: tl.constexpr, ROTARY: tl.constexpr, HALF: tl.constexpr):
+    """(pair, its two columns, whether there is one). What is not rotated makes pairs of its own, turned by no angle.
+
+    Of every token: what is read by column alone would be spread over the threads in another way than the heads."""
     pair = tl.broadcast_to(tl.arange(0, HALF)[None, None, :], (1, TOKENS, HALF))
-    rest = tl.broadcast_to(tl.arange(0, REST)[None, None, :], (1, TOKENS, REST))
-    return pair, pair < ROTARY // 2, ROTARY + rest, rest < WIDTH - ROTARY
+    first, second = pair, pair + ROTARY // 2
+    if ROTARY < WIDTH:
+        first = tl.where(pair < ROTARY // 2, first, second)
+        second = first + tl.where(pair < ROTARY // 2, ROTARY // 2, (WIDTH - ROTARY) // 2)
+    return pair, first, second, pair < WIDTH // 2
 
 
 @jit
-def _angles(cos, sin, token, tokens, pair, paired, stride):
+def _angles(cos, sin, token, tokens, pair, stride, ROTARY: tl.constexpr):
     """cos and sin of every pair: the same for all heads, so that a program reads them once."""
-    place, mask = token * stride + pair, paired & (token < tokens)
-    return tl.load(cos + place, mask, 0.0).to(tl.float32), tl.load(sin + place, mask, 0.0).to(tl.float32)
+    place, mask = token * stride + pair, (pair < ROTARY // 2) & (token < tokens)
+    return tl.load(cos + place, mask, 1.0).to(tl.float32), tl.load(sin + place, mask, 0.0).to(tl.float32)
 
 
 @jit
-def _factor(norm, column, mask, UNIT_OFFSET: tl.constexpr):
-    factor = tl.load(norm + column, mask, 0.0).to(tl.float32)
+def _factor(norm, mask, UNIT_OFFSET: tl.constexpr):
+    factor = tl.load(norm, mask, 0.0).to(tl.float32)
     if UNIT_OFFSET:
         factor += 1.0
     return factor
@@ -108,10 +112,10 @@ def _rounded(unit, dtype: tl.constexpr, UNIT_OFFSET: tl.constexpr):
 
 
 @jit
-def _scaled(values, inverse, norm, column, mask, dtype: tl.constexpr, UNIT_OFFSET: tl.constexpr):
+def _scaled(values, inverse, norm, mask, dtype: tl.constexpr, UNIT_OFFSET: tl.constexpr):
     """values * inverse * factor with the rounding points of `norm.rms_norm`."""
     unit = _rounded(values * inverse, dtype, UNIT_OFFSET)
-    return (unit * _factor(norm, column, mask, UNIT_OFFSET)).to(dtype).to(tl.float32)
+    return (unit * _factor(norm, mask, UNIT_OFFSET)).to(dtype).to(tl.float32)
 
 
 @jit
@@ -122,34 +126,25 @@ def _turned(straight, crossed, angle: tl.constexpr):
 
 @jit
 def _forward_heads(
-    heads, output, norm, cos, sin, first_head, token, tokens, stride, step, cos_stride, eps,
-    COUNT: tl.constexpr, WIDTH: tl.constexpr, ROTARY: tl.constexpr, UNIT_OFFSET: tl.constexpr, TOKENS: tl.constexpr,
-    HEADS: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr,
+    heads, output, norm, cos, sin, first_head, token, tokens, stride, step, cos_stride, eps, COUNT: tl.constexpr,
+    WIDTH: tl.constexpr, ROTARY: tl.constexpr, UNIT_OFFSET: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr,
+    HALF: tl.constexpr,
 ):  # fmt: skip
     dtype: tl.constexpr = output.dtype.element_ty
     angle: tl.constexpr = dtype if cos.dtype.element_ty == dtype else tl.float32
-    pair, paired, tail, left = _columns(TOKENS, WIDTH, ROTARY, HALF, REST)
-    cosine, sine = _angles(cos, sin, token, tokens, pair, paired, cos_stride)
+    pair, first, second, kept = _columns(TOKENS, WIDTH, ROTARY, HALF)
+    cosine, sine = _angles(cos, sin, token, tokens, pair, cos_stride, ROTARY)
     head = first_head + tl.arange(0, HEADS)[:, None, None]
-    seen = (head < COUNT) & (token < tokens)
+    seen = (head < COUNT) & (token < tokens) & kept
     source, target = heads + token * stride + head * step, output + (token * COUNT + head) * WIDTH
-    one = tl.load(source + pair, seen & paired, 0.0).to(tl.float32)
-    two = tl.load(source + ROTARY // 2 + pair, seen & paired, 0.0).to(tl.float32)
-    if ROTARY < WIDTH:
-        rest = tl.load(source + tail, seen & left, 0.0).to(tl.float32)
+    one = tl.load(source + first, seen, 0.0).to(tl.float32)
+    two = tl.load(source + second, seen, 0.0).to(tl.float32)
     if norm is not None:
-        squares = tl.sum(one * one + two * two, 2)
-        if ROTARY < WIDTH:
-            squares += tl.sum(rest * rest, 2)
-        inverse = tl.rsqrt(squares / WIDTH + eps)[:, :, None]
-        one = _scaled(one, inverse, norm, pair, paired, dtype, UNIT_OFFSET)
-        two = _scaled(two, inverse, norm + ROTARY // 2, pair, paired, dtype, UNIT_OFFSET)
-        if ROTARY < WIDTH:
-            rest = _scaled(rest, inverse, norm, tail, left, dtype, UNIT_OFFSET)
-    tl.store(target + pair, _turned(one * cosine, -two * sine, angle).to(dtype), seen & paired)
-    tl.store(target + ROTARY // 2 + pair, _turned(two * cosine, one * sine, angle).to(dtype), seen & paired)
-    if ROTARY < WIDTH:
-        tl.store(target + tail, rest.to(dtype), seen & left)
+        inverse = tl.rsqrt(tl.sum(one * one + two * two, 2) / WIDTH + eps)[:, :, None]
+        one = _scaled(one, inverse, norm + first, kept, dtype, UNIT_OFFSET)
+        two = _scaled(two, inverse, norm + second, kept, dtype, UNIT_OFFSET)
+    tl.store(target + first, _turned(one * cosine, -two * sine, angle).to(dtype), seen)
+    tl.store(target + second, _turned(two * cosine, one * sine, angle).to(dtype), seen)
 
 
 @jit(do_not_specialize=["tokens"])
@@ -157,7 +152,7 @@ def _forward(
     query, key, query_out, key_out, query_norm, key_norm, cos, sin, tokens,
     query_stride, query_step, key_stride, key_step, cos_stride, eps,
     QUERY_HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, WIDTH: tl.constexpr, ROTARY: tl.constexpr,
-    UNIT_OFFSET: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr,
+    UNIT_OFFSET: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     """HEADS heads of TOKENS tokens. A stride is from token to token, a step from head to head."""
     groups: tl.constexpr = (QUERY_HEADS + HEADS - 1) // HEADS
@@ -167,68 +162,51 @@ def _forward(
     if group < groups:
         _forward_heads(
             query, query_out, query_norm, cos, sin, group * HEADS, token, tokens, query_stride, query_step, cos_stride,
-            eps, QUERY_HEADS, WIDTH, ROTARY, UNIT_OFFSET, TOKENS, HEADS, HALF, REST,
+            eps, QUERY_HEADS, WIDTH, ROTARY, UNIT_OFFSET, TOKENS, HEADS, HALF,
         )  # fmt: skip
     else:
         _forward_heads(
             key, key_out, key_norm, cos, sin, (group - groups) * HEADS, token, tokens, key_stride, key_step, cos_stride,
-            eps, KEY_HEADS, WIDTH, ROTARY, UNIT_OFFSET, TOKENS, HEADS, HALF, REST,
+            eps, KEY_HEADS, WIDTH, ROTARY, UNIT_OFFSET, TOKENS, HEADS, HALF,
         )  # fmt: skip
 
 
 @jit
 def _backward_heads(
-    heads, d_output, d_heads, norm, d_norm, cosine, sine, token, tokens, stride, step, eps,
-    COUNT: tl.constexpr, WIDTH: tl.constexpr, ROTARY: tl.constexpr, UNIT_OFFSET: tl.constexpr, TOKENS: tl.constexpr,
-    HEADS: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr,
+    heads, d_output, d_heads, norm, d_norm, cos, sin, token, tokens, stride, step, cos_stride, eps, COUNT: tl.constexpr,
+    WIDTH: tl.constexpr, ROTARY: tl.constexpr, UNIT_OFFSET: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr,
+    HALF: tl.constexpr,
 ):  # fmt: skip
     """Turns the gradient back, then takes it through the norm. The gradient of the norm: the sum over all heads."""
     dtype: tl.constexpr = d_heads.dtype.element_ty
-    pair, paired, tail, left = _columns(TOKENS, WIDTH, ROTARY, HALF, REST)
-    sum_one, sum_two = tl.zeros((TOKENS, HALF), tl.float32), tl.zeros((TOKENS, HALF), tl.float32)
-    sum_rest = tl.zeros((TOKENS, REST), tl.float32)
+    pair, first, second, kept = _columns(TOKENS, WIDTH, ROTARY, HALF)
+    cosine, sine = _angles(cos, sin, token, tokens, pair, cos_stride, ROTARY)
+    sum_one, sum_two = tl.zeros((1, TOKENS, HALF), tl.float32), tl.zeros((1, TOKENS, HALF), tl.float32)
     for first_head in range(0, COUNT, HEADS):
         head = first_head + tl.arange(0, HEADS)[:, None, None]
-        seen = (head < COUNT) & (token < tokens)
+        seen = (head < COUNT) & (token < tokens) & kept
         source, own = heads + token * stride + head * step, (token * COUNT + head) * WIDTH
-        d_one = tl.load(d_output + own + pair, seen & paired, 0.0).to(tl.float32)
-        d_two = tl.load(d_output + own + ROTARY // 2 + pair, seen & paired, 0.0).to(tl.float32)
+        d_one = tl.load(d_output + own + first, seen, 0.0).to(tl.float32)
+        d_two = tl.load(d_output + own + second, seen, 0.0).to(tl.float32)
         d_one, d_two = d_one * cosine + d_two * sine, d_two * cosine - d_one * sine
-        if ROTARY < WIDTH:
-            d_rest = tl.load(d_output + own + tail, seen & left, 0.0).to(tl.float32)
         if norm is not None:
-            one = tl.load(source + pair, seen & paired, 0.0).to(tl.float32)
-            two = tl.load(source + ROTARY // 2 + pair, seen & paired, 0.0).to(tl.float32)
-            squares = tl.sum(one * one + two * two, 2)
-            if ROTARY < WIDTH:
-                rest = tl.load(source + tail, seen & left, 0.0).to(tl.float32)
-                squares += tl.sum(rest * rest, 2)
-            inverse = tl.rsqrt(squares / WIDTH + eps)[:, :, None]
+            one = tl.load(source + first, seen, 0.0).to(tl.float32)
+            two = tl.load(source + second, seen, 0.0).to(tl.float32)
+            inverse = tl.rsqrt(tl.sum(one * one + two * two, 2) / WIDTH + eps)[:, :, None]
             one, two = one * inverse, two * inverse
-            sum_one += tl.sum(d_one * _rounded(one, dtype, UNIT_OFFSET), 0)
-            sum_two += tl.sum(d_two * _rounded(two, dtype, UNIT_OFFSET), 0)
-            d_one *= _factor(norm, pair, paired, UNIT_OFFSET)
-            d_two *= _factor(norm + ROTARY // 2, pair, paired, UNIT_OFFSET)
-            along = tl.sum(d_one * one + d_two * two, 2)
-            if ROTARY < WIDTH:
-                rest *= inverse
-                sum_rest += tl.sum(d_rest * _rounded(rest, dtype, UNIT_OFFSET), 0)
-                d_rest *= _factor(norm, tail, left, UNIT_OFFSET)
-                along += tl.sum(d_rest * rest, 2)
-                d_rest = (d_rest - rest * (along / WIDTH)[:, :, None]) * inverse
-            d_one = (d_one - one * (along / WIDTH)[:, :, None]) * inverse
-            d_two = (d_two - two * (along / WIDTH)[:, :, None]) * inverse
-        tl.store(d_heads + own + pair, d_one.to(dtype), seen & paired)
-        tl.store(d_heads + own + ROTARY // 2 + pair, d_two.to(dtype), seen & paired)
-        if ROTARY < WIDTH:
-            tl.store(d_heads + own + tail, d_rest.to(dtype), seen & left)
+            sum_one += tl.sum(d_one * _rounded(one, dtype, UNIT_OFFSET), 0)[None]
+            sum_two += tl.sum(d_two * _rounded(two, dtype, UNIT_OFFSET), 0)[None]
+            d_one *= _factor(norm + first, kept, UNIT_OFFSET)
+            d_two *= _factor(norm + second, kept, UNIT_OFFSET)
+            along = (tl.sum(d_one * one + d_two * two, 2) / WIDTH)[:, :, None]
+            d_one, d_two = (d_one - one * along) * inverse, (d_two - two * along) * inverse
+        tl.store(d_heads + own + first, d_one.to(dtype), seen)
+        tl.store(d_heads + own + second, d_two.to(dtype), seen)
     if norm is not None:
-        own = d_norm + tl.arange(0, HALF)
-        tl.store(own, tl.sum(sum_one, 0), tl.arange(0, HALF) < ROTARY // 2)
-        tl.store(own + ROTARY // 2, tl.sum(sum_two, 0), tl.arange(0, HALF) < ROTARY // 2)
-        if ROTARY < WIDTH:
-            own = d_norm + ROTARY + tl.arange(0, REST)
-            tl.store(own, tl.sum(sum_rest, 0), tl.arange(0, REST) < WIDTH - ROTARY)
+        # The columns of any token are those of all.
+        every = (tl.arange(0, TOKENS)[None, :, None] == 0) & kept
+        tl.store(d_norm + first, tl.broadcast_to(tl.sum(sum_one, 1)[:, None, :], first.shape), every)
+        tl.store(d_norm + second, tl.broadcast_to(tl.sum(sum_two, 1)[:, None, :], first.shape), every)
 
 
 @jit(do_not_specialize=["tokens"])
@@ -236,25 +214,23 @@ def _backward(
     query, key, d_query_out, d_key_out, d_query, d_key, query_norm, key_norm, d_norm, cos, sin, tokens,
     query_stride, query_step, key_stride, key_step, cos_stride, eps,
     QUERY_HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, WIDTH: tl.constexpr, ROTARY: tl.constexpr,
-    UNIT_OFFSET: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr,
+    UNIT_OFFSET: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     """All queries of TOKENS tokens, or all keys: the shorter programs come last."""
     program, side = tl.program_id(0).to(tl.int64), tl.program_id(1)
     token = program * TOKENS + tl.arange(0, TOKENS)[None, :, None]
-    pair, paired, _, _ = _columns(TOKENS, WIDTH, ROTARY, HALF, REST)
-    cosine, sine = _angles(cos, sin, token, tokens, pair, paired, cos_stride)
     partial = d_norm
     if query_norm is not None:
         partial += (program * 2 + side) * WIDTH
     if side == 0:
         _backward_heads(
-            query, d_query_out, d_query, query_norm, partial, cosine, sine, token, tokens, query_stride, query_step,
-            eps, QUERY_HEADS, WIDTH, ROTARY, UNIT_OFFSET, TOKENS, HEADS, HALF, REST,
+            query, d_query_out, d_query, query_norm, partial, cos, sin, token, tokens, query_stride, query_step,
+            cos_stride, eps, QUERY_HEADS, WIDTH, ROTARY, UNIT_OFFSET, TOKENS, HEADS, HALF,
         )  # fmt: skip
     else:
         _backward_heads(
-            key, d_key_out, d_key, key_norm, partial, cosine, sine, token, tokens, key_stride, key_step,
-            eps, KEY_HEADS, WIDTH, ROTARY, UNIT_OFFSET, TOKENS, HEADS, HALF, REST,
+            key, d_key_out, d_key, key_norm, partial, cos, sin, token, tokens, key_stride, key_step,
+            cos_stride, eps, KEY_HEADS, WIDTH, ROTARY, UNIT_OFFSET, TOKENS, HEADS, HALF,
         )  # fmt: skip
 
 
@@ -274,8 +250,8 @@ class TritonRotary(torch.autograd.Function):
         unit_offset: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         require_unit_stride(query, key, cos, sin, query_norm, key_norm)
-        if cos.stride() != sin.stride():
-            raise ValueError("cos and sin must lie alike")
+        if cos.stride() != sin.stride() or query.shape[-1] % 2:
+            raise ValueError("cos and sin must lie alike, and heads have an even size")
         query_out, key_out = query.new_empty(query.shape), key.new_empty(key.shape)
         programs, sizes, constants = _launch(query, key, cos, eps, unit_offset, HEADS)
         groups = blocks(query.shape[1], HEADS) + blocks(key.shape[1], HEADS)
@@ -309,8 +285,8 @@ def _launch(
 ) -> tuple[int, tuple[int | float, ...], tuple[int, ...]]:
     """(blocks of tokens, sizes and strides, constants)."""
     (tokens, query_heads, width), key_heads, rotated = query.shape, key.shape[1], cos.shape[-1]
-    half, rest = power_of_two(rotated // 2), power_of_two(width - rotated)
-    block = max(1, PAIRS // max(half, rest))
+    half = power_of_two(width // 2)
+    block = max(1, PAIRS // half)
     sizes = (tokens, *query.stride()[:2], *key.stride()[:2], cos.stride(0), eps)
-    constants = (query_heads, key_heads, width, rotated, unit_offset, block, heads, half, rest)
+    constants = (query_heads, key_heads, width, rotated, unit_offset, block, heads, half)
     return blocks(tokens, block), sizes, constants

@@ -16,7 +16,7 @@ SCORES = 800
 @pytest.mark.parametrize("sizes", GROUPS)
 def test_a_tile_is_full_of_groups_of_the_mean_size(sizes: list[int]) -> None:
     groups, chunk = _tile(sum(sizes), len(sizes))
-    assert groups * chunk == TILE and 16 <= chunk
+    assert groups * chunk == TILE and chunk >= 16
     assert chunk == TILE or sum(sizes) <= chunk * max(1, len(sizes))
 
 
