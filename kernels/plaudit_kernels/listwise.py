@@ -68,8 +68,7 @@ def _forward(scores, ranking, offsets, losses, remaining, groups, GROUPS: tl.con
     """Losses, and logsumexp(s_i .. s_m) of every place, which backward needs: from the last place to the first."""
     group, start, length, chunks = _groups(offsets, groups, GROUPS, CHUNK)
     last = start + length - 1
-    carry = tl.full((GROUPS,), -1e30, tl.float32)
-    loss = tl.zeros((GROUPS, CHUNK), tl.float32)
+    carry, loss = tl.full((GROUPS,), -1e30, tl.float32), tl.zeros((GROUPS, CHUNK), tl.float32)
     for step in range(0, chunks):
         before = step * CHUNK + tl.arange(0, CHUNK)[None, :]
         mask = before < length

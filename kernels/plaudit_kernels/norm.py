@@ -122,8 +122,7 @@ def _backward(
     factor = tl.load(weight + column, kept, 0.0).to(tl.float32)
     if UNIT_OFFSET:
         factor += 1.0
-    weight_sum = tl.zeros((COLUMNS,), tl.float32)
-    bias_sum = tl.zeros((COLUMNS,), tl.float32)
+    weight_sum, bias_sum = tl.zeros((COLUMNS,), tl.float32), tl.zeros((COLUMNS,), tl.float32)
     for step in tl.range(0, PARTIAL, num_stages=2):
         row = program * PARTIAL + step
         mask = (row < rows) & kept
@@ -138,10 +137,8 @@ def _backward(
         square, along = tl.split(tl.sum(tl.join(values * values, weighed * values), 0) / WIDTH)
         inverse = tl.rsqrt(square + eps)
         unit = values * inverse
-        if UNIT_OFFSET or CENTRE:
-            weight_sum += gradient * unit
-        else:
-            weight_sum += gradient * unit.to(total.dtype.element_ty).to(tl.float32)
+        rounded = unit if UNIT_OFFSET or CENTRE else unit.to(total.dtype.element_ty).to(tl.float32)
+        weight_sum += gradient * rounded
         if d_bias is not None:
             bias_sum += gradient
         change = weighed - unit * (along * inverse)

@@ -78,11 +78,9 @@ def _reference(
 
 
 @jit
-def _columns(TOKENS: tl.constexpr, WIDTH: tl.constexpr, ROTARY: tl.constexpr, HALF: tl.constexpr):
-    """(pair, its two columns, whether there is one). What is not rotated makes pairs of its own, turned by no angle.
-
-    Of every token: what is read by column alone would be spread over the threads in another way than the heads."""
-    pair = tl.broadcast_to(tl.arange(0, HALF)[None, None, :], (1, TOKENS, HALF))
+def _columns(WIDTH: tl.constexpr, ROTARY: tl.constexpr, HALF: tl.constexpr):
+    """(pair, its two columns, whether there is one). What is not rotated makes pairs of its own, turned by no angle."""
+    pair = tl.arange(0, HALF)[None, :]
     first, second = pair, pair + ROTARY // 2
     if ROTARY < WIDTH:
         first = tl.where(pair < ROTARY // 2, first, second)
@@ -91,18 +89,23 @@ def _columns(TOKENS: tl.constexpr, WIDTH: tl.constexpr, ROTARY: tl.constexpr, HA
 
 
 @jit
-def _angles(cos, sin, token, tokens, pair, stride, ROTARY: tl.constexpr):
-    """cos and sin of every pair: the same for all heads, so that a program reads them once."""
-    place, mask = token * stride + pair, (pair < ROTARY // 2) & (token < tokens)
-    return tl.load(cos + place, mask, 1.0).to(tl.float32), tl.load(sin + place, mask, 0.0).to(tl.float32)
+def _repeated(source, mask, other, HEADS: tl.constexpr, TOKENS: tl.constexpr):
+    """What is read once, of every token, for all heads: the rows of heads are the tokens, one head after another."""
+    values = tl.load(source, tl.broadcast_to(mask, source.shape), other).to(tl.float32)[None]
+    return tl.reshape(tl.broadcast_to(values, (HEADS, TOKENS, mask.shape[1])), (HEADS * TOKENS, mask.shape[1]))
 
 
 @jit
-def _factor(norm, mask, UNIT_OFFSET: tl.constexpr):
-    factor = tl.load(norm, mask, 0.0).to(tl.float32)
-    if UNIT_OFFSET:
-        factor += 1.0
-    return factor
+def _angles(cos, sin, first, tokens, pair, stride, ROTARY: tl.constexpr, HEADS: tl.constexpr, TOKENS: tl.constexpr):
+    token = first + tl.arange(0, TOKENS)[:, None]
+    place, mask = token * stride + pair, (pair < ROTARY // 2) & (token < tokens)
+    return _repeated(cos + place, mask, 1.0, HEADS, TOKENS), _repeated(sin + place, mask, 0.0, HEADS, TOKENS)
+
+
+@jit
+def _factor(norm, mask, UNIT_OFFSET: tl.constexpr, HEADS: tl.constexpr, TOKENS: tl.constexpr):
+    factor = _repeated(tl.broadcast_to(norm, (TOKENS, norm.shape[1])), mask, 0.0, HEADS, TOKENS)
+    return factor + 1.0 if UNIT_OFFSET else factor
 
 
 @jit
@@ -112,10 +115,9 @@ def _rounded(unit, dtype: tl.constexpr, UNIT_OFFSET: tl.constexpr):
 
 
 @jit
-def _scaled(values, inverse, norm, mask, dtype: tl.constexpr, UNIT_OFFSET: tl.constexpr):
+def _scaled(values, inverse, factor, dtype: tl.constexpr, UNIT_OFFSET: tl.constexpr):
     """values * inverse * factor with the rounding points of `norm.rms_norm`."""
-    unit = _rounded(values * inverse, dtype, UNIT_OFFSET)
-    return (unit * _factor(norm, mask, UNIT_OFFSET)).to(dtype).to(tl.float32)
+    return (_rounded(values * inverse, dtype, UNIT_OFFSET) * factor).to(dtype).to(tl.float32)
 
 
 @jit
@@ -126,23 +128,24 @@ def _turned(straight, crossed, angle: tl.constexpr):
 
 @jit
 def _forward_heads(
-    heads, output, norm, cos, sin, first_head, token, tokens, stride, step, cos_stride, eps, COUNT: tl.constexpr,
+    heads, output, norm, cos, sin, first_head, first_token, tokens, stride, step, cos_stride, eps, COUNT: tl.constexpr,
     WIDTH: tl.constexpr, ROTARY: tl.constexpr, UNIT_OFFSET: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr,
     HALF: tl.constexpr,
 ):  # fmt: skip
     dtype: tl.constexpr = output.dtype.element_ty
     angle: tl.constexpr = dtype if cos.dtype.element_ty == dtype else tl.float32
-    pair, first, second, kept = _columns(TOKENS, WIDTH, ROTARY, HALF)
-    cosine, sine = _angles(cos, sin, token, tokens, pair, cos_stride, ROTARY)
-    head = first_head + tl.arange(0, HEADS)[:, None, None]
+    pair, first, second, kept = _columns(WIDTH, ROTARY, HALF)
+    cosine, sine = _angles(cos, sin, first_token, tokens, pair, cos_stride, ROTARY, HEADS, TOKENS)
+    row = tl.arange(0, HEADS * TOKENS)[:, None]
+    head, token = first_head + row // TOKENS, first_token + row % TOKENS
     seen = (head < COUNT) & (token < tokens) & kept
     source, target = heads + token * stride + head * step, output + (token * COUNT + head) * WIDTH
     one = tl.load(source + first, seen, 0.0).to(tl.float32)
     two = tl.load(source + second, seen, 0.0).to(tl.float32)
     if norm is not None:
-        inverse = tl.rsqrt(tl.sum(one * one + two * two, 2) / WIDTH + eps)[:, :, None]
-        one = _scaled(one, inverse, norm + first, kept, dtype, UNIT_OFFSET)
-        two = _scaled(two, inverse, norm + second, kept, dtype, UNIT_OFFSET)
+        inverse = tl.rsqrt(tl.sum(one * one + two * two, 1) / WIDTH + eps)[:, None]
+        one = _scaled(one, inverse, _factor(norm + first, kept, UNIT_OFFSET, HEADS, TOKENS), dtype, UNIT_OFFSET)
+        two = _scaled(two, inverse, _factor(norm + second, kept, UNIT_OFFSET, HEADS, TOKENS), dtype, UNIT_OFFSET)
     tl.store(target + first, _turned(one * cosine, -two * sine, angle).to(dtype), seen)
     tl.store(target + second, _turned(two * cosine, one * sine, angle).to(dtype), seen)
 
@@ -158,7 +161,7 @@ def _forward(
     groups: tl.constexpr = (QUERY_HEADS + HEADS - 1) // HEADS
     every: tl.constexpr = groups + (KEY_HEADS + HEADS - 1) // HEADS
     group = (tl.program_id(0) % every).to(tl.int64)
-    token = (tl.program_id(0) // every).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)[None, :, None]
+    token = (tl.program_id(0) // every).to(tl.int64) * TOKENS
     if group < groups:
         _forward_heads(
             query, query_out, query_norm, cos, sin, group * HEADS, token, tokens, query_stride, query_step, cos_stride,
@@ -173,17 +176,19 @@ def _forward(
 
 @jit
 def _backward_heads(
-    heads, d_output, d_heads, norm, d_norm, cos, sin, token, tokens, stride, step, cos_stride, eps, COUNT: tl.constexpr,
-    WIDTH: tl.constexpr, ROTARY: tl.constexpr, UNIT_OFFSET: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr,
-    HALF: tl.constexpr,
+    heads, d_output, d_heads, norm, d_norm, cos, sin, first_token, tokens, stride, step, cos_stride, eps,
+    COUNT: tl.constexpr, WIDTH: tl.constexpr, ROTARY: tl.constexpr, UNIT_OFFSET: tl.constexpr, TOKENS: tl.constexpr,
+    HEADS: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     """Turns the gradient back, then takes it through the norm. The gradient of the norm: the sum over all heads."""
     dtype: tl.constexpr = d_heads.dtype.element_ty
-    pair, first, second, kept = _columns(TOKENS, WIDTH, ROTARY, HALF)
-    cosine, sine = _angles(cos, sin, token, tokens, pair, cos_stride, ROTARY)
-    sum_one, sum_two = tl.zeros((1, TOKENS, HALF), tl.float32), tl.zeros((1, TOKENS, HALF), tl.float32)
+    pair, first, second, kept = _columns(WIDTH, ROTARY, HALF)
+    cosine, sine = _angles(cos, sin, first_token, tokens, pair, cos_stride, ROTARY, HEADS, TOKENS)
+    sum_one, sum_two = tl.zeros((TOKENS, HALF), tl.float32), tl.zeros((TOKENS, HALF), tl.float32)
+    row = tl.arange(0, HEADS * TOKENS)[:, None]
+    token = first_token + row % TOKENS
     for first_head in range(0, COUNT, HEADS):
-        head = first_head + tl.arange(0, HEADS)[:, None, None]
+        head = first_head + (row // TOKENS).to(tl.int64)
         seen = (head < COUNT) & (token < tokens) & kept
         source, own = heads + token * stride + head * step, (token * COUNT + head) * WIDTH
         d_one = tl.load(d_output + own + first, seen, 0.0).to(tl.float32)
@@ -192,21 +197,23 @@ def _backward_heads(
         if norm is not None:
             one = tl.load(source + first, seen, 0.0).to(tl.float32)
             two = tl.load(source + second, seen, 0.0).to(tl.float32)
-            inverse = tl.rsqrt(tl.sum(one * one + two * two, 2) / WIDTH + eps)[:, :, None]
+            inverse = tl.rsqrt(tl.sum(one * one + two * two, 1) / WIDTH + eps)[:, None]
             one, two = one * inverse, two * inverse
-            sum_one += tl.sum(d_one * _rounded(one, dtype, UNIT_OFFSET), 0)[None]
-            sum_two += tl.sum(d_two * _rounded(two, dtype, UNIT_OFFSET), 0)[None]
-            d_one *= _factor(norm + first, kept, UNIT_OFFSET)
-            d_two *= _factor(norm + second, kept, UNIT_OFFSET)
-            along = (tl.sum(d_one * one + d_two * two, 2) / WIDTH)[:, :, None]
+            change_one, change_two = (
+                d_one * _rounded(one, dtype, UNIT_OFFSET),
+                d_two * _rounded(two, dtype, UNIT_OFFSET),
+            )
+            sum_one += tl.sum(tl.reshape(change_one, (HEADS, TOKENS, HALF)), 0)
+            sum_two += tl.sum(tl.reshape(change_two, (HEADS, TOKENS, HALF)), 0)
+            d_one *= _factor(norm + first, kept, UNIT_OFFSET, HEADS, TOKENS)
+            d_two *= _factor(norm + second, kept, UNIT_OFFSET, HEADS, TOKENS)
+            along = (tl.sum(d_one * one + d_two * two, 1) / WIDTH)[:, None]
             d_one, d_two = (d_one - one * along) * inverse, (d_two - two * along) * inverse
         tl.store(d_heads + own + first, d_one.to(dtype), seen)
         tl.store(d_heads + own + second, d_two.to(dtype), seen)
     if norm is not None:
-        # The columns of any token are those of all.
-        every = (tl.arange(0, TOKENS)[None, :, None] == 0) & kept
-        tl.store(d_norm + first, tl.broadcast_to(tl.sum(sum_one, 1)[:, None, :], first.shape), every)
-        tl.store(d_norm + second, tl.broadcast_to(tl.sum(sum_two, 1)[:, None, :], first.shape), every)
+        tl.store(d_norm + first, tl.sum(sum_one, 0)[None, :], kept)
+        tl.store(d_norm + second, tl.sum(sum_two, 0)[None, :], kept)
 
 
 @jit(do_not_specialize=["tokens"])
@@ -218,7 +225,7 @@ def _backward(
 ):  # fmt: skip
     """All queries of TOKENS tokens, or all keys: the shorter programs come last."""
     program, side = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    token = program * TOKENS + tl.arange(0, TOKENS)[None, :, None]
+    token = program * TOKENS
     partial = d_norm
     if query_norm is not None:
         partial += (program * 2 + side) * WIDTH
@@ -267,9 +274,7 @@ class TritonRotary(torch.autograd.Function):
         query, key, cos, sin, query_norm, key_norm = ctx.saved_tensors
         programs, sizes, constants = _launch(query, key, cos, *ctx.options, HEADS // 2)
         d_query, d_key = query.new_empty(query.shape), key.new_empty(key.shape)
-        d_norm = None
-        if query_norm is not None:
-            d_norm = query.new_empty(programs, 2, query.shape[-1], dtype=torch.float32)
+        d_norm = None if query_norm is None else query.new_empty(programs, 2, query.shape[-1], dtype=torch.float32)
         _backward[(programs, 2)](
             query, key, dense(d_query_out), dense(d_key_out), d_query, d_key, query_norm, key_norm, d_norm, cos, sin,
             *sizes, *constants, num_warps=4,
