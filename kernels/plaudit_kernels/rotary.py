@@ -260,7 +260,7 @@ class TritonRotary(torch.autograd.Function):
         if cos.stride() != sin.stride() or query.shape[-1] % 2:
             raise ValueError("cos and sin must lie alike, and heads have an even size")
         query_out, key_out = query.new_empty(query.shape), key.new_empty(key.shape)
-        programs, sizes, constants = _launch(query, key, cos, eps, unit_offset, HEADS)
+        programs, sizes, constants = _launch(query, key, cos, HEADS, eps, unit_offset)
         groups = blocks(query.shape[1], HEADS) + blocks(key.shape[1], HEADS)
         _forward[(programs * groups,)](
             query, key, query_out, key_out, query_norm, key_norm, cos, sin, *sizes, *constants, num_warps=4
@@ -272,7 +272,7 @@ class TritonRotary(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_query_out: torch.Tensor, d_key_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, cos, sin, query_norm, key_norm = ctx.saved_tensors
-        programs, sizes, constants = _launch(query, key, cos, *ctx.options, HEADS // 2)
+        programs, sizes, constants = _launch(query, key, cos, HEADS // 2, *ctx.options)
         d_query, d_key = query.new_empty(query.shape), key.new_empty(key.shape)
         d_norm = None if query_norm is None else query.new_empty(programs, 2, query.shape[-1], dtype=torch.float32)
         _backward[(programs, 2)](
@@ -286,7 +286,7 @@ class TritonRotary(torch.autograd.Function):
 
 
 def _launch(
-    query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, eps: float, unit_offset: bool, heads: int
+    query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, heads: int, eps: float, unit_offset: bool
 ) -> tuple[int, tuple[int | float, ...], tuple[int, ...]]:
     """(blocks of tokens, sizes and strides, constants)."""
     (tokens, query_heads, width), key_heads, rotated = query.shape, key.shape[1], cos.shape[-1]
