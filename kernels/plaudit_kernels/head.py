@@ -10,9 +10,12 @@ import torch
 from torch.nn.functional import linear, pad
 
 from .dispatch import uses_triton
-from .launch import blocks, jit, require_unit_stride, row_block, tl
+from .launch import blocks, jit, power_of_two, require_unit_stride, tl
 from .norm import rms_norm
 from .tiles import BLOCK
+
+PROGRAMS = 4096
+"""So many rows have a program each and spread over the whole chip; of more rows a program takes several."""
 
 
 def pooled_head(
@@ -44,24 +47,31 @@ def _wide(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-@jit(do_not_specialize=["count"])
+@jit(do_not_specialize=["count", "steps"])
 def _forward(
-    hidden, rows, weight, bias, norm, output, count, hidden_stride, weight_stride, eps,
-    WIDTH: tl.constexpr, ATTRIBUTES: tl.constexpr, UNIT_OFFSET: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    hidden, rows, weight, bias, norm, output, count, steps, hidden_stride, weight_stride, eps,
+    WIDTH: tl.constexpr, ATTRIBUTES: tl.constexpr, UNIT_OFFSET: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    place = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    row = tl.load(rows + place, place < count, 0).to(tl.int64)[:, None]
-    column = tl.arange(0, COLUMNS)[None, :]
+    """One attribute of `steps` rows: what multiplies them stays in registers, and the next rows are copied to shared
+    memory while one is reduced."""
+    attribute = tl.program_id(1).to(tl.int64)
+    column = tl.arange(0, COLUMNS)
     kept = column < WIDTH
-    values = tl.load(hidden + row * hidden_stride + column, kept & (place < count)[:, None], 0.0).to(tl.float32)
+    line = tl.load(weight + attribute * weight_stride + column, kept, 0.0).to(tl.float32)
     if norm is not None:
         factor = tl.load(norm + column, kept, 0.0).to(tl.float32)
         if UNIT_OFFSET:
             factor += 1.0
-        values = values * tl.rsqrt(tl.sum(values * values, 1) / WIDTH + eps)[:, None] * factor
-    for attribute in range(ATTRIBUTES):
-        line = tl.load(weight + attribute * weight_stride + column, kept, 0.0).to(tl.float32)
-        score = tl.sum(values * line, 1)
+        line *= factor
+    for step in tl.range(0, steps, num_stages=3):
+        place = tl.program_id(0).to(tl.int64) * steps + step
+        row = tl.load(rows + place, place < count, 0).to(tl.int64)
+        values = tl.load(hidden + row * hidden_stride + column, kept & (place < count), 0.0).to(tl.float32)
+        if norm is None:
+            score = tl.sum(values * line, 0)
+        else:  # both sums in one reduction: the warps wait for each other once
+            score, square = tl.split(tl.sum(tl.join(values * line, values * values), 0))
+            score *= tl.rsqrt(square / WIDTH + eps)
         if bias is not None:
             score += tl.load(bias + attribute).to(tl.float32)
         tl.store(output + place * ATTRIBUTES + attribute, score, place < count)
@@ -79,10 +89,10 @@ def fused_head(
     """`pooled_head` as one kernel, without gradients. `rows_N` must lie within `hidden`: the kernel does not check."""
     require_unit_stride(hidden_TD, rows_N, weight_AD, bias_A, norm_weight)
     count, (attributes, width) = len(rows_N), weight_AD.shape
-    block = row_block(width)
+    columns, steps = power_of_two(width), max(1, blocks(count, PROGRAMS))
     output = hidden_TD.new_empty(count, attributes, dtype=torch.float32)
-    _forward[(blocks(count, block.rows),)](
-        hidden_TD, rows_N, weight_AD, bias_A, norm_weight, output, count, hidden_TD.stride(0), weight_AD.stride(0), eps,
-        width, attributes, unit_offset, block.rows, block.columns, num_warps=block.num_warps,
+    _forward[(blocks(count, steps), attributes)](
+        hidden_TD, rows_N, weight_AD, bias_A, norm_weight, output, count, steps, hidden_TD.stride(0),
+        weight_AD.stride(0), eps, width, attributes, unit_offset, columns, num_warps=max(1, min(32, columns // 1024)),
     )  # fmt: skip
     return output

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from .dispatch import uses_triton
-from .launch import dense, jit, tl
+from .launch import blocks, dense, jit, power_of_two, tl
 
-CHUNK = 64
-"""Places of a ranking that are looked at together; longer rankings carry a running logsumexp from chunk to chunk."""
+TILE = 256
+"""Places that one warp looks at together, of as many groups as have their mean size. Longer groups carry a running
+logsumexp from chunk to chunk."""
 
 
 def plackett_luce(scores_N: torch.Tensor, ranking_M: torch.Tensor, offsets_G1: torch.Tensor) -> torch.Tensor:
@@ -36,50 +37,66 @@ def plackett_luce(scores_N: torch.Tensor, ranking_M: torch.Tensor, offsets_G1: t
 
 
 @jit
-def _running(values, carry, BACKWARDS: tl.constexpr, CHUNK: tl.constexpr):
-    """logsumexp of the carry and all values up to each place, or from it on; and that of all, the next carry."""
-    place = tl.arange(0, CHUNK)
-    counted = place[None, :] <= place[:, None]
-    if BACKWARDS:
-        counted = place[None, :] >= place[:, None]
-    table = tl.where(counted, values[None, :], -1e30)
-    largest = tl.maximum(tl.max(table, 1), carry)
-    running = largest + tl.log(tl.sum(tl.exp(table - largest[:, None]), 1) + tl.exp(carry - largest))
-    return running, tl.max(running, 0)
+def _running(values, mask, carry):
+    """logsumexp of the carry and of the values up to each place of a row.
+
+    A cumulative sum of exp(value - largest). Where it is tiny, all values so far are far below the largest, and its
+    logarithm would have lost what they are: they are summed again with the largest of their own.
+    """
+    running = tl.full(values.shape, -1e30, tl.float32)
+    while tl.max(tl.max(mask.to(tl.int32), 0), 0) > 0:
+        values = tl.where(mask, values, -1e30)
+        largest = tl.maximum(tl.max(values, 1), carry)[:, None]
+        total = tl.cumsum(tl.exp(values - largest), 1) + tl.exp(carry[:, None] - largest)
+        tiny = total <= 1e-3  # never of NaN, which shows in the loss
+        running = tl.where(mask & (tiny == 0), largest + tl.log(tl.where(tiny, 1.0, total)), running)
+        mask = mask & tiny
+    return running
 
 
 @jit
-def _forward(scores, ranking, offsets, losses, remaining, CHUNK: tl.constexpr):
-    """Losses, and logsumexp(s_i .. s_m) of every place, which backward needs."""
-    group = tl.program_id(0)
-    start, end = tl.load(offsets + group), tl.load(offsets + group + 1)
-    chunks = (end - start + CHUNK - 1) // CHUNK
-    carry = tl.full((), -1e30, tl.float32)
-    loss = tl.zeros((CHUNK,), tl.float32)
+def _groups(offsets, groups, GROUPS: tl.constexpr, CHUNK: tl.constexpr):
+    """(group, start, length) of this program's groups, and the chunks of the longest."""
+    group = tl.program_id(0) * GROUPS + tl.arange(0, GROUPS)
+    start = tl.load(offsets + group, group < groups, 0)
+    length = (tl.load(offsets + group + 1, group < groups, 0) - start).to(tl.int32)
+    return group, start[:, None], length[:, None], (tl.max(length, 0) + CHUNK - 1) // CHUNK
+
+
+@jit(do_not_specialize=["groups"])
+def _forward(scores, ranking, offsets, losses, remaining, groups, GROUPS: tl.constexpr, CHUNK: tl.constexpr):
+    """Losses, and logsumexp(s_i .. s_m) of every place, which backward needs: from the last place to the first."""
+    group, start, length, chunks = _groups(offsets, groups, GROUPS, CHUNK)
+    last = start + length - 1
+    carry, loss = tl.full((GROUPS,), -1e30, tl.float32), tl.zeros((GROUPS, CHUNK), tl.float32)
     for step in range(0, chunks):
-        place = start + (chunks - 1 - step) * CHUNK + tl.arange(0, CHUNK)
-        mask = place < end
-        values = tl.load(scores + tl.load(ranking + place, mask, 0), mask, 0.0).to(tl.float32)
-        running, carry = _running(tl.where(mask, values, -1e30), carry, True, CHUNK)
-        tl.store(remaining + place, running, mask)
+        before = step * CHUNK + tl.arange(0, CHUNK)[None, :]
+        mask = before < length
+        values = tl.load(scores + tl.load(ranking + last - before, mask, 0), mask, 0.0).to(tl.float32)
+        running = _running(values, mask, carry)
+        if step + 1 < chunks:
+            carry = tl.maximum(carry, tl.max(running, 1))
+        tl.store(remaining + last - before, running, mask)
         loss += tl.where(mask, running - values, 0.0)
-    tl.store(losses + group, tl.sum(loss, 0))
+    tl.store(losses + group, tl.sum(loss, 1), group < groups)
 
 
-@jit
-def _backward(scores, ranking, offsets, remaining, d_losses, d_places, CHUNK: tl.constexpr):
+@jit(do_not_specialize=["groups"])
+def _backward(
+    scores, ranking, offsets, remaining, d_losses, d_places, groups, GROUPS: tl.constexpr, CHUNK: tl.constexpr
+):
     """d loss / d s_k = sum over i <= k of exp(s_k - remaining_i), minus 1: a running logsumexp of -remaining."""
-    group = tl.program_id(0)
-    start, end = tl.load(offsets + group), tl.load(offsets + group + 1)
-    scale = tl.load(d_losses + group)
-    carry = tl.full((), -1e30, tl.float32)
-    for step in range(0, (end - start + CHUNK - 1) // CHUNK):
-        place = start + step * CHUNK + tl.arange(0, CHUNK)
-        mask = place < end
-        values = tl.load(scores + tl.load(ranking + place, mask, 0), mask, 0.0).to(tl.float32)
-        rivals = -tl.load(remaining + place, mask, 1e30)
-        running, carry = _running(rivals, carry, False, CHUNK)
-        tl.store(d_places + place, scale * (tl.exp(values + running) - 1.0), mask)
+    group, start, length, chunks = _groups(offsets, groups, GROUPS, CHUNK)
+    scale = tl.load(d_losses + group, group < groups, 0.0)[:, None]
+    carry = tl.full((GROUPS,), -1e30, tl.float32)
+    for step in range(0, chunks):
+        after = step * CHUNK + tl.arange(0, CHUNK)[None, :]
+        mask = after < length
+        values = tl.load(scores + tl.load(ranking + start + after, mask, 0), mask, 0.0).to(tl.float32)
+        running = _running(-tl.load(remaining + start + after, mask, 0.0), mask, carry)
+        if step + 1 < chunks:
+            carry = tl.maximum(carry, tl.max(running, 1))
+        tl.store(d_places + start + after, scale * (tl.exp(values + running) - 1.0), mask)
 
 
 class TritonPlackettLuce(torch.autograd.Function):
@@ -90,7 +107,8 @@ class TritonPlackettLuce(torch.autograd.Function):
         groups = len(offsets) - 1
         losses = scores.new_empty(groups, dtype=torch.float32)
         remaining = scores.new_empty(len(ranking), dtype=torch.float32)
-        _forward[(groups,)](scores, ranking, offsets, losses, remaining, CHUNK)
+        tile = _tile(len(ranking), groups)
+        _forward[(blocks(groups, tile[0]),)](scores, ranking, offsets, losses, remaining, groups, *tile, num_warps=1)
         ctx.save_for_backward(scores, ranking, offsets, remaining)
         return losses
 
@@ -98,8 +116,16 @@ class TritonPlackettLuce(torch.autograd.Function):
     def backward(ctx: Any, d_losses: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         scores, ranking, offsets, remaining = ctx.saved_tensors
         d_places = torch.empty_like(remaining)
-        _backward[(len(offsets) - 1,)](scores, ranking, offsets, remaining, dense(d_losses), d_places, CHUNK)
+        groups, given = len(offsets) - 1, (scores, ranking, offsets, remaining, dense(d_losses), d_places)
+        tile = _tile(len(ranking), groups)
+        _backward[(blocks(groups, tile[0]),)](*given, groups, *tile, num_warps=1)
         d_scores = scores.new_zeros(len(scores), dtype=torch.float32)
         # Accumulating index_put_ sorts the rows on CUDA: deterministic, as atomics are not.
         d_scores.index_put_((ranking,), d_places, accumulate=True)
         return d_scores.to(scores.dtype), None, None
+
+
+def _tile(places: int, groups: int) -> tuple[int, int]:
+    """Groups and places of each that a program looks at together. Lengths are on the card; the mean is known here."""
+    chunk = max(16, min(TILE, power_of_two(blocks(places, max(1, groups)))))
+    return TILE // chunk, chunk

@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import layer_norm as torch_layer_norm
 
 from .dispatch import uses_cpu_kernels, uses_triton
-from .launch import PARTIAL_ROWS, applied, blocks, dense, jit, require_unit_stride, row_block, tl
+from .launch import PARTIAL_ROWS, applied, blocks, dense, jit, power_of_two, require_unit_stride, row_block, tl
 
 
 def rms_norm(
@@ -110,42 +110,47 @@ def _forward(
 @jit(do_not_specialize=["rows"])
 def _backward(
     total, weight, d_normed, d_total, d_hidden, d_weight, d_bias, rows, total_stride, eps,
-    WIDTH: tl.constexpr, CENTRE: tl.constexpr, UNIT_OFFSET: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    PARTIAL: tl.constexpr,
+    WIDTH: tl.constexpr, CENTRE: tl.constexpr, UNIT_OFFSET: tl.constexpr, COLUMNS: tl.constexpr, PARTIAL: tl.constexpr,
 ):  # fmt: skip
-    """With u the normed row and g = d_normed * factor: d_hidden = (g - [mean g] - u mean(g u)) / deviation."""
+    """With u the normed row and g = d_normed * factor: d_hidden = (g - [mean g] - u mean(g u)) / deviation.
+
+    PARTIAL rows one by one; the copy of the next one to shared memory is under way while one is reduced.
+    """
     program = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, COLUMNS)[None, :]
+    column = tl.arange(0, COLUMNS)
     kept = column < WIDTH
     factor = tl.load(weight + column, kept, 0.0).to(tl.float32)
     if UNIT_OFFSET:
         factor += 1.0
-    weight_sum = tl.zeros((ROWS, COLUMNS), tl.float32)
-    bias_sum = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for step in range(0, PARTIAL, ROWS):
-        row = program * PARTIAL + step + tl.arange(0, ROWS)[:, None]
+    weight_sum, bias_sum = tl.zeros((COLUMNS,), tl.float32), tl.zeros((COLUMNS,), tl.float32)
+    for step in tl.range(0, PARTIAL, num_stages=2):
+        row = program * PARTIAL + step
         mask = (row < rows) & kept
         values = tl.load(total + row * total_stride + column, mask, 0.0).to(tl.float32)
-        unit, inverse = _normalise(values, mask, eps, WIDTH, CENTRE)
         gradient = tl.load(d_normed + row * WIDTH + column, mask, 0.0).to(tl.float32)
-        if UNIT_OFFSET or CENTRE:
-            weight_sum += gradient * unit
-        else:
-            weight_sum += gradient * unit.to(total.dtype.element_ty).to(tl.float32)
+        if d_total is not None:
+            straight = tl.load(d_total + row * WIDTH + column, mask, 0.0).to(tl.float32)
+        weighed = gradient * factor
+        if CENTRE:
+            values = tl.where(kept, values - tl.sum(values, 0) / WIDTH, 0.0)
+        # Both sums in one reduction: the warps wait for each other once.
+        square, along = tl.split(tl.sum(tl.join(values * values, weighed * values), 0) / WIDTH)
+        inverse = tl.rsqrt(square + eps)
+        unit = values * inverse
+        rounded = unit if UNIT_OFFSET or CENTRE else unit.to(total.dtype.element_ty).to(tl.float32)
+        weight_sum += gradient * rounded
         if d_bias is not None:
             bias_sum += gradient
-        gradient *= factor
-        change = gradient - unit * (tl.sum(gradient * unit, 1) / WIDTH)[:, None]
+        change = weighed - unit * (along * inverse)
         if CENTRE:
-            change -= (tl.sum(gradient, 1) / WIDTH)[:, None]
-        change *= inverse[:, None]
+            change -= tl.sum(weighed, 0) / WIDTH
+        change *= inverse
         if d_total is not None:
-            change += tl.load(d_total + row * WIDTH + column, mask, 0.0).to(tl.float32)
+            change += straight
         tl.store(d_hidden + row * WIDTH + column, change.to(d_hidden.dtype.element_ty), mask)
-    own = program * WIDTH + tl.arange(0, COLUMNS)
-    tl.store(d_weight + own, tl.sum(weight_sum, 0), tl.arange(0, COLUMNS) < WIDTH)
+    tl.store(d_weight + program * WIDTH + column, weight_sum, kept)
     if d_bias is not None:
-        tl.store(d_bias + own, tl.sum(bias_sum, 0), tl.arange(0, COLUMNS) < WIDTH)
+        tl.store(d_bias + program * WIDTH + column, bias_sum, kept)
 
 
 class TritonNorm(torch.autograd.Function):
@@ -183,14 +188,14 @@ class TritonNorm(torch.autograd.Function):
         total, weight = ctx.saved_tensors
         eps, centre, unit_offset, bias_dtype = ctx.options
         rows, width = total.shape
-        block, programs = row_block(width), blocks(rows, PARTIAL_ROWS)
+        columns, programs = power_of_two(width), blocks(rows, PARTIAL_ROWS)
         d_hidden = total.new_empty(rows, width)
         d_weight = total.new_empty(programs, width, dtype=torch.float32)
         d_bias = None if bias_dtype is None else torch.empty_like(d_weight)
         _backward[(programs,)](
             total, weight, dense(d_normed), None if d_total is None else dense(d_total), d_hidden, d_weight, d_bias,
-            rows, total.stride(0), eps, width, centre, unit_offset, block.rows, block.columns, PARTIAL_ROWS,
-            num_warps=block.num_warps,
+            rows, total.stride(0), eps, width, centre, unit_offset, columns, PARTIAL_ROWS,
+            num_warps=max(1, min(32, columns // 512)),
         )  # fmt: skip
         bias_gradient = None if d_bias is None else d_bias.sum(0).to(bias_dtype)
         own, other = ctx.dtypes

@@ -16,8 +16,11 @@ from .dispatch import uses_cpu_kernels, uses_triton
 from .launch import applied, blocks, dense, jit, power_of_two, require_unit_stride, tl
 from .norm import rms_norm
 
-TILE = 4096
-"""Elements of one head that a program takes: 32 tokens of 128 dimensions."""
+PAIRS = 1024
+"""Pairs of one head that a program takes at once: 16 tokens of 128 dimensions, 8 pairs a thread."""
+HEADS = 4
+"""Heads that share the angles in the registers of a thread. The backward pass, which keeps more, takes half as many at
+once and walks over the others."""
 
 
 def rotary(
@@ -75,58 +78,76 @@ def _reference(
 
 
 @jit
-def _partner(column, WIDTH: tl.constexpr, ROTARY: tl.constexpr):
-    """The column that each column is rotated with (itself beyond ROTARY), and the sign of that one's sine."""
-    low = column < ROTARY // 2
-    partner = tl.where(low, column + ROTARY // 2, column - ROTARY // 2)
-    return tl.where(column < ROTARY, partner, column), tl.where(low, -1.0, 1.0)
+def _columns(WIDTH: tl.constexpr, ROTARY: tl.constexpr, HALF: tl.constexpr):
+    """(pair, its two columns, whether there is one). What is not rotated makes pairs of its own, turned by no angle."""
+    pair = tl.arange(0, HALF)[None, :]
+    first, second = pair, pair + ROTARY // 2
+    if ROTARY < WIDTH:
+        first = tl.where(pair < ROTARY // 2, first, second)
+        second = first + tl.where(pair < ROTARY // 2, ROTARY // 2, (WIDTH - ROTARY) // 2)
+    return pair, first, second, pair < WIDTH // 2
 
 
 @jit
-def _angles(cos, sin, row, column, seen, ROTARY: tl.constexpr):
-    """cos and sin of every column: 1 and 0 beyond ROTARY."""
-    place = row + column % (ROTARY // 2)
-    mask = seen & (column < ROTARY)
-    return tl.load(cos + place, mask, 1.0).to(tl.float32), tl.load(sin + place, mask, 0.0).to(tl.float32)
+def _repeated(source, mask, other, HEADS: tl.constexpr, TOKENS: tl.constexpr):
+    """What is read once, of every token, for all heads: the rows of heads are the tokens, one head after another."""
+    values = tl.load(source, tl.broadcast_to(mask, source.shape), other).to(tl.float32)[None]
+    return tl.reshape(tl.broadcast_to(values, (HEADS, TOKENS, mask.shape[1])), (HEADS * TOKENS, mask.shape[1]))
 
 
 @jit
-def _factor(norm, column, WIDTH: tl.constexpr, UNIT_OFFSET: tl.constexpr):
-    factor = tl.load(norm + column, column < WIDTH, 0.0).to(tl.float32)
-    if UNIT_OFFSET:
-        factor += 1.0
-    return factor
+def _angles(cos, sin, first, tokens, pair, stride, ROTARY: tl.constexpr, HEADS: tl.constexpr, TOKENS: tl.constexpr):
+    token = first + tl.arange(0, TOKENS)[:, None]
+    place, mask = token * stride + pair, (pair < ROTARY // 2) & (token < tokens)
+    return _repeated(cos + place, mask, 1.0, HEADS, TOKENS), _repeated(sin + place, mask, 0.0, HEADS, TOKENS)
+
+
+@jit
+def _factor(norm, mask, UNIT_OFFSET: tl.constexpr, HEADS: tl.constexpr, TOKENS: tl.constexpr):
+    factor = _repeated(tl.broadcast_to(norm, (TOKENS, norm.shape[1])), mask, 0.0, HEADS, TOKENS)
+    return factor + 1.0 if UNIT_OFFSET else factor
+
+
+@jit
+def _rounded(unit, dtype: tl.constexpr, UNIT_OFFSET: tl.constexpr):
+    """What the factor of the norm multiplies."""
+    return unit if UNIT_OFFSET else unit.to(dtype).to(tl.float32)
 
 
 @jit
 def _scaled(values, inverse, factor, dtype: tl.constexpr, UNIT_OFFSET: tl.constexpr):
     """values * inverse * factor with the rounding points of `norm.rms_norm`."""
-    unit = values * inverse
-    if not UNIT_OFFSET:
-        unit = unit.to(dtype).to(tl.float32)
-    return (unit * factor).to(dtype).to(tl.float32)
+    return (_rounded(values * inverse, dtype, UNIT_OFFSET) * factor).to(dtype).to(tl.float32)
 
 
 @jit
-def _forward_head(
-    head, output, norm, cos, sin, token, seen, stride, output_stride, cos_stride, eps,
-    WIDTH: tl.constexpr, ROTARY: tl.constexpr, UNIT_OFFSET: tl.constexpr, COLUMNS: tl.constexpr,
+def _turned(straight, crossed, angle: tl.constexpr):
+    """The sum of two products, each rounded first."""
+    return (straight.to(angle).to(tl.float32) + crossed.to(angle).to(tl.float32)).to(angle)
+
+
+@jit
+def _forward_heads(
+    heads, output, norm, cos, sin, first_head, first_token, tokens, stride, step, cos_stride, eps, COUNT: tl.constexpr,
+    WIDTH: tl.constexpr, ROTARY: tl.constexpr, UNIT_OFFSET: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr,
+    HALF: tl.constexpr,
 ):  # fmt: skip
     dtype: tl.constexpr = output.dtype.element_ty
-    angle: tl.constexpr = cos.dtype.element_ty
-    column = tl.arange(0, COLUMNS)[None, :]
-    partner, sign = _partner(column, WIDTH, ROTARY)
-    mask = seen & (column < WIDTH)
-    own = tl.load(head + token * stride + column, mask, 0.0).to(tl.float32)
-    other = tl.load(head + token * stride + partner, mask, 0.0).to(tl.float32)
+    angle: tl.constexpr = dtype if cos.dtype.element_ty == dtype else tl.float32
+    pair, first, second, kept = _columns(WIDTH, ROTARY, HALF)
+    cosine, sine = _angles(cos, sin, first_token, tokens, pair, cos_stride, ROTARY, HEADS, TOKENS)
+    row = tl.arange(0, HEADS * TOKENS)[:, None]
+    head, token = first_head + row // TOKENS, first_token + row % TOKENS
+    seen = (head < COUNT) & (token < tokens) & kept
+    source, target = heads + token * stride + head * step, output + (token * COUNT + head) * WIDTH
+    one = tl.load(source + first, seen, 0.0).to(tl.float32)
+    two = tl.load(source + second, seen, 0.0).to(tl.float32)
     if norm is not None:
-        inverse = tl.rsqrt(tl.sum(own * own, 1) / WIDTH + eps)[:, None]
-        own = _scaled(own, inverse, _factor(norm, column, WIDTH, UNIT_OFFSET), dtype, UNIT_OFFSET)
-        other = _scaled(other, inverse, _factor(norm, partner, WIDTH, UNIT_OFFSET), dtype, UNIT_OFFSET)
-    cosine, sine = _angles(cos, sin, token * cos_stride, column, seen, ROTARY)
-    straight, crossed = (own * cosine).to(angle).to(tl.float32), (other * sine).to(angle).to(tl.float32)
-    turned = (straight + sign * crossed).to(angle)
-    tl.store(output + token * output_stride + column, turned.to(dtype), mask)
+        inverse = tl.rsqrt(tl.sum(one * one + two * two, 1) / WIDTH + eps)[:, None]
+        one = _scaled(one, inverse, _factor(norm + first, kept, UNIT_OFFSET, HEADS, TOKENS), dtype, UNIT_OFFSET)
+        two = _scaled(two, inverse, _factor(norm + second, kept, UNIT_OFFSET, HEADS, TOKENS), dtype, UNIT_OFFSET)
+    tl.store(target + first, _turned(one * cosine, -two * sine, angle).to(dtype), seen)
+    tl.store(target + second, _turned(two * cosine, one * sine, angle).to(dtype), seen)
 
 
 @jit(do_not_specialize=["tokens"])
@@ -134,50 +155,65 @@ def _forward(
     query, key, query_out, key_out, query_norm, key_norm, cos, sin, tokens,
     query_stride, query_step, key_stride, key_step, cos_stride, eps,
     QUERY_HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, WIDTH: tl.constexpr, ROTARY: tl.constexpr,
-    UNIT_OFFSET: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr,
+    UNIT_OFFSET: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
-    """One head of TOKENS tokens. A stride is from token to token, a step from head to head."""
-    program = tl.program_id(0)
-    head = (program % (QUERY_HEADS + KEY_HEADS)).to(tl.int64)
-    token = (program // (QUERY_HEADS + KEY_HEADS)).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)[:, None]
-    if head < QUERY_HEADS:
-        _forward_head(
-            query + head * query_step, query_out + head * WIDTH, query_norm, cos, sin, token, token < tokens,
-            query_stride, QUERY_HEADS * WIDTH, cos_stride, eps, WIDTH, ROTARY, UNIT_OFFSET, COLUMNS,
+    """HEADS heads of TOKENS tokens. A stride is from token to token, a step from head to head."""
+    groups: tl.constexpr = (QUERY_HEADS + HEADS - 1) // HEADS
+    every: tl.constexpr = groups + (KEY_HEADS + HEADS - 1) // HEADS
+    group = (tl.program_id(0) % every).to(tl.int64)
+    token = (tl.program_id(0) // every).to(tl.int64) * TOKENS
+    if group < groups:
+        _forward_heads(
+            query, query_out, query_norm, cos, sin, group * HEADS, token, tokens, query_stride, query_step, cos_stride,
+            eps, QUERY_HEADS, WIDTH, ROTARY, UNIT_OFFSET, TOKENS, HEADS, HALF,
         )  # fmt: skip
     else:
-        head -= QUERY_HEADS
-        _forward_head(
-            key + head * key_step, key_out + head * WIDTH, key_norm, cos, sin, token, token < tokens,
-            key_stride, KEY_HEADS * WIDTH, cos_stride, eps, WIDTH, ROTARY, UNIT_OFFSET, COLUMNS,
+        _forward_heads(
+            key, key_out, key_norm, cos, sin, (group - groups) * HEADS, token, tokens, key_stride, key_step, cos_stride,
+            eps, KEY_HEADS, WIDTH, ROTARY, UNIT_OFFSET, TOKENS, HEADS, HALF,
         )  # fmt: skip
 
 
 @jit
-def _backward_head(
-    head, d_output, d_head, norm, d_norm, cos, sin, token, seen, stride, d_stride, cos_stride, eps,
-    WIDTH: tl.constexpr, ROTARY: tl.constexpr, UNIT_OFFSET: tl.constexpr, COLUMNS: tl.constexpr,
+def _backward_heads(
+    heads, d_output, d_heads, norm, d_norm, cos, sin, first_token, tokens, stride, step, cos_stride, eps,
+    COUNT: tl.constexpr, WIDTH: tl.constexpr, ROTARY: tl.constexpr, UNIT_OFFSET: tl.constexpr, TOKENS: tl.constexpr,
+    HEADS: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
-    """Turns the gradient back, then takes it through the norm."""
-    dtype: tl.constexpr = d_head.dtype.element_ty
-    column = tl.arange(0, COLUMNS)[None, :]
-    partner, sign = _partner(column, WIDTH, ROTARY)
-    mask = seen & (column < WIDTH)
-    own = tl.load(d_output + token * d_stride + column, mask, 0.0).to(tl.float32)
-    other = tl.load(d_output + token * d_stride + partner, mask, 0.0).to(tl.float32)
-    cosine, sine = _angles(cos, sin, token * cos_stride, column, seen, ROTARY)
-    gradient = own * cosine - sign * other * sine
+    """Turns the gradient back, then takes it through the norm. The gradient of the norm: the sum over all heads."""
+    dtype: tl.constexpr = d_heads.dtype.element_ty
+    pair, first, second, kept = _columns(WIDTH, ROTARY, HALF)
+    cosine, sine = _angles(cos, sin, first_token, tokens, pair, cos_stride, ROTARY, HEADS, TOKENS)
+    sum_one, sum_two = tl.zeros((TOKENS, HALF), tl.float32), tl.zeros((TOKENS, HALF), tl.float32)
+    row = tl.arange(0, HEADS * TOKENS)[:, None]
+    token = first_token + row % TOKENS
+    for first_head in range(0, COUNT, HEADS):
+        head = first_head + (row // TOKENS).to(tl.int64)
+        seen = (head < COUNT) & (token < tokens) & kept
+        source, own = heads + token * stride + head * step, (token * COUNT + head) * WIDTH
+        d_one = tl.load(d_output + own + first, seen, 0.0).to(tl.float32)
+        d_two = tl.load(d_output + own + second, seen, 0.0).to(tl.float32)
+        d_one, d_two = d_one * cosine + d_two * sine, d_two * cosine - d_one * sine
+        if norm is not None:
+            one = tl.load(source + first, seen, 0.0).to(tl.float32)
+            two = tl.load(source + second, seen, 0.0).to(tl.float32)
+            inverse = tl.rsqrt(tl.sum(one * one + two * two, 1) / WIDTH + eps)[:, None]
+            one, two = one * inverse, two * inverse
+            change_one, change_two = (
+                d_one * _rounded(one, dtype, UNIT_OFFSET),
+                d_two * _rounded(two, dtype, UNIT_OFFSET),
+            )
+            sum_one += tl.sum(tl.reshape(change_one, (HEADS, TOKENS, HALF)), 0)
+            sum_two += tl.sum(tl.reshape(change_two, (HEADS, TOKENS, HALF)), 0)
+            d_one *= _factor(norm + first, kept, UNIT_OFFSET, HEADS, TOKENS)
+            d_two *= _factor(norm + second, kept, UNIT_OFFSET, HEADS, TOKENS)
+            along = (tl.sum(d_one * one + d_two * two, 1) / WIDTH)[:, None]
+            d_one, d_two = (d_one - one * along) * inverse, (d_two - two * along) * inverse
+        tl.store(d_heads + own + first, d_one.to(dtype), seen)
+        tl.store(d_heads + own + second, d_two.to(dtype), seen)
     if norm is not None:
-        values = tl.load(head + token * stride + column, mask, 0.0).to(tl.float32)
-        inverse = tl.rsqrt(tl.sum(values * values, 1) / WIDTH + eps)[:, None]
-        unit = values * inverse
-        weighed = unit
-        if not UNIT_OFFSET:
-            weighed = unit.to(dtype).to(tl.float32)
-        tl.store(d_norm + tl.arange(0, COLUMNS), tl.sum(gradient * weighed, 0), tl.arange(0, COLUMNS) < WIDTH)
-        gradient *= _factor(norm, column, WIDTH, UNIT_OFFSET)
-        gradient = (gradient - unit * (tl.sum(gradient * unit, 1) / WIDTH)[:, None]) * inverse
-    tl.store(d_head + token * d_stride + column, gradient.to(dtype), mask)
+        tl.store(d_norm + first, tl.sum(sum_one, 0)[None, :], kept)
+        tl.store(d_norm + second, tl.sum(sum_two, 0)[None, :], kept)
 
 
 @jit(do_not_specialize=["tokens"])
@@ -185,26 +221,23 @@ def _backward(
     query, key, d_query_out, d_key_out, d_query, d_key, query_norm, key_norm, d_norm, cos, sin, tokens,
     query_stride, query_step, key_stride, key_step, cos_stride, eps,
     QUERY_HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, WIDTH: tl.constexpr, ROTARY: tl.constexpr,
-    UNIT_OFFSET: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr,
+    UNIT_OFFSET: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
-    program = tl.program_id(0)
-    head = (program % (QUERY_HEADS + KEY_HEADS)).to(tl.int64)
-    token = (program // (QUERY_HEADS + KEY_HEADS)).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)[:, None]
+    """All queries of TOKENS tokens, or all keys: the shorter programs come last."""
+    program, side = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    token = program * TOKENS
     partial = d_norm
     if query_norm is not None:
-        partial += program.to(tl.int64) * WIDTH
-    if head < QUERY_HEADS:
-        place = head * WIDTH
-        _backward_head(
-            query + head * query_step, d_query_out + place, d_query + place, query_norm, partial, cos, sin, token,
-            token < tokens, query_stride, QUERY_HEADS * WIDTH, cos_stride, eps, WIDTH, ROTARY, UNIT_OFFSET, COLUMNS,
+        partial += (program * 2 + side) * WIDTH
+    if side == 0:
+        _backward_heads(
+            query, d_query_out, d_query, query_norm, partial, cos, sin, token, tokens, query_stride, query_step,
+            cos_stride, eps, QUERY_HEADS, WIDTH, ROTARY, UNIT_OFFSET, TOKENS, HEADS, HALF,
         )  # fmt: skip
     else:
-        head -= QUERY_HEADS
-        place = head * WIDTH
-        _backward_head(
-            key + head * key_step, d_key_out + place, d_key + place, key_norm, partial, cos, sin, token,
-            token < tokens, key_stride, KEY_HEADS * WIDTH, cos_stride, eps, WIDTH, ROTARY, UNIT_OFFSET, COLUMNS,
+        _backward_heads(
+            key, d_key_out, d_key, key_norm, partial, cos, sin, token, tokens, key_stride, key_step,
+            cos_stride, eps, KEY_HEADS, WIDTH, ROTARY, UNIT_OFFSET, TOKENS, HEADS, HALF,
         )  # fmt: skip
 
 
@@ -224,12 +257,13 @@ class TritonRotary(torch.autograd.Function):
         unit_offset: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         require_unit_stride(query, key, cos, sin, query_norm, key_norm)
-        if cos.stride() != sin.stride():
-            raise ValueError("cos and sin must lie alike")
+        if cos.stride() != sin.stride() or query.shape[-1] % 2:
+            raise ValueError("cos and sin must lie alike, and heads have an even size")
         query_out, key_out = query.new_empty(query.shape), key.new_empty(key.shape)
-        grid, sizes, constants, num_warps = _launch(query, key, cos, eps, unit_offset)
-        _forward[grid](
-            query, key, query_out, key_out, query_norm, key_norm, cos, sin, *sizes, *constants, num_warps=num_warps
+        programs, sizes, constants = _launch(query, key, cos, HEADS, eps, unit_offset)
+        groups = blocks(query.shape[1], HEADS) + blocks(key.shape[1], HEADS)
+        _forward[(programs * groups,)](
+            query, key, query_out, key_out, query_norm, key_norm, cos, sin, *sizes, *constants, num_warps=4
         )
         ctx.save_for_backward(query, key, cos, sin, query_norm, key_norm)
         ctx.options = eps, unit_offset
@@ -238,31 +272,26 @@ class TritonRotary(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_query_out: torch.Tensor, d_key_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, cos, sin, query_norm, key_norm = ctx.saved_tensors
-        grid, sizes, constants, num_warps = _launch(query, key, cos, *ctx.options)
+        programs, sizes, constants = _launch(query, key, cos, HEADS // 2, *ctx.options)
         d_query, d_key = query.new_empty(query.shape), key.new_empty(key.shape)
-        d_norm = None
-        if query_norm is not None:
-            d_norm = query.new_empty(*grid, query.shape[-1], dtype=torch.float32)
-        _backward[grid](
+        d_norm = None if query_norm is None else query.new_empty(programs, 2, query.shape[-1], dtype=torch.float32)
+        _backward[(programs, 2)](
             query, key, dense(d_query_out), dense(d_key_out), d_query, d_key, query_norm, key_norm, d_norm, cos, sin,
-            *sizes, *constants, num_warps=num_warps,
+            *sizes, *constants, num_warps=4,
         )  # fmt: skip
         if d_norm is None:
             return d_query, d_key, None, None, None, None, None, None
-        heads = query.shape[1]
-        d_norm = d_norm.view(-1, heads + key.shape[1], query.shape[-1])
-        d_query_norm = d_norm[:, :heads].sum((0, 1)).to(query_norm.dtype)
-        d_key_norm = d_norm[:, heads:].sum((0, 1)).to(key_norm.dtype)
-        return d_query, d_key, None, None, d_query_norm, d_key_norm, None, None
+        d_query_norm, d_key_norm = d_norm.sum(0)
+        return d_query, d_key, None, None, d_query_norm.to(query_norm.dtype), d_key_norm.to(key_norm.dtype), None, None
 
 
 def _launch(
-    query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, eps: float, unit_offset: bool
-) -> tuple[tuple[int], tuple[int | float, ...], tuple[int, ...], int]:
-    """(grid, sizes and strides, constants, warps)."""
-    (tokens, query_heads, width), key_heads = query.shape, key.shape[1]
-    columns = power_of_two(width)
-    block = max(1, TILE // columns)
-    grid = (blocks(tokens, block) * (query_heads + key_heads),)
+    query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, heads: int, eps: float, unit_offset: bool
+) -> tuple[int, tuple[int | float, ...], tuple[int, ...]]:
+    """(blocks of tokens, sizes and strides, constants)."""
+    (tokens, query_heads, width), key_heads, rotated = query.shape, key.shape[1], cos.shape[-1]
+    half = power_of_two(width // 2)
+    block = max(1, PAIRS // half)
     sizes = (tokens, *query.stride()[:2], *key.stride()[:2], cos.stride(0), eps)
-    return grid, sizes, (query_heads, key_heads, width, cos.shape[-1], unit_offset, block, columns), 8
+    constants = (query_heads, key_heads, width, rotated, unit_offset, block, heads, half)
+    return blocks(tokens, block), sizes, constants

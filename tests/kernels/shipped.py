@@ -10,10 +10,11 @@ import torch
 from plaudit_kernels.attention_table import DELTA_ROWS, Launch, launches, padded_width
 from plaudit_kernels.chips import TableName
 from plaudit_kernels.gated import COLUMNS
-from plaudit_kernels.launch import PARTIAL_ROWS, row_block
-from plaudit_kernels.listwise import CHUNK
+from plaudit_kernels.launch import PARTIAL_ROWS, power_of_two, row_block
+from plaudit_kernels.listwise import TILE
 from plaudit_kernels.matmul import GROUP, TILES
 from plaudit_kernels.pairwise import COMPARISONS
+from plaudit_kernels.rotary import HEADS, PAIRS
 
 from .sm90 import Kernel
 
@@ -104,7 +105,8 @@ def kernel(name: str, types: dict[str, str], launch: dict[str, int] | None = Non
 def norms(width: int, centre: bool) -> list[Kernel]:
     block = row_block(width)
     launch = {"num_warps": block.num_warps}
-    constants = {"WIDTH": width, "CENTRE": centre, "UNIT_OFFSET": False, "ROWS": block.rows, "COLUMNS": block.columns}
+    one_row = {"num_warps": max(1, min(32, block.columns // 512))}
+    constants = {"WIDTH": width, "CENTRE": centre, "UNIT_OFFSET": False, "COLUMNS": block.columns}
     forward = {
         "*bf16": "hidden residual weight normed total",
         "i32": "rows hidden_stride residual_stride",
@@ -119,26 +121,28 @@ def norms(width: int, centre: bool) -> list[Kernel]:
         backward["*fp32"] += " d_bias"
     biases: list[dict[str, Any]] = [{}, {}] if centre else [{"bias": None}, {"d_bias": None}]
     return [
-        kernel("norm._forward", forward, launch, **constants, **biases[0]),
-        kernel("norm._backward", backward, launch, **constants, **biases[1], PARTIAL=PARTIAL_ROWS),
+        kernel("norm._forward", forward, launch, **constants, **biases[0], ROWS=block.rows),
+        kernel("norm._backward", backward, one_row, **constants, **biases[1], PARTIAL=PARTIAL_ROWS),
     ]
 
 
 def rotaries(width: int, rotated: int, normed: bool) -> list[Kernel]:
     strides = "tokens query_stride query_step key_stride key_step cos_stride"
+    four, half = {"num_warps": 4}, power_of_two(width // 2)
     constants = {
         "QUERY_HEADS": 16, "KEY_HEADS": 8, "WIDTH": width, "ROTARY": rotated, "UNIT_OFFSET": False,
-        "TOKENS": 4096 // width, "COLUMNS": width,
+        "TOKENS": PAIRS // half, "HALF": half,
     }  # fmt: skip
     norms = " query_norm key_norm" if normed else ""
-    absent = {} if normed else {"query_norm": None, "key_norm": None}
+    absent: dict[str, Any] = {} if normed else {"query_norm": None, "key_norm": None}
     forward = {"*bf16": "query key query_out key_out cos sin" + norms, "i32": strides, "fp32": "eps"}
     backward = {"*bf16": "query key d_query_out d_key_out d_query d_key cos sin" + norms, "i32": strides, "fp32": "eps"}
     if normed:
         backward["*fp32"] = "d_norm"
+    unnormed = {} if normed else {"d_norm": None}
     return [
-        kernel("rotary._forward", forward, **constants, **absent),
-        kernel("rotary._backward", backward, **constants, **absent, **({} if normed else {"d_norm": None})),
+        kernel("rotary._forward", forward, four, **constants, **absent, HEADS=HEADS),
+        kernel("rotary._backward", backward, four, **constants, **absent, **unnormed, HEADS=HEADS // 2),
     ]
 
 
@@ -158,16 +162,25 @@ def activations(activation: str) -> list[Kernel]:
 
 
 def head(width: int) -> Kernel:
-    block = row_block(width)
+    columns = power_of_two(width)
     return kernel(
         "head._forward",
         {
             "*bf16": "hidden norm", "*i64": "rows", "*fp32": "weight bias output",
-            "i32": "count hidden_stride weight_stride", "fp32": "eps",
+            "i32": "count steps hidden_stride weight_stride", "fp32": "eps",
         },
-        {"num_warps": block.num_warps},
-        WIDTH=width, ATTRIBUTES=3, UNIT_OFFSET=False, ROWS=block.rows, COLUMNS=block.columns,
+        {"num_warps": max(1, columns // 1024)},
+        WIDTH=width, ATTRIBUTES=3, UNIT_OFFSET=False, COLUMNS=columns,
     )  # fmt: skip
+
+
+def rankings(chunk: int) -> list[Kernel]:
+    one, tile = {"num_warps": 1}, {"GROUPS": TILE // chunk, "CHUNK": chunk}
+    common = {"*i64": "ranking offsets", "i32": "groups"}
+    return [
+        kernel("listwise._forward", {"*fp32": "scores losses remaining", **common}, one, **tile),
+        kernel("listwise._backward", {"*fp32": "scores remaining d_losses d_places", **common}, one, **tile),
+    ]
 
 
 def losses() -> list[Kernel]:
@@ -181,15 +194,6 @@ def losses() -> list[Kernel]:
             },
             four,
             COMPARISONS=COMPARISONS,
-        ),
-        kernel(
-            "listwise._forward", {"*fp32": "scores losses remaining", "*i64": "ranking offsets"}, four, CHUNK=CHUNK
-        ),
-        kernel(
-            "listwise._backward",
-            {"*fp32": "scores remaining d_losses d_places", "*i64": "ranking offsets"},
-            four,
-            CHUNK=CHUNK,
         ),
     ]  # fmt: skip
 
@@ -253,9 +257,13 @@ ROWS = [
     *norms(1024, True),
     *rotaries(128, 128, True),
     *rotaries(64, 64, False),
+    *rotaries(256, 256, True),
+    *rotaries(80, 32, True),
     *(one for name in ("silu", "gelu") for one in activations(name)),
+    head(1024),
     head(4096),
     *losses(),
+    *(one for chunk in (16, 64, TILE) for one in rankings(chunk)),
     kernel(
         "matmul._quantize",
         {"*bf16": "a", "*fp8e4nv": "quantised", "*fp32": "scale", "i32": "rows stride"},

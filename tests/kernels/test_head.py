@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from plaudit_kernels import norm
+from plaudit_kernels import head, norm
 from plaudit_kernels.head import fused_head, pooled_head
 
 from .agreement import agree, poisoned, random
@@ -65,6 +65,18 @@ def test_a_score_does_not_know_its_neighbours(device: torch.device) -> None:
     for some in ([69], [3, 3, 7]):
         alone = fused_head(hidden, rows[some], weight, None, factor.half().to(device), EPS, False)
         assert torch.equal(alone, together[some])
+
+
+def test_rows_in_turns_have_the_bits_of_rows_of_their_own(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden, weight, factor = random(23, 200).half().to(device), random(3, 200).float().to(device), random(200)
+    given = hidden, torch.arange(23, device=device).flip(0), weight, None, factor.half().to(device), EPS, False
+    alone = fused_head(*given)
+    for programs in (1, 4, 22):
+        monkeypatch.setattr(head, "PROGRAMS", programs)
+        with poisoned():
+            assert torch.equal(fused_head(*given), alone)
 
 
 def test_nothing_pooled(device: torch.device) -> None:

@@ -5,11 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from plaudit_kernels.listwise import CHUNK, TritonPlackettLuce, plackett_luce
+from plaudit_kernels.listwise import TILE, TritonPlackettLuce, _tile, plackett_luce
 
 from .agreement import agree, random
 
-GROUPS = [[2], [1, 0, 3], [CHUNK - 1, CHUNK, CHUNK + 1], [3 * CHUNK + 5, 2], []]
+GROUPS = [[2], [1, 0, 3], [63, 64, 65], [3 * TILE + 5, 2, TILE + 1, TILE], [4, 130, 0, *range(1, 40)], [0, 0], []]
+SCORES = 800
+
+
+@pytest.mark.parametrize("sizes", GROUPS)
+def test_a_tile_is_full_of_groups_of_the_mean_size(sizes: list[int]) -> None:
+    groups, chunk = _tile(sum(sizes), len(sizes))
+    assert groups * chunk == TILE and chunk >= 16
+    assert chunk == TILE or sum(sizes) <= chunk * max(1, len(sizes))
 
 
 def ranking(sizes: list[int], scores: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -19,14 +27,14 @@ def ranking(sizes: list[int], scores: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("spread", [1.0, 30.0])
+@pytest.mark.parametrize("spread", [1.0, 12.0])
 @pytest.mark.parametrize("sizes", GROUPS)
 def test_plackett_luce(sizes: list[int], spread: float, dtype: torch.dtype, device: torch.device) -> None:
-    rows, offsets = ranking(sizes, 200)
+    rows, offsets = ranking(sizes, SCORES)
     agree(
         lambda scores: TritonPlackettLuce.apply(scores, rows.to(device), offsets.to(device)),
         lambda scores: plackett_luce(scores, rows, offsets),
-        [spread * random(200)],
+        [spread * random(SCORES)],
         dtype,
         device,
     )
@@ -34,8 +42,8 @@ def test_plackett_luce(sizes: list[int], spread: float, dtype: torch.dtype, devi
 
 @pytest.mark.parametrize("sizes", GROUPS)
 def test_torch_is_the_definition(sizes: list[int]) -> None:
-    scores = random(200).requires_grad_()
-    rows, offsets = ranking(sizes, 200)
+    scores = random(SCORES).requires_grad_()
+    rows, offsets = ranking(sizes, SCORES)
     expected = [
         sum((scores[group[i:]].logsumexp(0) - scores[group[i]] for i in range(len(group))), 0 * scores[0])
         for group in rows.split(sizes)
@@ -49,3 +57,12 @@ def test_torch_is_the_definition(sizes: list[int]) -> None:
 def test_a_pair_is_bradley_terry() -> None:
     loss = plackett_luce(torch.tensor([0.5, 2.0]), torch.tensor([1, 0]), torch.tensor([0, 2]))
     assert torch.allclose(loss, torch.nn.functional.softplus(torch.tensor([-1.5])))
+
+
+def test_a_group_without_a_loss_says_so_and_no_other(device: torch.device) -> None:
+    scores = random(6).float().to(device)
+    rows, offsets = torch.arange(6, device=device), torch.tensor([0, 2, 5, 6], device=device)
+    expected = TritonPlackettLuce.apply(scores, rows, offsets)
+    scores[3] = torch.nan
+    losses = TritonPlackettLuce.apply(scores, rows, offsets)
+    assert losses[1].isnan() and torch.equal(losses[::2], expected[::2])

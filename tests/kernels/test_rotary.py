@@ -16,6 +16,8 @@ CASES = [  # tokens, query heads, key heads, head size, rotary dimensions
     (33, 3, 1, 128, 128),
     (65, 2, 2, 96, 96),
     (123, 1, 1, 80, 32),
+    (17, 9, 1, 80, 80),
+    (35, 4, 5, 20, 6),
 ]
 
 
@@ -93,6 +95,21 @@ def test_a_head_does_not_know_its_neighbours(device: torch.device) -> None:
     rows = [76, 3]
     alone = TritonRotary.apply(query[rows], key[rows], cos[rows], sin[rows], *norms, EPS, False)
     assert all(torch.equal(one, all_[rows]) for one, all_ in zip(alone, together, strict=True))
+
+
+def test_narrow_angles_do_not_round_wide_heads(device: torch.device) -> None:
+    query, key = (part.float() for part in heads(9, 2, 1, 32))
+    cos, sin = (part.half() for part in angles(9, 16))
+    expected = rotary(query, key, cos, sin)
+    turned = TritonRotary.apply(*(part.to(device) for part in (query, key, cos, sin)), None, None, EPS, False)
+    for ours, theirs in zip(turned, expected, strict=True):
+        torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_heads_of_an_odd_size_are_refused(device: torch.device) -> None:
+    odd, turn = torch.zeros(2, 1, 9, device=device), torch.ones(2, 4, device=device)
+    with pytest.raises(ValueError, match="even"):
+        TritonRotary.apply(odd, odd, turn, turn, None, None, EPS, False)
 
 
 def test_one_norm_of_two_is_refused() -> None:
