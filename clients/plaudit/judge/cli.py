@@ -87,10 +87,10 @@ def label(
     with closing(Endpoint(endpoint, concurrency=concurrency, **limits)) as opened:
         judge = labelling.Judge(opened, rules, how)
         with open_input(source) as lines, sole_writer(out), sole_writer(asked):
-            have, failed = labelling.earlier_rows(out, judge.settings)
+            routing = labelling.Routing(min_confidence, audit)
+            have, failed = labelling.earlier_rows(out, judge.settings, routing)
             waiting, _ = labelling.earlier_rows(asked)
             tally = _bulk.Tally(len(have), failed, len(have))
-            routing = labelling.Routing(min_confidence, audit)
             pairs = _new(labelling.read_pairs(lines), judge, set(have))
             with open_output(str(out)) as write, open_output(str(asked)) as ask, progress(tally, total) as advance:
                 for done, row in labelling.label(pairs, judge, routing, tally, concurrency):
