@@ -1,4 +1,4 @@
-"""Scores through a network that resets, cuts, delays and repeats: how many are wrong, or in another's place.
+"""Scores through a network that resets, cuts, delays, repeats and swallows: how many are wrong, or in another's place.
 
     python benchmarks/lossy_network.py [--items 25000]
 
@@ -31,7 +31,10 @@ sys.path.append(str(BENCHMARKS.parent / "tests" / "clients"))
 from lossy import LossyProxy  # noqa: E402 - a file of the tests
 
 PATIENT = RetryPolicy(retries=None, base=0.001, cap=0.02)
-FATES: Any = {"whole": 12, "refuse": 2, "reset": 2, "cut": 2, "delay": 2, "interim": 1, "twice": 2, "late": 2}
+FATES: Any = {"whole": 12, "refuse": 2, "reset": 2, "cut": 2, "delay": 2, "interim": 1}
+FATES |= {"twice": 2, "late": 2, "swallow": 1}
+LIMIT = 0.5
+"""Seconds after which an attempt without an answer is made again: what is swallowed comes never."""
 CALLS = ("singles", "groups", "list", "threads")
 GROUP, LIST = 7, 20
 """Items of a call in `groups`, and of a request in the others: small, so that many requests meet a fate."""
@@ -84,12 +87,13 @@ def failed(attempt: Attempt) -> bool:
 def score(url: str, pairs: list[tuple[str, str]], calls: str, **options: Any) -> list[float | None]:
     if calls != "threads":
         return asyncio.run(awaited(url, pairs, calls, **options))
-    with Client(url, retry=PATIENT, timeout=None, **options) as client:
+    with Client(url, retry=PATIENT, timeout=None, attempt_timeout=LIMIT, **options) as client:
         return client.score_items(pairs).scores
 
 
 async def awaited(url: str, pairs: list[tuple[str, str]], calls: str, **options: Any) -> list[float | None]:
-    async with AsyncClient(url, retry=PATIENT, timeout=None, coalesce=LIST, **options) as client:
+    limits: Any = {"timeout": None, "attempt_timeout": LIMIT}
+    async with AsyncClient(url, retry=PATIENT, coalesce=LIST, **limits, **options) as client:
         if calls == "singles":
             return [result.score for result in await asyncio.gather(*(client.score(*pair) for pair in pairs))]
         if calls == "list":

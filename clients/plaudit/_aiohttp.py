@@ -5,25 +5,26 @@ Optional (`pip install 'plaudit[aiohttp]'`). Single calls that travel together g
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
 
-from ._http import http, stale
+from ._http import http, keep_alive, stale
 
 
 class Transport:
     """As much of the HTTP library's asynchronous client as `AsyncClient` uses, with that library's errors."""
 
     def __init__(self) -> None:
-        connector = aiohttp.TCPConnector(limit=0)  # our own slots bound the requests in flight
+        connector = aiohttp.TCPConnector(limit=0, socket_factory=_watched)  # our own slots bound the requests
         self._session = aiohttp.ClientSession(connector=connector, auto_decompress=False, trust_env=True)
 
     @asynccontextmanager
     async def stream(
-        self, *, content: bytes | None, timeout: http.Timeout, **call: Any
+        self, *, content: bytes | None, timeout: http.Timeout, extensions: Any, **call: Any
     ) -> AsyncGenerator[http.Response, None]:
         limits = aiohttp.ClientTimeout(sock_connect=timeout.connect)  # the rest is the caller's
         try:
@@ -38,3 +39,9 @@ class Transport:
 
     async def aclose(self) -> None:
         await self._session.close()
+
+
+def _watched(address: aiohttp.AddrInfoType) -> socket.socket:
+    made = socket.socket(*address[:3])
+    keep_alive(made)
+    return made

@@ -147,8 +147,8 @@ class AsyncClient(BaseClient):
 
         try:
             async with asyncio.timeout(step.seconds):
-                call = _http.call(self.settings, step.url, step.request, step.seconds)
-                async with self._line()[0].stream(**call) as response:
+                call = _http.call(self.settings, step)
+                async with self._line()[0].stream(**call, extensions={"trace": _http.watch_async}) as response:
                     if _http.stale(call, response.headers):
                         return _http.STALE  # unread, which closes the connection
                     return _http.reply_of(response, await response.aread())

@@ -133,16 +133,16 @@ class _Conductor:
     def _send(self, step: Send) -> Reply | Failure:
         from . import _http
 
-        ends = None if step.seconds is None else time.monotonic() + step.seconds
-        call = _http.call(self._settings, step.url, step.request, step.seconds)
+        ends = time.monotonic() + step.seconds
+        call = _http.call(self._settings, step)
         try:
-            with self._http.stream(**call) as response:
+            with self._http.stream(**call, extensions={"trace": _http.watch}) as response:
                 if _http.stale(call, response.headers):
                     return _http.STALE  # unread, which closes the connection
                 body = []
                 for part in response.iter_bytes():
                     body.append(part)
-                    if ends is not None and time.monotonic() > ends:
+                    if time.monotonic() > ends:
                         return Failure("timeout", "the answer was still coming when the time was up")
                 return _http.reply_of(response, b"".join(body))
         except _http.RequestError as error:

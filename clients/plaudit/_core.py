@@ -122,7 +122,7 @@ class Core:
         pause, longest = READY_PAUSES
         for base in itertools.cycle(self.settings.urls):
             heard = yield Send(base, request, self.settings.connect_timeout)
-            failure, now = outcome_failure(heard.value), heard.now
+            failure, now = outcome_failure(heard.value, self.settings.connect_timeout), heard.now
             if failure is None:
                 return
             if failure.status in (401, 403, 404):

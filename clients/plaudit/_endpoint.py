@@ -18,6 +18,9 @@ from .errors import Unauthorized
 
 T = TypeVar("T")
 
+ENDLESS = 3600.0
+"""Seconds after which an endpoint without an answer is taken for silent, if the call itself has no limit."""
+
 
 @dataclass(frozen=True, slots=True)
 class Completion(Request):
@@ -30,9 +33,13 @@ class Completion(Request):
 class Endpoint:
     """The endpoint at `url`, with or without its `/v1`."""
 
-    def __init__(self, url: str, *, timeout: float | None, concurrency: int) -> None:
+    def __init__(self, url: str, *, timeout: float, attempt_timeout: float, concurrency: int) -> None:
+        """`timeout` 0 means no limit. With `attempt_timeout` 0 an attempt may take all of it, an hour where there is no
+        limit: an answer may be long, and one that is cut off is made again from its beginning."""
+        patient = attempt_timeout or timeout or ENDLESS
+        limits: dict[str, Any] = {"timeout": timeout or None, "attempt_timeout": patient}
         base = url.rstrip("/").removesuffix("/v1")
-        self._client = Client(base, api_key=endpoint_key(), timeout=timeout, concurrency=concurrency)
+        self._client = Client(base, api_key=endpoint_key(), concurrency=concurrency, **limits)
 
     def close(self) -> None:
         """Close the connections."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
+import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,15 +23,20 @@ else:
     except ImportError:
         import httpx as http
 
+from ._plan import Send
 from ._retry import Failure, FailureKind
 from ._settings import Settings, installed_version
-from ._wire import Reply, Request
+from ._wire import Reply
 from .errors import ConfigurationError
 
 __all__ = ["http"]
 
 RequestError = http.RequestError
 STALE = Failure("broken", "the answer to another request came")
+
+PROBES = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 60_000}
+"""A connection is tried after 30 s of silence (macOS has another name for that), three times, 10 s apart; a request
+that is not acknowledged has as long, here in milliseconds."""
 
 _PROCESS, _NUMBERS = secrets.token_hex(6), itertools.count()
 
@@ -49,14 +56,14 @@ def failure_of_error(error: Exception) -> Failure:
     return Failure(kind, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
 
 
-def call(settings: Settings, url: str, request: Request, seconds: float | None) -> dict[str, Any]:
-    """The arguments with which the HTTP library sends `request` to the server at `url`, with so many seconds left."""
+def call(settings: Settings, step: Send) -> dict[str, Any]:
+    """The arguments with which the HTTP library sends what a step says."""
     return {
-        "method": request.method,
-        "url": url + request.path,
-        "content": request.body(seconds),
+        "method": step.request.method,
+        "url": step.url + step.request.path,
+        "content": step.request.body(step.left),
         "headers": headers(settings) | {"x-request-id": f"{_PROCESS}-{os.getpid()}-{next(_NUMBERS)}"},
-        "timeout": timeouts(settings, seconds),
+        "timeout": timeouts(settings, step.seconds),
     }
 
 
@@ -97,7 +104,26 @@ def limits(settings: Settings) -> http.Limits:
     return http.Limits(max_connections=None, max_keepalive_connections=settings.concurrency)
 
 
-def timeouts(settings: Settings, seconds: float | None) -> http.Timeout:
-    """Connecting has its own limit; an answer may take all the time that is left."""
-    connect = settings.connect_timeout if seconds is None else min(seconds, settings.connect_timeout)
-    return http.Timeout(seconds, connect=connect, pool=None)
+def timeouts(settings: Settings, seconds: float) -> http.Timeout:
+    """Connecting has its own limit; an answer may take all the time of its attempt."""
+    return http.Timeout(seconds, connect=min(seconds, settings.connect_timeout), pool=None)
+
+
+def keep_alive(connection: socket.socket) -> None:
+    """Have the system notice that the peer is gone, or that something between has forgotten the connection: the
+    attempt then fails at once. As far as the platform can; a peer that is there but silent goes unnoticed."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name in PROBES.keys() & vars(socket).keys():
+        with suppress(OSError):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), PROBES[name])
+
+
+def watch(event: str, about: Mapping[str, Any]) -> None:
+    """Hears from the HTTP library of every step of a request (its extension `trace`)."""
+    if event == "connection.connect_tcp.complete":
+        keep_alive(about["return_value"].get_extra_info("socket"))
+
+
+async def watch_async(event: str, about: Mapping[str, Any]) -> None:
+    """`watch` as the asynchronous client wants it."""
+    watch(event, about)

@@ -40,6 +40,16 @@ from .types import Attempt, Comparison, Scores
 
 T = TypeVar("T")
 
+AUTOMATIC = (120.0, 0.1)
+"""Seconds that an attempt may take unless told otherwise, and more for each item. Generous, as a server that is full
+says so at once, and what waits in a queue loses its place when its caller leaves."""
+
+PATIENCE = 4
+"""So often the automatic limit doubles after an attempt was cut off: a queue may be longer than was thought."""
+
+SMALL = 10.0
+"""Seconds that an attempt of a request without a body may take at most: nothing is computed for it."""
+
 LOUD = 4
 """From so many failed attempts on a call that goes on trying says so, each time that their number has doubled."""
 
@@ -53,9 +63,17 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True)
 class Send:
+    """`left`: the seconds that the whole call has, None for no limit; the server is told.
+
+    Not `seconds`, the attempt's own, though the answer is awaited no longer: told those, a server would refuse again
+    and again, until the retries are used up, what only has to queue for longer than one attempt. And where the answer
+    is lost on its way, the server goes on with the items, and the next attempt finds them computed, or in their place.
+    """
+
     url: str
     request: Request
-    seconds: float | None
+    seconds: float
+    left: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +118,16 @@ def exchange(
             f"client's {settings.concurrency} slots; raise timeout or concurrency",
             url=settings.base_url,
         )
-    attempt, tried = 0, set[str]()
+    attempt, silent, tried = 0, 0, set[str]()
     while True:
         base, sent = endpoints.take(now, tried, request.items, request.fields if settings.sticky else None), now
+        step = _limited(settings, base, request, silent, None if deadline is None else max(0.001, deadline - now))
         try:
-            heard = yield Send(base, request, None if deadline is None else max(0.001, deadline - now))
+            heard = yield step
         finally:
             endpoints.give(base, request.items)
         url, now = base + request.path, heard.now
-        failure, answer = outcome_failure(heard.value), None
+        failure, answer = outcome_failure(heard.value, step.seconds), None
         if failure is None:
             answer = _parsed(url, heard.value, parse)
             identity = answer.identity if isinstance(answer, (Scores, Comparison)) else None
@@ -117,8 +136,7 @@ def exchange(
         if failure is None and answer is not None:
             failure = again(answer)
         if settings.on_attempt:
-            said = None if failure is None else f"{failure.status or failure.kind} {failure.code or ''}".strip()
-            settings.on_attempt(Attempt(url, attempt + 1, request.items, now - sent, said))
+            settings.on_attempt(Attempt(url, attempt + 1, request.items, now - sent, _said(failure)))
         if failure is None and answer is not None:
             return answer
         assert failure is not None
@@ -137,7 +155,19 @@ def exchange(
             if attempt + 1 >= LOUD and attempt & (attempt + 1) == 0:
                 log.warning("%s: %s; attempt %d follows in %.1f s", url, failure.message, attempt + 2, decision.seconds)
             now = (yield Sleep(decision.seconds)).now
-        attempt += 1
+        attempt, silent = attempt + 1, silent + (failure.kind == "timeout")
+
+
+def _limited(settings: Settings, base: str, request: Request, silent: int, left: float | None) -> Send:
+    """An attempt with its own limit, when `silent` ones before it had no answer in theirs."""
+    first, each = AUTOMATIC
+    own = settings.attempt_timeout or (first + each * request.items) * 2.0 ** min(silent, PATIENCE)
+    own = min(own, SMALL) if request.fields is None else own
+    return Send(base, request, own if left is None else min(own, left), left)
+
+
+def _said(failure: Failure | None) -> str | None:
+    return None if failure is None else f"{failure.status or failure.kind} {failure.code or ''}".strip()
 
 
 def _parsed(url: str, reply: Reply, parse: Callable[[Reply], T]) -> T:
@@ -149,9 +179,12 @@ def _parsed(url: str, reply: Reply, parse: Callable[[Reply], T]) -> T:
         raise ResponseInvalid(f"{url}: {error}{trace}", url=url, request_id=request_id) from None
 
 
-def outcome_failure(outcome: Reply | Failure) -> Failure | None:
-    """What went wrong with one attempt, None if nothing did."""
-    return outcome if isinstance(outcome, Failure) else failure_of(outcome)
+def outcome_failure(outcome: Reply | Failure, seconds: float) -> Failure | None:
+    """What went wrong with an attempt that had so many seconds, None if nothing did."""
+    failure = outcome if isinstance(outcome, Failure) else failure_of(outcome)
+    if failure is None or failure.kind != "timeout":
+        return failure
+    return replace(failure, message=f"no complete answer within {seconds:.4g} s")
 
 
 def raise_for(failure: Failure, decision: GiveUp, url: str, attempts: int, seconds: float) -> NoReturn:
@@ -192,7 +225,8 @@ def _unavailable(failure: Failure, decision: GiveUp, text: str, url: str) -> Una
     if failure.status == 504:
         return DeadlineExceeded(f"{text}; raise timeout", **known)
     if failure.kind == "timeout":
-        return TimedOut(f"{text}; raise timeout, or pass None for no limit", **known)
+        limit = "timeout, or pass None for no limit" if decision.why == "deadline" else "attempt_timeout"
+        return TimedOut(f"{text}; if the server is well, raise {limit}", **known)
     if failure.status is not None:
         return ServerFailed(f"{text}; look for the request in the server's log", **known)
     return ConnectionFailed(f"{text}; is the server running there?", **known)

@@ -34,7 +34,7 @@ class Failure:
     """Why an attempt brought no answer.
 
     connect  the server never saw the request       broken  the connection ended before the answer was complete
-    timeout  nothing came in the time that was left  status  the server answered with an error
+    timeout  no complete answer in the attempt's time status  the server answered with an error
     identity the answer is another model's
 
     `retryable` is the server's own word for it, None if it gave none. `retry_after` is in seconds.

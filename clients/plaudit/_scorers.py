@@ -105,13 +105,14 @@ def open_scorer(
     model: str | None,
     *,
     timeout: float,
+    attempt_timeout: float = 0.0,
     overlong: Overlong,
     revision: str | None = None,
     concurrency: int = 1,
     priority: Priority | None = None,
 ) -> Scorer:
     """A server's scorer if a URL is given or, unless `model` is a directory, set in the environment; else the
-    model's own. `timeout` 0 means no limit."""
+    model's own. `timeout` 0 means no limit, `attempt_timeout` 0 an automatic one."""
     if url is None and not (model and Path(model).is_dir()):
         url = environment_url()
     if url is None and model is None:
@@ -123,6 +124,7 @@ def open_scorer(
         model=model,
         revision=revision,
         timeout=timeout or None,
+        attempt_timeout=attempt_timeout or None,
         concurrency=concurrency,
         overlong=overlong,
         priority=priority,

@@ -31,6 +31,8 @@ class Settings:
 
     url          one server, or several of the same model: a sequence, or a text with commas between them
     timeout      one deadline for a whole call: all its requests, retries and pauses
+    attempt_timeout  of one attempt: without a complete answer by then it has failed, and is made again or elsewhere.
+                 None: 120 s and 0.1 s an item, twice as long each time that this was too short
     concurrency  requests in flight at once, those that wait for their next attempt included
     on_error     `raise`, or `none`: what could not be scored is None beside the others' scores
     revision     scores of any other revision raise RevisionChanged
@@ -47,6 +49,7 @@ class Settings:
     model: str | None = None
     revision: str | None = None
     timeout: float | None = 600.0
+    attempt_timeout: float | None = None
     connect_timeout: float = 5.0
     retry: RetryPolicy = RetryPolicy()
     concurrency: int = 32
@@ -72,8 +75,9 @@ class Settings:
         for name in ("concurrency", "coalesce"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.timeout is not None and not self.timeout > 0:
-            raise ConfigurationError(f"timeout must be positive, or None for no limit; got {self.timeout}")
+        for name, none in (("timeout", "no limit"), ("attempt_timeout", "an automatic one")):
+            if (seconds := getattr(self, name)) is not None and not seconds > 0:
+                raise ConfigurationError(f"{name} must be positive, or None for {none}; got {seconds}")
         for name, choices in (
             ("on_error", OnError),
             ("overlong", Overlong),

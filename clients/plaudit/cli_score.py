@@ -28,6 +28,7 @@ ModelOption = Annotated[
     str | None, typer.Option(help="With a server: the model to ask for. Without: a model directory to load here.")
 ]
 TimeoutOption = Annotated[float, typer.Option(min=0, help="Seconds for one call, retries included; 0: no limit.")]
+AttemptOption = Annotated[float, typer.Option(min=0, help="Seconds for one attempt of it; 0: automatic.")]
 OverlongOption = Annotated[Overlong, typer.Option(help="What becomes of an item that is too long.")]
 PromptOption = Annotated[str | None, typer.Option(help="The prompt: the text of one user message.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -52,6 +53,7 @@ def score(
     revision: Annotated[str | None, typer.Option(help="Accept scores of this revision only.")] = None,
     overlong: OverlongOption = "error",
     timeout: TimeoutOption = 600.0,
+    attempt_timeout: AttemptOption = 0.0,
     batch: Annotated[int, typer.Option(min=1, help="Responses in one call.")] = 512,
     concurrency: Annotated[int, typer.Option(min=1, help="Calls in flight at once.")] = 4,
     prefix: Annotated[str, typer.Option(help="Put before the names of the fields that are added.")] = "",
@@ -79,6 +81,7 @@ def score(
                 model,
                 revision=revision,
                 timeout=timeout,
+                attempt_timeout=attempt_timeout,
                 concurrency=concurrency,
                 overlong=overlong,
                 priority="batch",
@@ -115,6 +118,7 @@ def rank(
     model: ModelOption = None,
     overlong: OverlongOption = "error",
     timeout: TimeoutOption = 600.0,
+    attempt_timeout: AttemptOption = 0.0,
     as_json: JsonOption = False,
 ) -> None:
     """Sort the responses to one prompt, best first. Exit code 1 if one of them has no score."""
@@ -125,7 +129,7 @@ def rank(
     item: dict[str, Any] = given if file is None else _read_item(file)
     if item["prompt"] is None or not item["responses"]:
         raise typer.BadParameter("nothing to rank: give --prompt and responses, or --file")
-    with open_scorer(url, model, timeout=timeout, overlong=overlong) as scorer:
+    with open_scorer(url, model, timeout=timeout, attempt_timeout=attempt_timeout, overlong=overlong) as scorer:
         result = ranking(scorer.score_items([item]), top_n)
     typer.echo(json.dumps(asdict(result)) if as_json else _ranked(result, item["responses"]))
     for failed in result.failed:
@@ -143,12 +147,13 @@ def compare(
     model: ModelOption = None,
     overlong: OverlongOption = "error",
     timeout: TimeoutOption = 600.0,
+    attempt_timeout: AttemptOption = 0.0,
     as_json: JsonOption = False,
 ) -> None:
     """Say which of two responses is better, and how sure the model is."""
     from ._scorers import open_scorer
 
-    with open_scorer(url, model, timeout=timeout, overlong=overlong) as scorer:
+    with open_scorer(url, model, timeout=timeout, attempt_timeout=attempt_timeout, overlong=overlong) as scorer:
         result = scorer.compare(prompt, response_a, response_b)
     if as_json:
         typer.echo(json.dumps(asdict(result)))

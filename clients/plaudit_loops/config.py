@@ -135,6 +135,7 @@ class RewardConfig:
     max_failed: float = option(0.5, "share of a step's responses without a score that stops the run all the same",
                                low=0, high=1, changes=True)  # fmt: skip
     timeout: float = option(600.0, "seconds, with retries, until a score is given up; 0: never", low=0, changes=True)
+    attempt_timeout: float = option(0.0, "seconds for one attempt of it; 0: automatic", low=0, changes=True)
     overlong: Literal["error", "truncate_prompt", "truncate_left"] = option(
         "error", "what the server does with more tokens than its model takes"
     )

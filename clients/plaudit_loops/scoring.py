@@ -53,7 +53,8 @@ class Served:
     def __init__(self, urls: Sequence[str], config: RewardConfig) -> None:
         self._config = config
         self._clients = [
-            Client(url, model=config.reward_model, timeout=config.timeout or None, retry=RetryPolicy(retries=None),
+            Client(url, model=config.reward_model, timeout=config.timeout or None,
+                   attempt_timeout=config.attempt_timeout or None, retry=RetryPolicy(retries=None),
                    on_error=config.on_error, overlong=config.overlong)
             for url in (urls or (None,))
         ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,12 @@ SHAPES = (
 OPTIONS = frozenset({"overlong", "model", "priority", "include", "deadline_ms", "transform"})
 """What a plaudit server's client may send. `overlong` goes on to the models, which are always asked with the
 priority `batch`; every answer has its attributes."""
+
+_ADDED = re.compile(
+    r"(?:\s|</?s>|[<\[][^<>\[\]\s]{0,32}(?:pad|bos|begin|startof|eos|eot|end|cls|unk|gmask|sop)[^<>\[\]\s]{0,32}[>\]])*",
+    re.IGNORECASE,
+)
+"""Tokens for the beginning and the end of text, and for padding. What opens a turn is the prompt's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +76,11 @@ def read_reward(body: bytes, ends: Sequence[str]) -> list[Candidate]:
 
 
 def response_in(query: str, prompt: Any, ends: Sequence[str]) -> str | None:
-    """What follows the prompt in a query, without the template's ends; None if the prompt is not in it. Before the
-    prompt may stand what a tokenizer adds, such as a token for the beginning of text."""
+    """What follows the prompt in a query, without the template's ends. None unless the query begins with it, as it
+    was rendered, after no more than what a tokenizer adds (`_ADDED`): a prompt's text alone may stand in the template,
+    too, as `user` does, and what follows it there is no response."""
     place = query.find(prompt) if isinstance(prompt, str) and prompt else -1
-    if place < 0:
+    if place < 0 or not _ADDED.fullmatch(query[:place]):
         return None
     response = query[place + len(prompt) :].rstrip()
     while end := next((end for end in ends if response.endswith(end)), None):

@@ -93,6 +93,7 @@ class WireServer:
         self.hold = 0.0
         self.quota = math.inf
         self.echo = False
+        self._never = asyncio.Event()  # one that is held: what waits for it stays alive
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -132,7 +133,7 @@ class WireServer:
                 if seen.path == "/score":
                     self.quota -= 1
                 if self.quota < 0:
-                    await asyncio.Event().wait()
+                    await self._never.wait()
                 self.in_flight += 1
                 self.most_in_flight = max(self.most_in_flight, self.in_flight)
                 await asyncio.sleep(self.hold + fault.delay)

@@ -9,7 +9,7 @@ import threading
 from collections import Counter
 from typing import Literal
 
-Fate = Literal["whole", "refuse", "reset", "cut", "delay", "interim", "twice", "late"]
+Fate = Literal["whole", "refuse", "reset", "cut", "delay", "interim", "twice", "late", "swallow"]
 
 
 class LossyProxy:
@@ -19,6 +19,7 @@ class LossyProxy:
     cut     half of the answer                  delay    the answer comes later
     interim 103 Early Hints, twice, before it   twice    the answer, and at once the answer again
     late    the answer, and later again, on a connection that may be in use for another request by then
+    swallow it arrives, the answer never does, and the connection stays open until the client leaves
 
     `met` counts the fates.
     """
@@ -89,6 +90,9 @@ class LossyProxy:
             await server.drain()
             return False
         answer = await _message(answers)
+        if fate == "swallow":
+            await reader.read()
+            return False
         if fate == "delay":
             await asyncio.sleep(self._random.random() * 0.1)
         if fate == "interim":

@@ -315,3 +315,13 @@ def test_without_a_local_scorer_the_extra_is_named(
         monkeypatch.setattr(_scorers, "entry_points", lambda group, found=found: found)
         code, _, err = run("score", write_rows(many(1)), "--model", str(tmp_path))
         assert code == 78 and "pip install 'plaudit[model]'" in err
+
+
+@pytest.mark.parametrize("verb", ["rank", "compare", "score"])
+def test_an_answer_that_never_comes_costs_an_attempt(server: WireServer, run: Callable[..., Any], verb: str) -> None:
+    server.fail({"delay": 30.0})
+    Path("in.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
+    what = ("in.jsonl", "--out", "o") if verb == "score" else ("a", "bb", "--prompt", "p")
+    limits = ("--timeout", "0", "--attempt-timeout", "0.3")
+    assert run(verb, *what, "--url", server.url, *limits)[0] == 0
+    assert server.paths().count("/compare" if verb == "compare" else "/score") == 2

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import socket
 import threading
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from plaudit import AsyncClient, Client, RetryPolicy, Settings, errors
+from plaudit import AsyncClient, Attempt, Client, RetryPolicy, Settings, _http, errors
 
 # A request that is given up on is left to a daemon thread; its socket may be collected open, in this test or the next.
 pytestmark = pytest.mark.filterwarnings(
@@ -154,6 +155,38 @@ def test_one_deadline_covers_the_whole_call(
         through(server.url, lambda c: c.score("p", "r"), timeout=0.4)
     left = [seen.body["deadline_ms"] for seen in server.seen if seen.body]
     assert 400 >= left[0] > left[1] > 0
+
+
+@pytest.mark.parametrize("timeout", [None, 600.0])
+@pytest.mark.parametrize("fault", [{"delay": 30.0}, {"kind": "drip"}], ids=["silent", "dripping"])
+def test_an_answer_that_never_comes_costs_an_attempt(
+    server: WireServer, through: Callable[..., Any], fault: dict[str, Any], timeout: float | None
+) -> None:
+    server.fail(fault, fault)
+    heard: list[Attempt] = []
+    options: dict[str, Any] = {"attempt_timeout": 0.3, "timeout": timeout, "on_attempt": heard.append}
+    got = through(server.url, lambda c: c.score_responses("p", ["a", "bb"]), **options)
+    assert got.scores == [server.score_of("p", "a"), server.score_of("p", "bb")]
+    assert [one.failure for one in heard] == ["timeout", "timeout", None]
+    told = [seen.body["deadline_ms"] for seen in server.seen if seen.body]
+    assert all(598_000 < ms <= 600_000 if timeout else ms == 86_400_000 for ms in told)
+
+
+def test_connections_are_watched_by_the_system(
+    server: WireServer, through: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+
+    def look(connection: socket.socket) -> None:
+        keep_alive(connection)
+        found.append(connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+        known = {name: value for name, value in _http.PROBES.items() if hasattr(socket, name)}
+        found.append({n: connection.getsockopt(socket.IPPROTO_TCP, getattr(socket, n)) for n in known} == known)
+
+    keep_alive = _http.keep_alive
+    monkeypatch.setattr(_http, "keep_alive", look)
+    through(server.url, lambda c: c.score_responses("p", ["a", "bb"]))
+    assert [bool(one) for one in found] == [True, True]
 
 
 def test_without_a_timeout_the_longest_deadline_is_sent(server: WireServer, through: Callable[..., Any]) -> None:
@@ -333,6 +366,7 @@ def test_the_key_is_not_shown() -> None:
         ({"url": "http://h", "api_key": "k\n"}, "printable ASCII"),
         ({"url": "http://h", "concurrency": 0}, "at least 1"),
         ({"url": "http://h", "timeout": 0}, "None for no limit"),
+        ({"url": "http://h", "attempt_timeout": 0}, "attempt_timeout must be positive, or None for an automatic"),
         ({"url": "http://h", "on_error": "zero"}, "on_error must be one of raise, none"),
         ({"url": "http://h", "overlong": "cut"}, "overlong must be one of error"),
         ({"url": "http://h", "on_error": None}, "on_error must be one of"),

@@ -45,9 +45,9 @@ class World:
                 self.now += seconds
                 self.slept += [seconds] if seconds else []
                 return None
-            case Send(url, request, seconds):
+            case Send(url, request, seconds, left):
                 self.asked.append(url)
-                body = json.loads(request.body(seconds) or b"{}")
+                body = json.loads(request.body(left) or b"{}")
                 self.sent.append((request.path, body, seconds))
                 self.now += self.spend
                 return self.handle(request, body)
@@ -89,7 +89,7 @@ def test_one_response_is_one_request_without_a_question_before() -> None:
     result = world.run(core(timeout=None).score("p", "four"))
     assert float(result) == 4.0
     body = {"items": [{"prompt": "p", "response": "four"}], "deadline_ms": 86_400_000}
-    assert world.sent == [("/score", body, None)]
+    assert world.sent == [("/score", body, 120.1)]
 
 
 def test_options_travel_with_the_items() -> None:
@@ -271,9 +271,79 @@ def test_an_item_that_may_yet_be_scored_is_asked_for_again() -> None:
 
 def test_a_timeout_is_the_clients_own() -> None:
     world = World(lambda request, body: Failure("timeout", "no answer"), spend=5.0)
-    with pytest.raises(errors.TimedOut, match="raise timeout"):
+    with pytest.raises(errors.TimedOut, match=r"within 5 s \(deadline; 1 attempts in 5\.0 s\).* raise timeout, or"):
         world.run(core(timeout=5.0).score("p", "r"))
     assert len(world.sent) == 1
+
+
+class Silence(World):
+    """Takes all the time that an attempt has and answers only the last of so many."""
+
+    def __init__(self, silent: int) -> None:
+        super().__init__(self._silent)
+        self.left = silent
+
+    def _silent(self, request: Request, body: dict[str, Any]) -> Reply | Failure:
+        self.left -= 1
+        self.now += self.sent[-1][2] or 0.0 if self.left >= 0 else 1.0
+        return Failure("timeout", "silence") if self.left >= 0 else answer(request, body)
+
+
+def test_silence_costs_an_attempt_and_the_server_knows_how_long_the_call_may_take() -> None:
+    heard = list[Attempt]()
+    world = Silence(2)
+    client = core(attempt_timeout=7.0, on_attempt=heard.append)
+    assert float(world.run(client.score("p", "four"))) == 4.0
+    assert [seconds for _, _, seconds in world.sent] == [7.0] * 3 and world.slept == [0.1, 0.2]
+    assert [body["deadline_ms"] for _, body, _ in world.sent] == [600_000, 592_900, 585_700]
+    assert [(one.failure, one.seconds) for one in heard] == [("timeout", 7.0)] * 2 + [(None, 1.0)]
+
+
+def test_without_a_limit_silence_ends_with_the_retries_and_the_error_tells_them() -> None:
+    world = Silence(99)
+    patient = core(timeout=None, attempt_timeout=7.0, retry=RetryPolicy(retries=2))
+    with pytest.raises(errors.TimedOut, match=r"no complete answer within 7 s \(retries; 3 attempts in 21\.3 s\).*"
+                                              "raise attempt_timeout"):  # fmt: skip
+        world.run(patient.score("p", "r"))
+
+
+def test_the_automatic_limit_has_a_share_for_each_item_and_doubles_where_it_was_too_short() -> None:
+    world = Silence(6)
+    world.run(core(timeout=None).score_responses("p", ["r"] * 50))
+    assert [seconds for _, _, seconds in world.sent] == [125.0 * 2**n for n in (0, 1, 2, 3, 4, 4, 4)]
+
+
+def test_the_automatic_limit_does_not_grow_with_other_failures() -> None:
+    failures = iter(
+        [Failure("connect", "refused"), refusal(503, "full"), Failure("timeout", "t"), Failure("broken", "")]
+    )
+    world = World(lambda request, body: next(failures, None) or answer(request, body))
+    world.run(core(timeout=None).score("p", "r"))
+    assert [seconds for _, _, seconds in world.sent] == [120.1] * 3 + [240.2] * 2
+
+
+def test_a_deadline_that_is_nearer_is_the_limit() -> None:
+    world = Silence(1)
+    with pytest.raises(errors.TimedOut, match="1 attempts in 60"):
+        world.run(core(timeout=60.0).score("p", "r"))
+    with pytest.raises(errors.TimedOut, match="deadline; 3 attempts in 20"):
+        (world := Silence(9)).run(core(timeout=20.0, attempt_timeout=8.0).score("p", "r"))
+    assert [seconds for _, _, seconds in world.sent] == pytest.approx([8.0, 8.0, 3.7])
+
+
+@pytest.mark.parametrize(("attempt_timeout", "limit"), [(None, 10.0), (60.0, 10.0), (3.0, 3.0)])
+def test_what_needs_no_computing_is_not_waited_for_long(attempt_timeout: float | None, limit: float) -> None:
+    world = World()
+    world.run(core(timeout=None, attempt_timeout=attempt_timeout).score_items([("p", "r")] * (UNASKED.items + 1)))
+    assert world.sent[0][::2] == ("/info", limit) and world.sent[1][2] != limit or attempt_timeout == limit
+
+
+def test_a_silent_server_is_left_alone_and_the_other_is_asked_at_once() -> None:
+    world = Silence(1)
+    client = Core(Settings("http://a,http://b"), draw=lambda: 0.5)
+    for _ in range(3):
+        assert float(world.run(client.score("p", "four"))) == 4.0
+    assert len(set(world.asked[:2])) == 2 and world.slept == [] and len(world.asked) == 4
 
 
 def test_a_swap_in_the_middle_of_a_list_is_repeated_not_mixed() -> None:

@@ -197,6 +197,15 @@ def test_one_of_two_dies_and_no_score_is_lost(server: WireServer, twin: WireServ
     assert len(twin.seen) < 40, "the dead one is asked seldom"
 
 
+@pytest.mark.parametrize("kind", ["Client", "AsyncClient"])
+def test_one_of_two_falls_silent_and_the_other_does_its_work(server: WireServer, twin: WireServer, kind: str) -> None:
+    """Its connections stay open, as those of a host that is frozen."""
+    twin.quota = 3
+    for scores in through(kind, f"{server.url},{twin.url}", 2000, timeout=None, attempt_timeout=0.3):
+        assert scores.scores == [server.score_of("p", response) for response in responses(2000)]
+    assert len(twin.seen) < 40, "the silent one is asked seldom"
+
+
 def test_one_that_was_never_there_is_no_obstacle(server: WireServer) -> None:
     for scores in through("Client", ["http://127.0.0.1:9", server.url], 300):
         assert None not in scores.scores

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 PATIENT = RetryPolicy(retries=None, base=0.001, cap=0.02)
 FATES: dict[Fate, int] = {
     "whole": 12, "refuse": 2, "reset": 2, "cut": 2, "delay": 2, "interim": 1, "twice": 2, "late": 2,
+    "swallow": 1,
 }  # fmt: skip
+LIMIT = 0.5
+"""Seconds after which an answer counts as swallowed."""
 CALLS = ("singles", "groups", "list", "threads")
 
 
@@ -51,7 +54,7 @@ def pairs(count: int, seed: int) -> list[tuple[str, str]]:
 
 
 async def awaited(url: str, items: list[tuple[str, str]], calls: str, **options: Any) -> list[float | None]:
-    async with AsyncClient(url, retry=PATIENT, timeout=None, **options) as client:
+    async with AsyncClient(url, retry=PATIENT, timeout=None, attempt_timeout=LIMIT, **options) as client:
         if calls == "singles":
             return [r.score for r in await asyncio.gather(*(client.score(*item) for item in items))]
         if calls == "list":
@@ -63,7 +66,7 @@ async def awaited(url: str, items: list[tuple[str, str]], calls: str, **options:
 def score(url: str, items: list[tuple[str, str]], calls: str, **options: Any) -> list[float | None]:
     if calls != "threads":
         return asyncio.run(awaited(url, items, calls, **options))
-    with Client(url, retry=PATIENT, timeout=None) as client:
+    with Client(url, retry=PATIENT, timeout=None, attempt_timeout=LIMIT) as client:
         return client.score_items(items).scores
 
 

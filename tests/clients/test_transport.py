@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import socket
 import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from plaudit import AsyncClient, RetryPolicy, errors
+from plaudit import AsyncClient, RetryPolicy, _http, errors
 
 if TYPE_CHECKING:
     from conftest import WireServer
@@ -66,6 +67,28 @@ def test_one_deadline_covers_a_silent_server(server: WireServer) -> None:
     server.fail({"delay": 30.0})
     with pytest.raises(errors.TimedOut):
         scores(server.url, timeout=0.3)
+
+
+@pytest.mark.usefixtures("aiohttp")
+def test_an_answer_that_never_comes_costs_an_attempt(server: WireServer) -> None:
+    server.fail({"delay": 30.0})
+    assert scores(server.url, timeout=None, attempt_timeout=0.3)[0] == server.score_of("p", "0")
+    assert server.paths() == ["/score"] * 2
+
+
+@pytest.mark.usefixtures("aiohttp")
+def test_connections_are_watched_by_the_system(server: WireServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    from plaudit import _aiohttp
+
+    found = []
+
+    def look(connection: socket.socket) -> None:
+        _http.keep_alive(connection)
+        found.append(connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+
+    monkeypatch.setattr(_aiohttp, "keep_alive", look)
+    scores(server.url)
+    assert [bool(one) for one in found] == [True]
 
 
 @pytest.mark.usefixtures("aiohttp")

@@ -13,6 +13,8 @@ import httpx
 import pytest
 
 from plaudit import Client
+from plaudit.rewards.config import ENDS
+from plaudit_compose.envelope import response_in
 
 PROGRAM = """
 import sys
@@ -102,7 +104,11 @@ def test_rewards_of_a_real_server_and_of_what_can_be_verified(
         assert got["extra_logs"]["preference"] == native and got["extra_logs"]["right"] == [1.0, 0.0]
         assert got["rewards"] == [pytest.approx(0.5 * min(max(native[0], -1), 1) + 3), -20.0] == got["scores"]
         assert http.post("/get_reward", json={"query": []}).json()["rewards"] == []
-        for change, code in (({"prompts": None}, "no_boundary"), ({"labels": ["4", ""]}, "missing_reference")):
+        for change, code in (
+            ({"prompts": None}, "no_boundary"),
+            ({"prompts": ["user"] * 2}, "no_boundary"),
+            ({"labels": ["4", ""]}, "missing_reference"),
+        ):
             failed = http.post("/get_reward", json=reward | change)
             assert (failed.status_code, failed.json()["error"]["code"]) == (422, code)
 
@@ -160,3 +166,34 @@ def test_a_bad_file_or_schema_is_refused_at_the_start(compose: Compose) -> None:
             compose(text)
     with pytest.raises(AssertionError, match="exit code 69"):
         compose(FILE.replace("URL", "http://127.0.0.1:9"), "--wait", "0.2")
+
+
+CHAT = "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n"
+LLAMA = "<|start_header_id|>user<|end_header_id|>\n\nuser<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+QWEN = "<|im_start|>system\nYou are helpful.<|im_end|>\n<|im_start|>user\nYou are<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize(
+    ("query", "prompt", "response"),
+    [
+        (CHAT + "4<|im_end|>\n", CHAT, "4"),
+        ("[PAD][PAD]" + CHAT + "4", CHAT, "4"),
+        ("<|begin_of_text|>" + LLAMA + "user is a word<|eot_id|>", LLAMA, "user is a word"),
+        ("<|endoftext|><|endoftext|>user: hi\nuser: hi\nassistant:", "user: hi\n", "user: hi\nassistant:"),
+        ("<s> </s><bos>Q: 2+2? A:", "Q:", " 2+2? A:"),
+        ("<｜begin▁of▁sentence｜><｜User｜>hi<｜Assistant｜>yo", "<｜User｜>hi<｜Assistant｜>", "yo"),
+        (CHAT + "the user says", "user", None),
+        ("<|begin_of_text|>" + LLAMA + "ok", "user", None),
+        (QWEN + "ok", "You are", None),
+        (CHAT + "4", "2+2?", None),
+        ("<start_of_turn>user\nuser<end_of_turn>\n<start_of_turn>model\nok", "user", None),
+        ("[INST] INST [/INST] ok", "INST", None),
+        (CHAT + "4", "3+3?", None),
+        (CHAT + "4", "", None),
+        (CHAT + "4", None, None),
+    ],
+)
+def test_a_response_begins_after_the_rendered_prompt_or_nobody_knows_where(
+    query: str, prompt: Any, response: str | None
+) -> None:
+    assert response_in(query, prompt, ENDS) == response

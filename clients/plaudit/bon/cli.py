@@ -17,6 +17,7 @@ from .._jsonl import open_input, open_output
 from .._row_files import sole_writer, whole_file
 from .._scorers import open_scorer
 from ..cli_score import (
+    AttemptOption,
     JsonOption,
     ModelOption,
     OverlongOption,
@@ -77,6 +78,7 @@ def generate(
     prompt_field: Annotated[str, typer.Option(help="The field with the prompt, text or messages.")] = "prompt",
     shard: Annotated[str, typer.Option(help="I/M: part I (from 0) of M, for `plaudit bon merge`.")] = "0/1",
     timeout: TimeoutOption = 600.0,
+    attempt_timeout: AttemptOption = 0.0,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight at once.")] = 16,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
@@ -99,7 +101,8 @@ def generate(
     if policy is not None and endpoint is None and model is None:
         sampler = generation.open_local(policy, how)
     elif endpoint is not None and model is not None and policy is None:
-        sampler = EndpointPolicy(endpoint, model, how, timeout=timeout or None, concurrency=concurrency)
+        limits = {"timeout": timeout, "attempt_timeout": attempt_timeout}
+        sampler = EndpointPolicy(endpoint, model, how, **limits, concurrency=concurrency)
     else:
         raise typer.BadParameter("give either --policy, or --endpoint with --model")
     with closing(sampler), sole_writer(out):
@@ -124,6 +127,7 @@ def score(
     overlong: OverlongOption = "error",
     prefix: Annotated[str, typer.Option(help="Before the names of the added fields: gold_, rm2_.")] = "",
     timeout: TimeoutOption = 600.0,
+    attempt_timeout: AttemptOption = 0.0,
     concurrency: Annotated[int, typer.Option(min=1, help="Prompts in flight at once.")] = 8,
     as_json: JsonOption = False,
 ) -> None:
@@ -140,7 +144,8 @@ def score(
             total = sum(1 for row in sample_rows(lines, prefix))  # every row is read before the first is scored
     with open_input(source) as lines, sole_writer(out):
         tally, rows = _bulk.take_up(out, sample_rows(lines, prefix), overlong=overlong, prefix=prefix)
-        options: dict[str, Any] = {"revision": revision, "timeout": timeout, "overlong": overlong, "priority": "batch"}
+        limits = {"timeout": timeout, "attempt_timeout": attempt_timeout}
+        options: dict[str, Any] = {**limits, "revision": revision, "overlong": overlong, "priority": "batch"}
         with (
             open_scorer(url, model, concurrency=concurrency, **options) as scorer,
             open_output(str(out)) as write,

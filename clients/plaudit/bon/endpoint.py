@@ -19,8 +19,8 @@ from .samples import Generated, Sampling
 class EndpointPolicy:
     """A policy behind `url`, with or without its `/v1`. The key comes from the environment alone."""
 
-    def __init__(self, url: str, model: str, how: Sampling, *, timeout: float | None, concurrency: int) -> None:
-        self._endpoint = Endpoint(url, timeout=timeout, concurrency=concurrency)
+    def __init__(self, url: str, model: str, how: Sampling, *, concurrency: int, **limits: float) -> None:
+        self._endpoint = Endpoint(url, concurrency=concurrency, **limits)
         self._options: dict[str, Any] = {"model": model, "temperature": how.temperature, "top_p": how.top_p}
         self._options["max_tokens"] = how.max_new_tokens
         self._raw = how.raw

@@ -15,7 +15,7 @@ from .. import _bulk
 from .._endpoint import Endpoint
 from .._jsonl import open_input, open_output
 from .._row_files import sole_writer
-from ..cli_score import JsonOption, TimeoutOption, progress, refuse_same
+from ..cli_score import AttemptOption, JsonOption, TimeoutOption, progress, refuse_same
 from . import agreement
 from . import label as labelling
 from .constitution import read_constitution
@@ -59,6 +59,7 @@ def label(
     min_confidence: Annotated[float, typer.Option(min=0, max=1, help="Below it people decide.")] = 0.7,
     audit: Annotated[float, typer.Option(min=0, max=1, help="Share that people label too, chosen by key.")] = 0.05,
     timeout: TimeoutOption = 600.0,
+    attempt_timeout: AttemptOption = 0.0,
     concurrency: Annotated[int, typer.Option(min=1, help="Comparisons in flight at once.")] = 16,
     seed: Annotated[int, typer.Option(help="Sent to the endpoint, one made from it for each request.")] = 0,
     as_json: JsonOption = False,
@@ -82,13 +83,14 @@ def label(
     if source != "-":
         with open_input(source) as lines:
             total = sum(1 for _ in labelling.read_pairs(lines))  # every row is read before the first is judged
-    with closing(Endpoint(endpoint, timeout=timeout or None, concurrency=concurrency)) as opened:
+    limits = {"timeout": timeout, "attempt_timeout": attempt_timeout}
+    with closing(Endpoint(endpoint, concurrency=concurrency, **limits)) as opened:
         judge = labelling.Judge(opened, rules, how)
         with open_input(source) as lines, sole_writer(out), sole_writer(asked):
-            have, failed = labelling.earlier_rows(out, judge.settings)
+            routing = labelling.Routing(min_confidence, audit)
+            have, failed = labelling.earlier_rows(out, judge.settings, routing)
             waiting, _ = labelling.earlier_rows(asked)
             tally = _bulk.Tally(len(have), failed, len(have))
-            routing = labelling.Routing(min_confidence, audit)
             pairs = _new(labelling.read_pairs(lines), judge, set(have))
             with open_output(str(out)) as write, open_output(str(asked)) as ask, progress(tally, total) as advance:
                 for done, row in labelling.label(pairs, judge, routing, tally, concurrency):

@@ -41,10 +41,22 @@ class Asking:
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """What goes to people: confidence below `least`, safety, and the share `audit` of everything, by key."""
+    """What goes to people: confidence below `least`, safety, and the share `audit` of everything, by key. In a row's
+    settings, but no part of its key: it is the same judgement."""
 
     least: float = 0.7
     audit: float = 0.05
+
+    def low(self, confidence: float | None) -> bool:
+        return confidence is not None and confidence < self.least
+
+    def audits(self, key: str) -> bool:
+        return int(key[:8], 16) < self.audit * 2**32
+
+    def could_have_made(self, row: Mapping[str, Any]) -> bool:
+        """Whether this rule sends to people what a row says that it sent."""
+        says = ["low_confidence" in row["queued"], "audit" in row["queued"]]
+        return says == [self.low(row["confidence"]), self.audits(row["key"])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +175,7 @@ def row_of(pair: Pair, heard: Heard, judge_: Judge, routing: Routing) -> dict[st
     found, failure = _judgement(heard)
     principles = sorted({name for opinion in heard.opinions for name in opinion.principles})
     reasons = [] if found else ["no_verdict"]
-    if found and found.confidence < routing.least:
+    if found and routing.low(found.confidence):
         reasons.append("low_confidence")
     if constitution.safety & set(principles):
         reasons.append("safety")
@@ -175,8 +187,9 @@ def row_of(pair: Pair, heard: Heard, judge_: Judge, routing: Routing) -> dict[st
     row |= {"confidence_from": _evidence(found), "consistent": found.consistent if found else None}
     row |= {"rationale": rationale, "principles": principles}
     row |= {"source": "ai", "annotator": judge_.how.model, "guideline_version": constitution.guideline_version}
-    row["queued"] = [*reasons, *(["audit"] if int(key[:8], 16) < routing.audit * 2**32 else [])]
-    row |= {"opinions": [asdict(opinion) for opinion in heard.opinions], "settings": judge_.settings}
+    row["queued"] = [*reasons, *(["audit"] if routing.audits(key) else [])]
+    row |= {"opinions": [asdict(opinion) for opinion in heard.opinions]}
+    row |= {"settings": judge_.settings | {"routing": asdict(routing)}}
     row |= {"tokens": heard.tokens, "cost": cost_of(heard.tokens, constitution)}
     return row | ({"error": failure} if failure else {})
 
@@ -195,12 +208,22 @@ def queue_line(row: Mapping[str, Any]) -> bytes:
     )
 
 
-def earlier_rows(out: Path, settings: Mapping[str, Any] | None = None) -> tuple[set[str], int]:
+def earlier_rows(
+    out: Path, settings: Mapping[str, Any] | None = None, routing: Routing | None = None
+) -> tuple[set[str], int]:
     """The keys that an earlier run has left in a file, and how many of its rows have an error (see `take_up`); without
-    `settings`, of the queue, which people edit."""
+    `settings`, of the queue, which people edit. One file holds the rows of one judge and one `routing`; a row of a
+    version that did not write its routing may stay if this one would have sent the same to people."""
 
     def check(row: Mapping[str, Any]) -> str | None:
-        return "was made with other settings" if settings is not None and row.get("settings") != settings else None
+        if routing is None:
+            return None
+        made = dict(row.get("settings") or {})
+        known = made.pop("routing", None)
+        if made != settings:
+            return "was made with other settings"
+        same = routing.could_have_made(row) if known is None else known == asdict(routing)
+        return None if same else f"was made with another --min-confidence or --audit: {known or 'not told'}"
 
     rows = [(row["key"], "error" in row) for row in take_up(out, check, edited=settings is None)]
     return {key for key, _ in rows}, sum(failed for _, failed in rows)

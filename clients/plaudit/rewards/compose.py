@@ -138,7 +138,8 @@ class Composer:
 
     async def _value(self, term: Term, candidate: Candidate, values: Mapping[str, Value]) -> Value:
         if candidate.response is None:
-            why = f"{term.name}: where the response begins cannot be told; send prompt and response"
+            why = f"{term.name}: where the response begins cannot be told; send prompt and response (to /get_reward, "
+            why += "prompts that are rendered: what each query begins with)"
             return Value(error=ItemError("no_boundary", why))
         counted = values.get(getattr(term, "of", None) or "")
         if counted is not None and counted.error:
@@ -162,8 +163,9 @@ class Composer:
 
 
 def _client(term: Model) -> AsyncClient:
-    options: dict[str, Any] = {"model": term.model, "revision": term.revision, "timeout": term.seconds}
-    return AsyncClient(term.url, **options, on_error="none", priority="batch")
+    options: dict[str, Any] = {"model": term.model, "revision": term.revision}
+    limits: dict[str, Any] = {"timeout": term.seconds, "attempt_timeout": term.attempt_seconds}
+    return AsyncClient(term.url, **options, **limits, on_error="none", priority="batch")
 
 
 def _down(name: str, message: str) -> ItemError:

@@ -33,12 +33,14 @@ class Term:
 
 @dataclass(frozen=True, kw_only=True)
 class Model(Term):
-    """The score of a plaudit server. `seconds`: for a request, retries included."""
+    """The score of a plaudit server. `seconds`: for a request, retries included; `attempt_seconds`: for one
+    attempt, automatic if it is not given."""
 
     url: str
     model: str | None = None
     revision: str | None = None
     seconds: float = 120.0
+    attempt_seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +142,8 @@ def read_rewards(path: Path) -> Rewards:
         _check(rewards)
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f"{path}: {error}") from None
-    return Rewards(rewards.terms, rewards.name, float(rewards.floor), tuple(rewards.ends), digest(asdict(rewards)))
+    about = asdict(rewards, dict_factory=lambda pairs: {k: v for k, v in pairs if k != "attempt_seconds"})  # no rule
+    return Rewards(rewards.terms, rewards.name, float(rewards.floor), tuple(rewards.ends), digest(about))
 
 
 def _term(table: dict[str, Any]) -> Term:

@@ -173,6 +173,48 @@ def test_other_settings_or_rules_need_another_file(endpoint: WireServer, judge: 
     assert judge("label", pairs(2), *options(endpoint))[0] == 65
 
 
+@pytest.mark.parametrize("other", [("--min-confidence", "0.9"), ("--audit", "0.5")])
+def test_one_file_has_one_rule_of_what_goes_to_people(
+    endpoint: WireServer, judge: Judge, pairs: Pairs, rows: Rows, other: tuple[str, str]
+) -> None:
+    assert judge("label", pairs(2), *options(endpoint))[0] == 0
+    assert rows("labels.jsonl")[0]["settings"]["routing"] == {"least": 0.7, "audit": 0.05}
+    before = Path("labels.jsonl").read_bytes(), len(endpoint.seen)
+    code, _, err = judge("label", pairs(3), *options(endpoint, *other))
+    assert code == 65 and "'least': 0.7, 'audit': 0.05" in err and "another --out" in err
+    assert (Path("labels.jsonl").read_bytes(), len(endpoint.seen)) == before
+    assert judge("label", pairs(3), *options(endpoint))[0] == 0 and len(rows("labels.jsonl")) == 3
+
+
+def test_rows_that_do_not_tell_their_rule_stay_where_this_one_would_have_made_them(
+    endpoint: WireServer, judge: Judge, pairs: Pairs, rows: Rows
+) -> None:
+    """As an older version wrote them."""
+
+    def unsure(_prompt: str, a: str, b: str) -> dict[str, Any]:
+        better, other = "AB" if len(a) > len(b) else "BA"
+        return choice(said(better), {f" {better}": 0.6, f" {other}": 0.4})
+
+    endpoint.judges = unsure  # type: ignore[attr-defined]
+    assert judge("label", pairs(3), *options(endpoint, "--audit", "0", "--min-confidence", "0.4"))[0] == 0
+    made = rows("labels.jsonl")
+    assert all(0.4 < row["confidence"] < 0.7 and not row["queued"] for row in made)
+    for row in made:
+        del row["settings"]["routing"]
+    Path("labels.jsonl").write_text("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in made))
+    for more in (("--audit", "0"), ("--audit", "1", "--min-confidence", "0.4")):
+        code, _, err = judge("label", pairs(4), *options(endpoint, *more))
+        assert code == 65 and "not told" in err
+    assert judge("label", pairs(4), *options(endpoint, "--audit", "0", "--min-confidence", "0.3"))[0] == 0
+    assert ["routing" in row["settings"] for row in rows("labels.jsonl")] == [False, False, False, True]
+
+
+def test_a_judge_that_falls_silent_is_asked_again(endpoint: WireServer, judge: Judge, pairs: Pairs) -> None:
+    endpoint.fail({"delay": 30.0})
+    assert judge("label", pairs(1), *options(endpoint, "--timeout", "0", "--attempt-timeout", "0.3"))[0] == 0
+    assert len(endpoint.seen) == 3
+
+
 def test_a_server_that_fails_for_a_while_costs_nothing_but_time(
     endpoint: WireServer, judge: Judge, pairs: Pairs, rows: Rows
 ) -> None:

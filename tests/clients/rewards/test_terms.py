@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from plaudit.errors import ConfigurationError
+from plaudit.rewards.compose import Composer
 from plaudit.rewards.config import Exact, JsonSchema, Length, Model, Numeric, Regex, Rewards, Term, read_rewards
 from plaudit.rewards.terms import TermError, number_in, schema_validator, value_of
 
@@ -201,6 +202,10 @@ def test_a_file_is_read_whole_and_its_hash_is_of_what_it_says(tmp_path: Path) ->
     assert [term.name for term in first.terms] == ["model", "numeric"] and first.floor == -3.0
     path.write_text("# a comment\n" + text)
     assert read_rewards(path).sha256 == first.sha256
+    path.write_text(text.replace("clip", "attempt_seconds = 9\nclip"))
+    assert read_rewards(path).sha256 == first.sha256, "how long it is waited for makes no other reward"
+    client = Composer(read_rewards(path))._clients["model"]
+    assert (client.settings.timeout, client.settings.attempt_timeout) == (120.0, 9.0)
     path.write_text(text.replace("-3", "-4"))
     assert read_rewards(path).sha256 != first.sha256
 
