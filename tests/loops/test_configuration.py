@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from plaudit_loops import cli, config_toml
-from plaudit_loops.config import DpoConfig, RlConfig, SftConfig, flatten, leaves, learning_rate, resolved
+from plaudit_loops.config import DpoConfig, RlConfig, SftConfig, flatten, learning_rate, leaves, resolved
 from plaudit_loops.errors import ConfigError
 from plaudit_loops.options import configured
 
