@@ -13,6 +13,8 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 
+from plaudit._extras import install
+
 from . import config as configs
 from . import data, loop, starter
 from .config import DpoConfig, PolicyConfig, RlConfig, SftConfig
@@ -95,7 +97,7 @@ def _with_adapter(policy: Policy, config: PolicyConfig, seed: int) -> Policy:
     try:
         import peft
     except ModuleNotFoundError:
-        raise ConfigError("lora_r needs peft: pip install 'plaudit[lora]'") from None
+        raise ConfigError(f"--lora-r needs peft: {install('peft')}") from None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         settings = peft.LoraConfig(
