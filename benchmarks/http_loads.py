@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-import os
 import sys
 import tempfile
 import time
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import inputs
 import numpy as np
 import rows
 from parity import write_minilm
@@ -39,7 +39,6 @@ from plaudit_model.errors import ItemError
 from plaudit_model.onnx_export import ExportOptions, export_onnx
 from plaudit_training.sources import ReadOptions, load
 
-DATA = Path(os.environ.get("PLAUDIT_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 RESPONSES = 16
 
 
@@ -82,6 +81,7 @@ def main() -> None:
     parser.add_argument("--infinity", type=Path)
     parser.add_argument("--sentence-transformers", type=Path)
     arguments = parser.parse_args()
+    inputs.check(*arguments.models, "hh_rlhf", *["onnxruntime"] * (arguments.ours_onnx or arguments.onnx_padded))
     makers = {"decoder": write_decoder_25m, "minilm": write_minilm}
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.models:
@@ -276,7 +276,7 @@ def fits(encoder: Encoder, item: Item) -> bool:
 
 def real_items() -> list[Item]:
     """Conversations of every half_a, one from each file in turn."""
-    files = sorted((DATA / "hh_rlhf").glob("*/half_a*"))
+    files = sorted((inputs.DATA / "hh_rlhf").glob("*/half_a*"))
     each = [load([str(path)], ReadOptions(format="hh-rlhf", max_bad_rows=10**6))[0][:400] for path in files]
     items = []
     for record in (r for group in itertools.zip_longest(*each) for r in group if r is not None):

@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
+import inputs
 import rows
 import torch
 from parity import write_minilm
@@ -42,6 +43,7 @@ def main() -> None:
         "--models", nargs="+", choices=["starter", "decoder", "minilm"], default=["starter", "decoder", "minilm"]
     )
     arguments = parser.parse_args()
+    inputs.check(*arguments.models)
     torch.set_num_threads(arguments.threads)
     makers = {"starter": lambda _: starter_directory(), "decoder": write_decoder_25m, "minilm": write_minilm}
     with tempfile.TemporaryDirectory() as folder:

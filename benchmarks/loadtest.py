@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import inputs
 from processes import free_port, plaudit_command, serving
 from rows import circumstances
 
@@ -23,6 +24,7 @@ def main() -> int:
     parser.add_argument("--users", type=int, default=12)
     parser.add_argument("--seconds", type=int, default=60)
     arguments = parser.parse_args()
+    inputs.check("locust", *["starter"] * (arguments.model == "starter"))
     facts = circumstances()
     port = free_port()
     with serving(plaudit_command(Path(arguments.model), port), port) as url:

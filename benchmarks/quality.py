@@ -14,13 +14,13 @@ resample).
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import convincing_arguments
+import inputs
 import numpy as np
 import rows
 
@@ -37,8 +37,6 @@ from plaudit_training.sources import ReadOptions, load
 from plaudit_training.split import split_by_conversation
 from plaudit_training.starter_fit import SETTINGS
 
-DATA = Path(os.environ.get("PLAUDIT_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -52,6 +50,8 @@ def main() -> None:
         "train_options", nargs="*", default=convincing_arguments.TRAIN_OPTIONS, help="of `plaudit train`, after --"
     )
     arguments = parser.parse_args()
+    inputs.check(*(name for name in arguments.models if name == "starter" or not arguments.model))
+    inputs.check(*["ukpconvarg1"] * ("minilm" in arguments.models), *["onnxruntime"] * ("int8" in arguments.dtypes))
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.models:
             if name == "starter":
@@ -59,7 +59,7 @@ def main() -> None:
                     "starter", resolve("starter"), starter_held_out()[: arguments.records], "conversation", arguments
                 )
                 continue
-            data = DATA / "ukpconvarg1"
+            data = inputs.DATA / "ukpconvarg1"
             fitted = arguments.model or convincing_arguments.fit(
                 data, Path(folder) / "run", arguments.seed, arguments.train_options
             )

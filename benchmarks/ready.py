@@ -22,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx2
+import inputs
 import rows
 from parity import write_minilm
 from processes import cpu_seconds, family, free_port, plaudit_command
@@ -42,6 +43,7 @@ def main() -> None:
         "decoder": write_decoder_25m,
         "minilm": write_minilm,
     }
+    inputs.check(*(arguments.models or makers))
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.models or makers:
             directory = makers[name](Path(folder) / name)

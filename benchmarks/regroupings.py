@@ -41,7 +41,10 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=["starter", "decoder", "minilm"], default=["starter"])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     arguments = parser.parse_args()
+    import inputs
     from parity import write_minilm
+
+    inputs.check(*arguments.models)
 
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.models:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import inputs
 import numpy as np
 import rows
 import torch
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=["decoder", "minilm"], default=["decoder", "minilm"])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     arguments = parser.parse_args()
+    inputs.check(*arguments.models)
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
     makers = {"decoder": write_decoder_25m, "minilm": write_minilm}

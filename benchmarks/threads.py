@@ -19,6 +19,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import inputs
 import rows
 from http_loads import LOADS, Load, requests_of, send
 from parity import write_minilm
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--loads", nargs="+", choices=[load.name for load in LOADS], default=[x.name for x in LOADS])
     parser.add_argument("--waits", nargs="+", choices=WAITS, default=list(WAITS))
     arguments = parser.parse_args()
+    inputs.check(*arguments.models, "hh_rlhf")
     makers = {"decoder": write_decoder_25m, "minilm": write_minilm}
     settings = [
         Setting(threads, pinned, wait)

@@ -37,6 +37,11 @@ def main() -> None:
     if arguments.train:
         train(arguments.trainer, arguments.steps, arguments.model, *arguments.train)
         return
+    import inputs
+
+    if subprocess.run([arguments.python, "-c", "import trl"], capture_output=True).returncode:
+        raise SystemExit("error: an environment with TRL is needed: name its interpreter with --python (see --help)")
+    inputs.check(*[] if arguments.model else ["starter"])
     for mode in ("sync", "async"):
         measure(arguments, mode)
 

@@ -23,6 +23,7 @@ else:
     except ImportError:
         import httpx as http
 
+from ._extras import install
 from ._plan import Send
 from ._retry import Failure, FailureKind
 from ._settings import Settings, installed_version
@@ -95,7 +96,7 @@ def open_async(settings: Settings) -> http.AsyncClient | Transport:
     try:
         from ._aiohttp import Transport
     except ModuleNotFoundError as error:
-        raise ConfigurationError("aiohttp is not installed: pip install 'plaudit[aiohttp]'") from error
+        raise ConfigurationError(f"aiohttp is not installed: {install('aiohttp')}") from error
     return Transport()
 
 

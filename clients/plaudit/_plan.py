@@ -202,7 +202,7 @@ def raise_for(failure: Failure, decision: GiveUp, url: str, attempts: int, secon
 
 def _refusal(failure: Failure, text: str, url: str) -> Refused:
     kind, advice = {
-        401: (Unauthorized, "pass api_key=, or set PLAUDIT_API_KEY"),
+        401: (Unauthorized, "set PLAUDIT_API_KEY (in Python: api_key=)"),
         403: (Unauthorized, "this key may not do that"),
         404: (NotFound, "check the URL and the model's name"),
     }.get(failure.status or 0, (BadRequest, ""))

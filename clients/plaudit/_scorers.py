@@ -12,6 +12,7 @@ from typing import Any, Protocol, Self
 
 from . import _wire
 from ._client import Client
+from ._extras import install
 from ._items import Limits, pieces, plan_chunks
 from ._retry import RetryPolicy
 from ._settings import Overlong, Priority, environment_url
@@ -135,5 +136,5 @@ def open_scorer(
 def _local_entry() -> EntryPoint:
     found = list(entry_points(group=LOCAL_GROUP))
     if not found:
-        raise ConfigurationError("no local scorer is installed: pip install 'plaudit[model]', or pass --url")
+        raise ConfigurationError(f"no local scorer is installed: {install('model')}, or pass --url")
     return found[0]

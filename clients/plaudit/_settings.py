@@ -132,7 +132,7 @@ def resolve(url: str | Sequence[str] | None, api_key: str | None) -> tuple[str |
     """URL(s) and API key, from the environment where they are not given. Raises ConfigurationError without a URL."""
     url = url or environment_url()
     if not url:
-        raise ConfigurationError(f"no server is named: pass url=, or set {URL_VARIABLE}")
+        raise ConfigurationError(f"no server is named: give --url (in Python: url=), or set {URL_VARIABLE}")
     key = api_key if api_key is not None else os.environ.get(KEY_VARIABLE) or None
     return url if isinstance(url, str) else tuple(url), key
 

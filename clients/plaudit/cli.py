@@ -18,6 +18,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from . import _config
+from ._extras import install
 from ._settings import installed_version
 from ._summaries import summary
 from .errors import ConfigurationError
@@ -157,9 +158,7 @@ def _explained(error: ModuleNotFoundError, verb: str | None, entries: Mapping[st
     package = entries[verb].module.partition(".")[0] if verb is not None else ""
     if missing in sys.stdlib_module_names or missing.startswith("plaudit") or package not in EXTRAS:
         return error
-    return ConfigurationError(
-        f"`plaudit {verb}` needs {missing}, which is not installed: pip install 'plaudit[{EXTRAS[package]}]'"
-    )
+    return ConfigurationError(f"`plaudit {verb}` needs {missing}, which is not installed: {install(EXTRAS[package])}")
 
 
 def _one_line(error: Exception) -> str:

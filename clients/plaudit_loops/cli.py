@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -25,11 +26,12 @@ Resume = Annotated[bool, typer.Option("--resume", help="go on with the run in --
 def sft(out: Out = None, config: File = None, resume: Resume = False, **given: Any) -> None:
     """Fit a policy to prompts with responses.
 
-    `plaudit sft starter --out runs/sft` fits a small policy from scratch to good and bad answers of the built-in tasks;
+    `plaudit sft starter --out runs/sft` fits a small policy from scratch to good and bad answers of the built-in tasks,
+    as docs/loops.md measured it (13,000 records, 2 epochs, batches of 16, a rate of 4e-3);
     `plaudit sft chats.jsonl --policy DIRECTORY` tunes any causal language model. Rows have `prompt` and `response` (or
     `completion`), or `messages`; the loss is on the response alone. The policy is in `<out>/policy`.
     """
-    settled, place, console = _prepared("sft", configured(SftConfig, _file(config, out, resume), given), out, resume)
+    settled, place, console = _prepared("sft", *configured(SftConfig, _file(config, out, resume), given), out, resume)
     if settled is not None:
         from . import verbs
 
@@ -41,11 +43,12 @@ def rl(out: Out = None, config: File = None, resume: Resume = False, **given: An
     """Optimise a policy against a served reward model: PPO, GRPO, RLOO or REINFORCE++.
 
     `plaudit serve starter` in one terminal, then `plaudit rl --policy runs/sft/policy --url http://127.0.0.1:8000
-    --algo ppo --out runs/ppo`. Prompts are JSONL rows with `prompt` or `messages`. Several `--url` are an ensemble. A
+    --algo ppo --out runs/ppo`: 60 steps of 64 responses to the built-in tasks, within a KL of 8, as docs/loops.md
+    measured it. Prompts of your own are JSONL rows with `prompt` or `messages`. Several `--url` are an ensemble. A
     killed run goes on with `--resume --out runs/ppo`, bit for bit. With several processes: `accelerate launch` or
     `torchrun` before the command. The policy is in `<out>/policy`.
     """
-    settled, place, console = _prepared("rl", configured(RlConfig, _file(config, out, resume), given), out, resume)
+    settled, place, console = _prepared("rl", *configured(RlConfig, _file(config, out, resume), given), out, resume)
     if settled is not None:
         from . import verbs
 
@@ -59,7 +62,7 @@ def dpo(out: Out = None, config: File = None, resume: Resume = False, **given: A
     `plaudit dpo pairs.jsonl --policy runs/sft/policy --out runs/dpo`. Rows have `prompt`, `chosen` and `rejected`,
     texts or messages. The policy is in `<out>/policy`.
     """
-    settled, place, console = _prepared("dpo", configured(DpoConfig, _file(config, out, resume), given), out, resume)
+    settled, place, console = _prepared("dpo", *configured(DpoConfig, _file(config, out, resume), given), out, resume)
     if settled is not None:
         from . import verbs
 
@@ -72,8 +75,10 @@ def _file(config: Path | None, out: Path | None, resume: bool) -> Path | None:
     return stored if stored is not None and stored.exists() else config
 
 
-def _prepared(verb: str, config: C, out: Path | None, resume: bool) -> tuple[C | None, Path, Console]:
-    """The configuration to run with, None if the run is finished, and where."""
+def _prepared(
+    verb: str, config: C, derived: Mapping[str, Any], out: Path | None, resume: bool
+) -> tuple[C | None, Path, Console]:
+    """The configuration to run with, None if the run is finished, and where. Says what is `derived` from the data."""
     from . import loop
 
     if resume and out is None:
@@ -83,4 +88,8 @@ def _prepared(verb: str, config: C, out: Path | None, resume: bool) -> tuple[C |
     if resume and loop.finished(out):
         console.print(f"the run in {out} is finished: {out / 'policy'}", soft_wrap=True)
         return None, out, console
-    return loop.settle(config, out, resume=resume), out, console
+    config = loop.settle(config, out, resume=resume)
+    if derived:
+        said = ", ".join(f"{path} = {value}" for path, value in derived.items())
+        console.print(f"from the data, `starter` (docs/loops.md; what you name goes before): {said}", soft_wrap=True)
+    return config, out, console

@@ -30,6 +30,11 @@ def read(path: Path, kind: type[C]) -> C:
         raise ConfigError(f"{path}: {error}") from None
 
 
+def named(path: Path) -> set[str]:
+    """The dotted paths that a TOML file which can be read gives a value."""
+    return {name for name, _ in _flat(tomllib.loads(path.read_text(encoding="utf-8")))}
+
+
 def write(config: configs.Config) -> str:
     """The configuration as TOML text; `read` gives the same configuration back. What is None is left out."""
     tables: dict[str, list[str]] = {"": []}

@@ -37,11 +37,15 @@ def takes(kind: type[configs.Config], argument: str = "") -> Callable[[F], F]:
     return decorate
 
 
-def configured(kind: type[C], file: Path | None, given: Mapping[str, Any]) -> C:
-    """The configuration in `file`, or the default one, with what the command line gives. Raises ConfigError."""
+def configured(kind: type[C], file: Path | None, given: Mapping[str, Any]) -> tuple[C, dict[str, Any]]:
+    """What the command line gives over what `file` names over the recipe of the data over the defaults; and, by dotted
+    path, what is of the recipe. Raises ConfigError."""
     paths = {path.rpartition(".")[2]: path for path, *_ in configs.leaves(kind)}
     values = {paths[name]: value for name, value in given.items() if value is not None and value != []}
-    return config_toml.build(kind, values, config_toml.read(file, kind) if file else None)
+    config = config_toml.build(kind, values, config_toml.read(file, kind) if file else None)
+    named = values.keys() | (config_toml.named(file) if file else set())
+    derived = {path: value for path, value in configs.recipe(config).items() if path not in named}
+    return config_toml.build(kind, derived, config), derived
 
 
 def _parameter(path: str, field: Any, hint: Any, argument: str) -> inspect.Parameter:

@@ -33,7 +33,9 @@ class LocalPolicy:
     def __init__(self, source: str, how: Sampling) -> None:
         """Load `source`, a directory or a Hub id. Raises ConfigurationError, CheckpointError."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         local = Path(source).is_dir()
         if local:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 
+from plaudit._extras import install
 from plaudit_model.store import weights_identity
 
 from . import config as configs
@@ -36,7 +37,7 @@ def sft(config: SftConfig, out: Path, console: Console) -> None:
     """Supervised fine-tuning into `out`. Raises LoopError, ModelError."""
     with loop.opened(out, console, config.model.device) as place:
         policy = _policy(config.model, config.run.seed, place.world, out, kept=bool(config.model.lora_r))
-        config, trainable = _ready(config, "sft", policy, place.world, {})
+        config, trainable = _ready(config, "sft", policy, place, {})
         rows = _encoded(data.sft_rows(config.data, config.starter_records, config.run.seed), policy,
                         config.max_length, place)  # fmt: skip
         loop.run(Sft(policy, trainable, rows, config), config, place)
@@ -46,7 +47,7 @@ def dpo(config: DpoConfig, out: Path, console: Console) -> None:
     """Direct preference optimisation into `out`. Raises LoopError, ModelError."""
     with loop.opened(out, console, config.model.device) as place:
         policy = _policy(config.model, config.run.seed, place.world, out)
-        config, trainable = _ready(config, "dpo", policy, place.world, {})
+        config, trainable = _ready(config, "dpo", policy, place, {})
         rows = _encoded(data.pair_rows(config.data), policy, config.max_length, place)
         loop.run(Dpo(policy, trainable, rows, config), config, place)
 
@@ -61,7 +62,7 @@ def rl(config: RlConfig, out: Path, console: Console, rewards: Rewards | None = 
             policy = _policy(config.model, config.run.seed, place.world, out)
             values = ValueHead(policy.hidden_size).to(policy.device)
             extra = {"value": values} if config.algorithm.algo == "ppo" else {}
-            config, trainable = _ready(config, "rl", policy, place.world, extra)
+            config, trainable = _ready(config, "rl", policy, place, extra)
             settings = config.rollout
             prompts = data.prompt_rows(settings.prompts, settings.starter_prompts, config.run.seed)
             rows = _encoded(prompts, policy, settings.max_prompt_tokens, place)
@@ -104,7 +105,7 @@ def _with_adapter(policy: Policy, config: PolicyConfig, seed: int) -> Policy:
     try:
         import peft
     except ModuleNotFoundError:
-        raise ConfigError("lora_r needs peft: pip install 'plaudit[lora]'") from None
+        raise ConfigError(f"--lora-r needs peft: {install('peft')}") from None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         settings = peft.LoraConfig(
@@ -115,16 +116,17 @@ def _with_adapter(policy: Policy, config: PolicyConfig, seed: int) -> Policy:
     return dataclasses.replace(policy, module=module.to(policy.device))
 
 
-def _ready(config: Any, verb: Verb, policy: Policy, world: World, extra: Mapping[str, torch.nn.Module]) -> Any:
+def _ready(config: Any, verb: Verb, policy: Policy, place: loop.Place, extra: Mapping[str, torch.nn.Module]) -> Any:
     """The configuration with its learning rate, and what is trained with it."""
     rate = config.optim.learning_rate
     if rate is None:
         rate = configs.learning_rate(verb, policy.parameters)
         config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, learning_rate=rate))
+        place.console.print(f"optim.learning_rate = {rate:g}, for {policy.parameters:,} parameters", soft_wrap=True)
     rates = {"policy": rate}
     if extra:
         rates["value"] = config.algorithm.value_learning_rate
-    return config, Trainable({"policy": policy.module, **extra}, rates, config.optim, world)
+    return config, Trainable({"policy": policy.module, **extra}, rates, config.optim, place.world)
 
 
 def _encoded(rows: list[data.Row], policy: Policy, max_length: int, place: loop.Place) -> list[data.Encoded]:

@@ -18,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from plaudit._extras import install
+
 from .base import load_weights
 from .contract import RewardContract
 from .errors import AdapterError, CheckpointError
@@ -123,7 +125,7 @@ def require_peft() -> Any:
     try:
         import peft
     except ImportError as error:
-        raise AdapterError("LoRA adapters need PEFT: pip install 'plaudit[peft]'") from error
+        raise AdapterError(f"LoRA adapters need PEFT: {install('peft')}") from error
     return peft
 
 

@@ -54,12 +54,17 @@ def _config(directory: Path) -> Any:
     return config
 
 
+def quiet() -> None:
+    """Keep transformers' progress bars and warnings out of logs: what is to be known of a model is said here."""
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
 def load_weights(directory: Path, **options: Any) -> tuple[nn.Module, set[str]]:
     """The sequence classifier in a directory, with `options` for `from_pretrained`, and the names of the weights that
     it has none for, or none of that shape: those are random. Raises CheckpointError."""
     check_weights(directory)
-    transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    quiet()
     try:
         module, info = transformers.AutoModelForSequenceClassification.from_pretrained(
             directory, use_safetensors=True, local_files_only=True, ignore_mismatched_sizes=True,

@@ -13,10 +13,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from . import contract as contracts
+
 if TYPE_CHECKING:
     from .contract import RewardContract
     from .oracle import Agreement
     from .records import Conversation
+    from .reward_model import RewardModel
 
 _console = Console()
 _notes = Console(stderr=True)
@@ -37,8 +40,6 @@ def info(
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of reward.json and stop.")] = False,
 ) -> None:
     """Show what a model's contract says: how text becomes a score. Exit code 78 if a file is not the one it lists."""
-    from . import contract as contracts
-
     if schema:
         _console.print_json(json.dumps(contracts.json_schema()))
         return
@@ -57,16 +58,35 @@ def info(
 
 
 def _show_contract(directory: Path, contract: RewardContract, as_json: bool) -> None:
-    from . import contract as contracts
-
     if as_json:
         _console.print_json(json.dumps({"revision": contract.revision(), **contracts.to_json(contract)}))
         return
     table = Table(title=Text(f"{directory}  ·  revision {contract.revision()}"), show_header=False)
-    for name, value in contracts.to_json(contract).items():
-        if name != "files":
-            table.add_row(name, Text(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
+    table.caption = "all of it, hashes and lineage too: --json"
+    for name, value in summary(contract).items():
+        table.add_row(name, Text(value))
     _console.print(table)
+
+
+def summary(contract: RewardContract) -> dict[str, str]:
+    """What people ask of a contract first. Of lineage and evaluation, which are free, what `plaudit train` writes."""
+    known = contract.lineage.get("base"), contract.lineage.get("data"), contract.evaluation.get("accuracy")
+    base, data, result = (facts if isinstance(facts, dict) else {} for facts in known)
+    rates = [f"{result[name]:.4f}" for name in ("value", "low", "high") if isinstance(result.get(name), float)]
+    template, serving, s = contract.template, contract.serving, contract.statistics
+    weights = [f"{name} {e.sha256[:12]}" for name, e in contract.files.items() if "model" in Path(name).stem]
+    facts = {
+        "label": contract.label,
+        "architecture": f"{contract.architecture}, head: {', '.join(contract.head.attributes)}",
+        "base": f"{base.get('name')}, revision {base.get('revision') or 'unknown'}" if base else "",
+        "records": f"{data.get('records')} trained on, {data.get('eval_records')} held out" if data else "",
+        "accuracy": f"{rates[0]} [{', '.join(rates[1:])}], {result.get('n')} comparisons" if rates else "",
+        "scores": f"mean {s.mean:.4g}, standard deviation {s.std:.4g}, {s.n} responses" if s else "",
+        "template": f"{template.kind}, sha256 {template.sha256[:12]}; at most {contract.max_length:,} tokens",
+        "serving": f"{serving.backend}, {serving.dtype}, {serving.mode}",
+        "files": f"{len(contract.files)}: {', '.join(weights)}",
+    }
+    return {name: value for name, value in facts.items() if value}
 
 
 def verify(
@@ -87,18 +107,15 @@ def verify(
     """Compare our scores with plain fp32 transformers, one item at a time. Exit code 1 if they disagree."""
     import numpy as np
 
-    from . import contract as contracts
-    from .encode import Encoded
     from .oracle import PlainModel, agreement
     from .reward_model import RewardModel
 
     ours = RewardModel.load(model, dtype=dtype, mode=mode)
-    conversations = read_conversations(data, limit)
-    if len(conversations) < 2:
+    texts = read_conversations(data, limit)
+    if len(texts) < 2:
         raise typer.BadParameter("at least two responses are needed to compare scores", param_hint="--data")
-    encoded: list[Encoded] = [ours.encoder.encode(prompt, response) for prompt, response in conversations]
-    scores = ours.score_encoded(encoded)[:, 0]
-    reference = _served(against, conversations) if against else PlainModel(ours.directory).score(conversations)[:, 0]
+    scores = ours.score_encoded([ours.encoder.encode(prompt, response) for prompt, response in texts])[:, 0]
+    reference = _served(against, ours, texts) if against else PlainModel(ours.directory).score(texts)[:, 0]
     result = agreement(scores, np.asarray(reference, dtype=np.float32), ours.dtype)
     if write and result.holds:
         serving = replace(ours.contract.serving, dtype=ours.dtype, mode=ours.mode)  # type: ignore[arg-type]
@@ -109,7 +126,6 @@ def verify(
 
 
 def _contract(directory: Path, pin_date: str) -> Any:
-    from . import contract as contracts
     from . import template as templates
     from .contract import Template
     from .infer import contract_for, infer_contract
@@ -149,14 +165,16 @@ def _rows(data: Path) -> Iterator[dict[str, Any]]:
                 raise ItemError("invalid_json", f"{data}, line {number} is not a JSON object")
 
 
-def _served(url: str, conversations: list[Conversation]) -> list[float]:
+def _served(url: str, ours: RewardModel, conversations: list[Conversation]) -> list[float]:
+    """The server's scores; what it serves is said if that is not `ours`."""
     from plaudit import Client
 
-    items = [
-        {"prompt": [{"role": m.role, "content": m.content} for m in prompt], "response": response}
-        for prompt, response in conversations
-    ]
+    items = [{"prompt": [asdict(m) for m in prompt], "response": response} for prompt, response in conversations]
     with Client(url) as client:
+        theirs, mine = client.info().identity, (ours.contract.revision(), ours.numerics)
+        if (theirs.revision, theirs.numerics) != mine:
+            served = f"{theirs.model}@{theirs.revision} ({theirs.numerics})"
+            typer.echo(f"the server serves {served}, this is {mine[0]} ({mine[1]})", err=True)
         return [float(result) for result in client.score_items(items)]
 
 

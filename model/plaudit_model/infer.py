@@ -43,7 +43,7 @@ def resolve(name: str | Path, revision: str | None = None) -> Path:
     if str(name) == "starter":
         return _starter()
     if path.is_absolute() or str(name).startswith(".") or str(name).count("/") != 1:
-        raise CheckpointError(f"{name} is not a directory (and not a Hub id of the form owner/name)")
+        raise CheckpointError(f"there is no directory {name} (and a Hub id has the form owner/name)")
     return _download(str(name), revision)
 
 
@@ -131,7 +131,9 @@ def max_length(directory: Path) -> int:
         limits[0] -= (config.get("pad_token_id") or 0) + 1  # its first positions are taken by padding
     known = [int(limit) for limit in limits if isinstance(limit, (int, float)) and 0 < limit < _NO_LIMIT]
     if not known:
-        raise ContractError(f"{directory} does not say how long a sequence may be; save a contract with max_length")
+        raise ContractError(
+            f"{directory} does not say how long a sequence may be (max_position_embeddings in config.json)"
+        )
     return min(known)
 
 
@@ -231,7 +233,8 @@ def _download(name: str, revision: str | None) -> Path:
 
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=[*_FILES, *_GRAPH_FILES]))
-    except RepositoryNotFoundError as error:
-        raise CheckpointError(f"{name} is neither a local directory nor a model on the Hub") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise CheckpointError(f"{name} is not a local directory, and the Hub could not be reached: {error}") from error
+        what = getattr(error, "strerror", None) or type(error).__name__
+        absent = isinstance(error, RepositoryNotFoundError)
+        why = "the Hub has no such model, or not for everybody" if absent else f"the Hub could not be reached ({what})"
+        raise CheckpointError(f"there is no directory {name}, and as a Hub id it could not be had: {why}") from error

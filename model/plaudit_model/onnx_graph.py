@@ -25,10 +25,11 @@ import torch
 import transformers
 from torch import nn
 
+from plaudit._extras import install
+
 from .errors import ContractError
 from .heads import head_layers, is_known, last_hidden_state
 
-INSTALL = "pip install 'plaudit[server,onnx]'"
 OPSET = 20
 _PRODUCTS = ("MatMul", "Gemm")
 _CPU_FLAGS = Path("/proc/cpuinfo")
@@ -46,7 +47,7 @@ def trace(module: nn.Module, path: Path, *, pooling: str) -> dict[str, Any]:
         import onnx
         import onnxscript
     except ImportError as error:
-        raise ContractError(f"exporting needs {error.name}, which is not installed: {INSTALL}") from error
+        raise ContractError(f"exporting needs {error.name}, which is not here: {install('server,onnx')}") from error
     with _quiet():
         try:
             _traced(module, pooling).save(path)

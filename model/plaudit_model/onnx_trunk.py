@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from plaudit._extras import install
+
 from .encode import Encoded
 from .errors import CheckpointError, ContractError
-from .onnx_graph import INSTALL, saturates
+from .onnx_graph import saturates
 from .packing import PackedBatch
 from .padded_trunk import split_by_length, unpack
 
@@ -68,7 +70,9 @@ class OnnxTrunk:
         try:
             import onnxruntime
         except ImportError as error:
-            raise ContractError(f"this model runs on ONNX Runtime, which is not installed: {INSTALL}") from error
+            raise ContractError(
+                f"this model runs on ONNX Runtime, which is absent: {install('server,onnx')}"
+            ) from error
         provider, options = _provider(torch.device(device), dtype)
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = torch.get_num_threads()

@@ -5,7 +5,6 @@ Nothing here calls our encoder, packing, attention or head, so agreement with it
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import transformers
 from numpy.typing import NDArray
 
 from .adapter import Adapter
+from .base import quiet
 from .contract import EIGHT_BITS, RewardContract
 from .infer import contract_for, is_adapter, tokenizer_home
 from .records import Conversation, Message
@@ -26,8 +26,7 @@ class PlainModel:
     """`AutoModelForSequenceClassification` in eager fp32 with `AutoTokenizer`; an adapter in PEFT's own layers."""
 
     def __init__(self, directory: Path) -> None:
-        logging.getLogger("transformers").setLevel(logging.ERROR)
-        transformers.utils.logging.disable_progress_bar()
+        quiet()
         self.contract: RewardContract = contract_for(directory)
         home = tokenizer_home(directory)
         self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(home, local_files_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,7 @@ from plaudit_kernels import BLOCK, Choice, cpu_runtime, fast_choice, select
 from . import contract as contracts
 from . import store
 from .adapter import Adapter
-from .base import check_module, load_base, load_module, skeleton_of, token_ids
+from .base import check_module, load_base, load_module, quiet, skeleton_of, token_ids
 from .build import kernel_build
 from .contract import ADAPTER_FILE, EIGHT_BITS, FILE_NAME, RewardContract, Serving
 from .decoder import DecoderTrunk
@@ -44,7 +43,6 @@ from .trunk import Trunk, head_width, lacks_layers, make_trunk, padded_instead
 if TYPE_CHECKING:
     from .onnx_trunk import OnnxTrunk
 
-logger = logging.getLogger("plaudit.model")
 
 DTYPES = dict.fromkeys(("bfloat16", "fp8", "int8"), torch.bfloat16) | {"float32": torch.float32}
 """What torch's trunk computes in, matrix products in fp8 aside."""
@@ -339,7 +337,7 @@ class RewardModel:
         """Write a checkpoint directory, atomically: weights as safetensors, configuration, tokenizer, and the
         contract with the sha256 of every other file. `as_adapter`, in place of the whole weights: the adapters and the
         head that were trained, as PEFT writes them."""
-        logging.getLogger("transformers").setLevel(logging.ERROR)
+        quiet()
         if self.adapter and not self.adapter.merged:
             raise AdapterError("freeze the model before it is saved: its adapters are not merged")
         with self._written_out(), store.atomic_directory(directory) as staging:

@@ -31,19 +31,23 @@ def compose(
     """Serve rewards put together from models' scores and from what can be verified.
 
     A trainer points at it as at `plaudit serve`: /get_reward (OpenRLHF; references in `labels`) and /score (with
-    `reference`). In rewards.toml, for example:
+    `reference`). All terms and their keys are in docs/rewards.md. In rewards.toml, for example:
 
+    \b
     floor = -5.0
 
+    \b
     [[terms]]
     kind = "model"
     url = "http://127.0.0.1:8000"
     clip = [-4, 4]
 
+    \b
     [[terms]]
     kind = "numeric"
     weight = 2.0
 
+    \b
     [[terms]]
     kind = "length"
     limit = 4000

@@ -104,7 +104,7 @@ def run(names: list[str], settings: ServerSettings, engine: EngineSettings) -> N
     allow_connections()
     with listen(settings) as listener:  # first, so that an address that is taken fails before any download
         metrics = Metrics()
-        models = Models([open_model(Name.parse(name), settings, engine, metrics) for name in names])
+        models = Models([open_model(name, settings, engine, metrics) for name in Name.all(names)])
         app = build_app(settings, models, metrics)
 
         async def main() -> None:

@@ -125,8 +125,10 @@ class Lane:
     def bury(self, worker: Worker) -> None:
         """The worker is lost. Its first batch is under suspicion, a second one waits again: had that one been launched
         too and done it, it is the first when it is sent the next time."""
-        level = logging.INFO if self.phase == "leaving" else logging.WARNING
-        logger.log(level, "worker %d is gone with %d batches in flight", worker.pid, len(self.flights))
+        if self.phase == "leaving":
+            logger.info("worker %d put to sleep", worker.pid)
+        else:
+            logger.warning("worker %d is gone with %d batches in flight", worker.pid, len(self.flights))
         self.worker = None
         flights = list(self.flights)
         self.flights.clear()

@@ -40,11 +40,12 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(level: str, *, as_json: bool) -> None:
-    """Send everything to stderr. uvicorn's own lines are kept to warnings."""
+    """Send everything to stderr. The own lines of uvicorn and of HTTP clients are kept to warnings."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    for name in ("uvicorn", "httpx", "httpx2"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

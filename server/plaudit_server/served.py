@@ -42,6 +42,21 @@ class Name:
             raise SettingsError(f"a model cannot be served as {head!r}; give it a name: plaudit serve NAME={what}")
         return cls(head, source)
 
+    @classmethod
+    def all(cls, arguments: Sequence[str]) -> list[Name]:
+        """Those of a command line. Raises SettingsError if two are the same, with names that tell them apart: those of
+        the directories that hold them, where these differ."""
+        names: dict[str, Name] = {}
+        for name in map(cls.parse, arguments):
+            if other := names.get(name.id):
+                first, second = (Path(each.source).absolute().parent.name for each in (other, name))
+                if first == second or not (_ID.fullmatch(first) and _ID.fullmatch(second)):
+                    first, second = f"{name.id}-1", f"{name.id}-2"
+                line = f"plaudit serve {first}={other.source} {second}={name.source}"
+                raise SettingsError(f"two models have the name {name.id}; give them others: {line}")
+            names[name.id] = name
+        return list(names.values())
+
 
 class Served:
     """One model: its contract, its tokenizers, its engine. `info` is there once it has been started."""
@@ -88,8 +103,6 @@ class Models:
         if not models:
             raise SettingsError("name at least one model to serve")
         self._models = {model.id: model for model in models}
-        if len(self._models) < len(models):
-            raise SettingsError("two models have the same name; serve one of them as NAME=MODEL")
         self.leaving = False
 
     def __iter__(self) -> Iterator[Served]:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from plaudit import cli
+from plaudit._extras import install
 from plaudit._summaries import summary
 from plaudit.errors import ConfigurationError
 
@@ -234,7 +235,7 @@ def test_an_error_that_nobody_foresaw_keeps_its_traceback_and_exits_70(
 def test_a_missing_extra_names_the_line_that_brings_it(run: Callable[..., Any], args: tuple[str, ...]) -> None:
     code, _, err = run(*args)
     assert code == 78
-    expected = "needs no_such_library, which is not installed: pip install 'plaudit[train]'\n"
+    expected = f"needs no_such_library, which is not installed: {install('train')}\n"
     assert err == f"error: `plaudit {args[0]}` {expected}"
 
 

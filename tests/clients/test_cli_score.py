@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from plaudit import _scorers, cli
+from plaudit._extras import install
 
 if TYPE_CHECKING:
     from conftest import WireServer
@@ -314,7 +315,7 @@ def test_without_a_local_scorer_the_extra_is_named(
     for found in ([], [missing]):
         monkeypatch.setattr(_scorers, "entry_points", lambda group, found=found: found)
         code, _, err = run("score", write_rows(many(1)), "--model", str(tmp_path))
-        assert code == 78 and "pip install 'plaudit[model]'" in err
+        assert code == 78 and install("model") in err
 
 
 @pytest.mark.parametrize("verb", ["rank", "compare", "score"])

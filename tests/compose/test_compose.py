@@ -72,7 +72,7 @@ def compose(tmp_path: Path) -> Iterator[Compose]:
 
 
 def test_rewards_of_a_real_server_and_of_what_can_be_verified(
-    compose: Compose, serve: Callable[..., Any], reward_model_dir: Callable[[str], Path]
+    compose: Compose, serve: Callable[..., Any], reward_model_dir: Callable[[str], Path], tmp_path: Path
 ) -> None:
     model = serve(reward_model_dir("qwen3"))
     url, process = compose(FILE.replace("URL", model.url))
@@ -112,6 +112,7 @@ def test_rewards_of_a_real_server_and_of_what_can_be_verified(
             failed = http.post("/get_reward", json=reward | change)
             assert (failed.status_code, failed.json()["error"]["code"]) == (422, code)
 
+        assert "HTTP Request" not in (tmp_path / "log").read_text()
         info = composed.info()
         assert info.identity.model == "composed" and http.get("/readyz").status_code == 200
         assert info.identity.revision == answer["revision"] == single["revision"]
@@ -197,3 +198,11 @@ def test_a_response_begins_after_the_rendered_prompt_or_nobody_knows_where(
     query: str, prompt: Any, response: str | None
 ) -> None:
     assert response_in(query, prompt, ENDS) == response
+
+
+def test_help_keeps_the_lines_of_its_example() -> None:
+    said = subprocess.run([sys.executable, "-P", "-c", PROGRAM, "compose", "--help"], capture_output=True, text=True)
+    lines = [line.strip() for line in said.stdout.splitlines()]
+    start = lines.index("[[terms]]")
+    expected = ['kind = "model"', 'url = "http://127.0.0.1:8000"', "clip = [-4, 4]"]
+    assert lines[start + 1 : start + 4] == expected

@@ -15,14 +15,15 @@ import httpx2
 import pytest
 
 from plaudit import Client
+from plaudit_model import contract
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAUDIT = str(Path(sys.executable).with_name("plaudit"))
 
 
-def run(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str | Path, code: int = 0, **options: Any) -> subprocess.CompletedProcess[str]:
     done = subprocess.run([PLAUDIT, *map(str, arguments)], capture_output=True, text=True, check=False, **options)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == code, done.stdout + done.stderr
     return done
 
 
@@ -80,6 +81,8 @@ def test_a_preference_file_becomes_a_served_score(
     assert evaluation["accuracy"]["low"] > 0.75, evaluation["accuracy"]
     assert json.loads(run("verify", model, "--json", "--limit", "16").stdout)["holds"]
     served = serve(model)
+    said = run("verify", model, "--against", served.url, "--limit", "16")
+    assert "agree" in said.stdout and "the server serves" not in said.stderr
     with Client(served.url) as client:
         client.wait_until_ready()
         candidates = ["no", "indeed", "indeed indeed indeed indeed", "indeed indeed"]
@@ -95,11 +98,22 @@ def test_a_preference_file_becomes_a_served_score(
         assert [json.loads(line)["score"] for line in path.read_text().splitlines()] == direct
 
 
+def test_verify_says_first_that_the_server_has_another_model(
+    trained: Path, reward_model_dir: Callable[[str], Path], serve: Callable[..., Any]
+) -> None:
+    url = serve(f"ours={trained / 'model'}").url
+    other = reward_model_dir("qwen3")
+    said = run("verify", other, "--against", url, "--limit", "16", code=1)
+    theirs, mine = (contract.read(path).revision() for path in (trained / "model", other))
+    assert f"the server serves ours@{theirs}" in said.stderr and f"this is {mine}" in said.stderr
+    assert "DISAGREE" in said.stdout
+
+
 def test_the_run_can_be_told_from_its_directory(trained: Path) -> None:
-    contract = json.loads(run("info", trained / "model", "--json").stdout)
-    assert contract["lineage"]["config"]["seed"] == 1 and contract["lineage"]["versions"]["plaudit"]
-    assert contract["statistics"]["std"] > 0 and contract["calibration"]["temperature"] > 0
-    assert contract["evaluation"]["accuracy"]["n"] > 0
+    known = json.loads(run("info", trained / "model", "--json").stdout)
+    assert known["lineage"]["config"]["seed"] == 1 and known["lineage"]["versions"]["plaudit"]
+    assert known["statistics"]["std"] > 0 and known["calibration"]["temperature"] > 0
+    assert known["evaluation"]["accuracy"]["n"] > 0
     assert (trained / "run.toml").is_file()
 
 

@@ -10,8 +10,9 @@ import typer
 from typer.testing import CliRunner
 
 from plaudit_loops import cli, config_toml
-from plaudit_loops.config import DpoConfig, RlConfig, SftConfig, flatten, leaves, resolved
+from plaudit_loops.config import DpoConfig, RlConfig, SftConfig, flatten, learning_rate, leaves, resolved
 from plaudit_loops.errors import ConfigError
+from plaudit_loops.options import configured
 
 
 @pytest.mark.parametrize("kind", [SftConfig, DpoConfig, RlConfig])
@@ -67,3 +68,28 @@ def test_what_depends_on_the_algorithm_is_filled_in_and_what_is_given_stays() ->
     assert grpo["kl.kl_coef"] == 0.0 and grpo["algorithm.loss_aggregation"] == "sequence"
     ppo = flatten(resolved(RlConfig()))
     assert ppo["rollout.group_size"] == 1 and ppo["algorithm.ppo_epochs"] == 4 and ppo["kl.kl_coef"] == 0.05
+
+
+def test_the_starter_tasks_bring_the_recipe_that_was_measured() -> None:
+    sft, derived = configured(SftConfig, None, {"data": ["starter"]})
+    assert derived == {"starter_records": 13_000, "epochs": 2, "batch_size": 16}
+    assert (sft.starter_records, sft.epochs, sft.batch_size) == (13_000, 2, 16)
+    assert learning_rate("sft", 1_000_000) == 4e-3
+    rl, derived = configured(RlConfig, None, {"algo": "grpo"})
+    assert rl.kl.kl_budget == derived["kl.kl_budget"] == 8.0 and rl.steps == 60
+    assert rl.rollout.prompts_per_step * 8 == 64
+
+
+def test_what_is_named_goes_before_the_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text("epochs = 1\n")
+    sft, derived = configured(SftConfig, path, {"data": ["starter"], "batch_size": 32})
+    assert (sft.epochs, sft.batch_size, sft.starter_records) == (1, 32, 13_000)
+    assert derived == {"starter_records": 13_000}
+    assert configured(RlConfig, None, {"kl_budget": 0.0})[0].kl.kl_budget == 0.0
+
+
+def test_other_data_brings_no_recipe() -> None:
+    assert configured(SftConfig, None, {"data": ["chats.jsonl"]}) == (SftConfig(data=("chats.jsonl",)), {})
+    assert configured(RlConfig, None, {"prompts": ["p.jsonl"]})[1] == {}
+    assert configured(DpoConfig, None, {"data": ["pairs.jsonl"]})[1] == {}

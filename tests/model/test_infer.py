@@ -98,8 +98,17 @@ def test_a_model_without_a_template_is_refused(bare: Path) -> None:
 
 @pytest.mark.parametrize("name", ["/no/such/place", "./nowhere", "nowhere", "a/b/c"])
 def test_a_name_that_is_nothing_says_so(name: str) -> None:
-    with pytest.raises(CheckpointError, match="not a directory"):
+    with pytest.raises(CheckpointError, match=f"^there is no directory {name} "):
         infer.resolve(name)
+
+
+def test_what_might_be_a_hub_id_says_so_in_one_short_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError) as caught:
+        infer.resolve("runs/frist")
+    said = str(caught.value)
+    assert said.startswith("there is no directory runs/frist, and as a Hub id it could not be had: the Hub could not")
+    assert len(said) < 140
 
 
 def test_an_unfitted_starter_says_how_to_fit_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

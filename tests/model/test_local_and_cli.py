@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from plaudit_model import cli
+from plaudit_model import cli, contract
 from plaudit_model.errors import CheckpointError
 from plaudit_model.local import open_scorer
 from plaudit_model.reward_model import RewardModel
@@ -73,7 +74,23 @@ def test_verify_reads_items_from_a_file(reward_model_dir: ModelDir, tmp_path: Pa
 def test_info_shows_the_contract(reward_model_dir: ModelDir) -> None:
     shown = json.loads(run(app, ["info", str(reward_model_dir("qwen3")), "--json"]).stdout)
     assert shown["architecture"] == "Qwen3ForSequenceClassification" and shown["revision"]
-    assert "Qwen3ForSequenceClassification" in run(app, ["info", str(reward_model_dir("qwen3"))]).stdout
+    for_people = run(app, ["info", str(reward_model_dir("qwen3"))]).stdout
+    assert "Qwen3ForSequenceClassification" in for_people and "--json" in for_people
+    assert shown["template"]["sha256"][:12] in for_people and shown["template"]["sha256"] not in for_people
+
+
+def test_info_sums_up_what_training_left(reward_model_dir: ModelDir) -> None:
+    known = contract.read(reward_model_dir("qwen3"))
+    trained = replace(
+        known, statistics=contract.Statistics(0.25, 1.5, 40),
+        lineage={"base": {"name": "some-base", "revision": "abc"}, "data": {"records": 90, "eval_records": 10}},
+        evaluation={"accuracy": {"value": 0.8, "low": 0.7, "high": 0.9, "n": 10}},
+    )  # fmt: skip
+    said = cli.summary(trained)
+    assert said["accuracy"] == "0.8000 [0.7000, 0.9000], 10 comparisons" and said["records"].startswith("90 trained")
+    assert said["base"] == "some-base, revision abc" and said["scores"].startswith("mean 0.25")
+    odd = cli.summary(replace(known, lineage={"base": "x", "data": 3}, evaluation={"accuracy": {"value": None}}))
+    assert not {"accuracy", "records", "base"} & set(odd)
 
 
 def test_info_says_that_a_file_is_not_the_one_listed(reward_model_dir: ModelDir, tmp_path: Path) -> None:

@@ -277,6 +277,16 @@ def test_ids_come_from_names(argument, id, source):
         assert Name.parse(argument) == Name(id, source)
 
 
+def test_two_models_of_one_name_are_refused_with_the_line_to_type():
+    assert [name.id for name in Name.all(["/a/model", "b=/b/model"])] == ["model", "b"]
+    for first, second, line in (
+        ("runs/a/model", "runs/b/model", "a=runs/a/model b=runs/b/model"),
+        ("/x/a/model", "/y/a/model", "model-1=/x/a/model model-2=/y/a/model"),
+    ):
+        with pytest.raises(SettingsError, match=f"name model; give them others: plaudit serve {line}$"):
+            Name.all([first, second])
+
+
 @pytest.mark.parametrize("argument", ["", "=x", "rm=", "a b", "-x", "x" * 97])
 def test_an_id_that_would_not_fit_into_a_url_is_refused(argument):
     with pytest.raises(SettingsError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import shutil
 import signal
@@ -47,12 +48,15 @@ def recorder(started: tuple[Engine, Recorder]) -> Recorder:
 
 
 async def test_sleep_ends_the_process_and_wake_brings_the_same_model_back(
-    engine: Engine, recorder: Recorder, expected: Oracle
+    engine: Engine, recorder: Recorder, expected: Oracle, caplog: pytest.LogCaptureFixture
 ) -> None:
     info, pid = engine.info, engine.worker_pid
     assert pid is not None
-    await engine.sleep()
+    with caplog.at_level(logging.INFO, "plaudit.engine"):
+        await engine.sleep()
     assert (engine.state, engine.worker_pid) == ("asleep", None)
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+    assert caplog.messages == [f"worker {pid} put to sleep"]
     status = Path(f"/proc/{pid}/stat")
     assert not status.exists() or ") Z " in status.read_text(), "it holds nothing any more"
     await engine.sleep()  # already

@@ -198,3 +198,8 @@ def test_a_perfect_score_still_has_an_interval() -> None:
 def test_one_cluster_has_no_interval() -> None:
     estimate = metrics.evaluate(judged(normal(9), clusters=np.zeros((9, 1), dtype=np.int64)), bootstrap=50)["accuracy"]
     assert estimate.low is None and estimate.high is None and estimate.value is not None
+
+
+def test_the_interval_of_a_rate_of_0_or_1_holds_it() -> None:
+    for n in range(1, 400):
+        assert metrics.wilson(0, n)[0] == 0.0 and metrics.wilson(n, n)[1] == 1.0

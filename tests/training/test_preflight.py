@@ -74,7 +74,7 @@ def test_models_that_would_train_the_wrong_thing(encoder: Encoder, facts: ModelF
     assert [problem.code for problem in report.problems] == codes
     report.raise_for_problems(frozenset(codes))
     for code in codes:
-        with pytest.raises(PreflightError, match=f"^{code}: .*allow {code}"):
+        with pytest.raises(PreflightError, match=f"^{code}: .*--allow {code}"):
             report.raise_for_problems(frozenset(codes) - {code})
 
 

@@ -105,7 +105,18 @@ def test_the_resolved_configuration_comes_first_with_reasons(plaudit: Commands, 
     assert "pairs[red]" in plaudit.stdout, "the name of a file is no markup"
     text = " ".join(plaudit.stdout.split())
     assert text.startswith("configuration")
-    for said in ("0.0003 174,432 parameters", "preflight", "plan:", "held out", "read", "= used"):
+    assert "others have their defaults" in text and "adam_beta1" not in text and "starter_records" not in text
+    for said in (
+        "0.0003 174,432 parameters",
+        "data.train",
+        "comparisons held out say little",
+        "--eval-share",
+        "preflight",
+        "plan:",
+        "held out",
+        "read",
+        "= used",
+    ):
         assert said in text, said
     assert not (files / "none").exists(), "a dry run writes nothing"
 
@@ -164,7 +175,7 @@ def test_a_response_that_does_not_fit_is_a_bad_row(plaudit: Commands, tmp_path: 
     (tmp_path / "long.jsonl").write_text((files / "train.jsonl").read_text() + json.dumps(row) + "\n")
     code = plaudit.run("train", tmp_path / "long.jsonl", "--base", out / "model", "--out", tmp_path / "run")
     assert code == 65
-    assert "too_long" in error(plaudit) and "max_bad_rows" in error(plaudit)
+    assert "too_long" in error(plaudit) and "--max-bad-rows" in error(plaudit)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +190,7 @@ def test_a_response_that_does_not_fit_is_a_bad_row(plaudit: Commands, tmp_path: 
         (["--ties", "lose"], 78, "data.ties: expected one of"),
         (["--report-to", "wandb"], 78, "wandb, which is not installed"),
         (["--config", "absent.toml"], 78, "cannot read the configuration"),
-        (["--base", "nowhere"], 78, "nowhere is not a directory"),
+        (["--base", "nowhere"], 78, "there is no directory nowhere"),
         (["--if-missing"], 78, "--if-missing is for"),
         (["--allow", "everything"], 2, "everything"),
     ],
@@ -231,6 +242,7 @@ def test_the_starter_is_fitted_once_and_is_the_default_base(plaudit: Commands, f
     known = contract.read(model)
     assert known.label == "synthetic" and known.evaluation["accuracy"]["n"] > 0
     assert "held-out evaluation" in plaudit.stdout
+    assert "your own run" not in plaudit.stdout and "shards" not in plaudit.stderr, plaudit.stderr
     first = known.files["model.safetensors"]
 
     assert plaudit.run("train", "starter", "--if-missing") == 0
@@ -239,6 +251,7 @@ def test_the_starter_is_fitted_once_and_is_the_default_base(plaudit: Commands, f
     assert contract.read(model).files["model.safetensors"] == first, "a function of the seed"
 
     assert plaudit.run("train", files / "train.jsonl", "--set", "evaluation.bootstrap=20") == 0, plaudit.stderr
+    assert "your own run, which starts from it" in plaudit.stdout and "weights" not in plaudit.stderr, plaudit.stderr
     (run,) = (plaudit.folder / "runs").iterdir()
     assert run.name.startswith("train-2") and (run / "tensorboard").is_dir()
     assert contract.read(run / "model").lineage["base"]["revision"] == contract.read(model).revision()

@@ -166,9 +166,9 @@ class RunConfig:
         if not self.lora.r and self.lora != LoraConfig():
             raise ConfigError("lora.r is 0, so there are no adapters that its other options could be of: set --lora-r")
         if self.evaluation.patience and not self.evaluation.every:
-            raise ConfigError("evaluation.patience needs evaluation.every: nothing is evaluated on the way")
+            raise ConfigError("evaluation.patience needs evaluation.every (--eval-every): nothing is evaluated else")
         if self.data.eval_strict_ids and not self.data.eval:
-            raise ConfigError("data.eval_strict_ids needs data.eval: what is held out is of the training rows")
+            raise ConfigError("data.eval_strict_ids needs data.eval (--eval): what is held out is of the training rows")
         if unknown := sorted(set(self.report_to) - {"tensorboard", "wandb", "mlflow"}):
             raise ConfigError(f"report_to: expected tensorboard, wandb or mlflow, got {unknown[0]!r}")
 

@@ -107,7 +107,7 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
     rate, spread = successes / n, z * z / n
     centre = (rate + spread / 2) / (1 + spread)
     half = (z / (1 + spread)) * (rate * (1 - rate) / n + spread / (4 * n)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, min(rate, centre - half)), min(1.0, max(rate, centre + half))  # rounded, they may pass the rate
 
 
 _RATES = frozenset({"accuracy", "tie_rate", "accuracy_chosen_longer", "accuracy_rejected_longer"})

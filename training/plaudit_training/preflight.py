@@ -63,11 +63,12 @@ class PreflightReport:
     def raise_for_problems(self, allow: Set[str]) -> None:
         """Raises PreflightError for problems that are not allowed, OptionError for a name that is no problem's."""
         if unknown := sorted(allow - set(PROBLEMS)):
-            raise OptionError(f"allow: expected one of {', '.join(PROBLEMS)}, got {unknown[0]!r}")
+            raise OptionError(f"--allow: expected one of {', '.join(PROBLEMS)}, got {unknown[0]!r}")
         open_problems = [problem for problem in self.problems if problem.code not in allow]
         if open_problems:
             said = "; ".join(f"{problem.code}: {problem.message}" for problem in open_problems)
-            raise PreflightError(f"{said} (to train all the same: allow {', '.join(p.code for p in open_problems)})")
+            allowing = " ".join(f"--allow {problem.code}" for problem in open_problems)
+            raise PreflightError(f"{said} (to train all the same: {allowing})")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -196,8 +196,8 @@ def _encode(records: Sequence[Record], model: RewardModel, config: RunConfig) ->
     encoding = encode_records(records, model.encoder)
     if len(encoding.unusable) > config.data.max_bad_rows:
         raise BadRows(
-            f"of {len(records):,} records {encoding.complaint()}; {config.data.max_bad_rows} may be (max_bad_rows), or "
-            "raise --max-length"
+            f"of {len(records):,} records {encoding.complaint()}; {config.data.max_bad_rows} may be (--max-bad-rows), "
+            "or raise --max-length"
         )
     if records and not encoding.examples:
         raise DataError(f"no record can be encoded: {encoding.complaint()}")

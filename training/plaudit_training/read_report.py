@@ -111,7 +111,7 @@ class ReadReport:
             "half": "used with the label 0.5",
             "keep": "used with their votes as they are",
         }[self.policy]
-        return f"{self.ties:,} ties, {done} (ties={self.policy})"
+        return f"{self.ties:,} ties, {done} (--ties {self.policy})"
 
     def complaint(self) -> str:
         """One line that says what was bad, where it began, and where the list is."""

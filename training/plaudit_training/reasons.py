@@ -50,5 +50,5 @@ NOTED: dict[NoteReason, str] = {
     "negative_margin": "the margin asks the chosen response to score below the rejected one",
     "gold_missing": "without gold label: the winner is the majority of the votes",
     "gold_against_votes": "the gold label is not the majority of the votes; the gold label decides the winner",
-    "tie_votes_set_aside": "a tie whose votes lean: its label is 0.5, its votes are set aside (`ties=keep` keeps them)",
+    "tie_votes_set_aside": "a tie whose votes lean: labelled 0.5, its votes are set aside (`--ties keep` keeps them)",
 }

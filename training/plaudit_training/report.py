@@ -26,6 +26,8 @@ LOG = logging.getLogger("plaudit.training")
 
 _SMOOTHING = 0.9
 _PLAIN_LINES = 20
+FEW = 100
+"""Comparisons: the interval of an accuracy over fewer is wider than 20 points at 0.5, and 14 at 0.85."""
 
 
 class Display:
@@ -95,13 +97,17 @@ def print_prepared(console: Console, prepared: Prepared) -> None:
 
 
 def config_table(config: RunConfig, reasons: Mapping[str, str]) -> Table:
-    """The resolved configuration: each value with the reason it was chosen for, or what it does."""
+    """The resolved configuration where it is not the default: each value with the reason it was chosen for, or what it
+    does."""
     table = Table(title="configuration", title_justify="left", box=None, pad_edge=False)
     for column in ("option", "value", "why"):
         table.add_column(column, overflow="fold")
-    for path, value in flatten(config).items():
-        if value not in ((), {}, "", None) and (config.lora.r or not path.startswith("lora.")):
-            table.add_row(path, _plain(value), reasons.get(path) or help_of(path))
+    defaults = flatten(RunConfig())
+    told = {path: value for path, value in flatten(config).items() if path in reasons or value != defaults[path]}
+    for path, value in told.items():
+        table.add_row(path, _plain(value), reasons.get(path) or help_of(path))
+    table.caption = f"{len(defaults) - len(told)} others have their defaults; all are in the run's run.toml"
+    table.caption_justify = "left"
     return table
 
 
@@ -130,13 +136,16 @@ def _plan(prepared: Prepared) -> list[str]:
     unusable = prepared.train.complaint()
     total, trained = prepared.model.parameters, prepared.model.trained_parameters
     share = "" if trained == total else f" ({trained:,} of them trained: {trained / total:.2%})"
+    held = sum(example.pairs for example in prepared.held_out.examples)
+    more = "name more --eval files" if config.data.eval else f"raise --eval-share, {config.data.eval_share:g} now"
     return [
         f"\nbase: {config.model.base}, {total:,} parameters{share}, on {prepared.model.device}; "
         f"{prepared.model.path_reason}",
         f"plan: {steps:,} steps of about {config.optim.batch_pairs} comparisons; {len(examples):,} records, {pairs:,} "
         f"comparisons and {tokens:,} tokens an epoch; {len(prepared.held_out.examples):,} records held out",
         *([f"left out: {unusable}"] if unusable else []),
-        *([] if prepared.held_out.examples else ["nothing is held out: no evaluation, statistics or calibration"]),
+        *([] if held else ["nothing is held out: no evaluation, statistics or calibration"]),
+        *([f"warning: {held} comparisons held out say little about quality; {more}"] if 0 < held < FEW else []),
     ]
 
 

@@ -88,7 +88,7 @@ class _Reader:
         if self._quarantine:
             self._quarantine.finish()
         if report.quarantined.total > self._options.max_bad_rows:
-            raise BadRows(f"{report.complaint()}; at most {self._options.max_bad_rows} may be (max_bad_rows)")
+            raise BadRows(f"{report.complaint()}; at most {self._options.max_bad_rows} may be (--max-bad-rows)")
 
     def _generated(self) -> Iterator[Record]:
         from plaudit_model.starter import preference_records

@@ -75,6 +75,7 @@ def as_base(config: RunConfig, console: Console, *, dry_run: bool) -> RunConfig:
             console.print(f"{what}; an untrained one stands in for it here", soft_wrap=True)
             return config_toml.override(config, {"model.base": SCRATCH})
     fit(directory, {}, console, if_missing=True)
+    console.print("\nyour own run, which starts from it", style="bold")
     return config
 
 

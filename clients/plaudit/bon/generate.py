@@ -13,6 +13,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from .._bulk import Done, Tally, in_order
+from .._extras import install
 from .._jsonl import Row
 from ..errors import BadRequest, ConfigurationError
 from ..types import ItemError
@@ -66,7 +67,7 @@ def open_local(path: str, sampling: Sampling) -> Policy:
     """A policy in this process, behind an entry point of `plaudit.local_policies`. Raises ConfigurationError."""
     found = list(entry_points(group=LOCAL_GROUP))
     if not found:
-        raise ConfigurationError("no local policy can run here: pip install 'plaudit[model]', or pass --endpoint")
+        raise ConfigurationError(f"no local policy can run here: {install('model')}, or pass --endpoint")
     policy: Policy = found[0].load()(path, sampling)
     return policy
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from .._extras import install
 from ..errors import ConfigurationError
 
 SECONDS = 0.5
@@ -19,7 +20,7 @@ def compiled(pattern: str) -> Any:
     try:
         import regex
     except ImportError:
-        raise ConfigurationError("patterns need regex: pip install 'plaudit[rewards]'") from None
+        raise ConfigurationError(f"patterns need regex: {install('rewards')}") from None
     try:
         return regex.compile(pattern)
     except regex.error as error:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
+from .._extras import install
 from ..errors import ConfigurationError
 from . import patterns
 from .config import Exact, JsonSchema, Length, Numeric, Regex, Term
@@ -106,7 +107,7 @@ def schema_validator(term: JsonSchema) -> Any:
         from jsonschema import Draft202012Validator, SchemaError, ValidationError, validators
         from referencing import Registry
     except ImportError:
-        raise ConfigurationError("a json_schema term needs jsonschema: pip install 'plaudit[rewards]'") from None
+        raise ConfigurationError(f"a json_schema term needs jsonschema: {install('rewards')}") from None
     try:
         Draft202012Validator.check_schema(term.schema)
         schema = patterns.bounded(term.schema)
