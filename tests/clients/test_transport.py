@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import re
 import socket
 import sys
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from plaudit import AsyncClient, RetryPolicy, _http, errors
+from plaudit._extras import install
 
 if TYPE_CHECKING:
     from conftest import WireServer
@@ -100,7 +102,7 @@ def test_a_server_that_is_not_there() -> None:
 def test_without_it_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "aiohttp", None)
     monkeypatch.delitem(sys.modules, "plaudit._aiohttp", raising=False)
-    with pytest.raises(errors.ConfigurationError, match=r"plaudit\[aiohttp\]"):
+    with pytest.raises(errors.ConfigurationError, match=re.escape(install("aiohttp"))):
         scores("http://127.0.0.1:9")
 
 
