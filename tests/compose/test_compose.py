@@ -6,13 +6,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from plaudit import Client
+from plaudit import Client, cli
 from plaudit.rewards.config import ENDS
 from plaudit_compose.envelope import response_in
 
@@ -200,9 +201,10 @@ def test_a_response_begins_after_the_rendered_prompt_or_nobody_knows_where(
     assert response_in(query, prompt, ENDS) == response
 
 
-def test_help_keeps_the_lines_of_its_example() -> None:
-    said = subprocess.run([sys.executable, "-P", "-c", PROGRAM, "compose", "--help"], capture_output=True, text=True)
-    lines = [line.strip() for line in said.stdout.splitlines()]
+def test_help_keeps_the_lines_of_its_example(capsys: pytest.CaptureFixture[str]) -> None:
+    entry = EntryPoint("compose", "plaudit_compose.cli:compose", cli.GROUP)
+    assert cli.run(["compose", "--help"], {"compose": entry}) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     start = lines.index("[[terms]]")
     expected = ['kind = "model"', 'url = "http://127.0.0.1:8000"', "clip = [-4, 4]"]
     assert lines[start + 1 : start + 4] == expected
