@@ -55,7 +55,7 @@ class Cost:
     serialised: bool
     """Whether ptxas waits for every product of the matrix unit at once."""
     hidden_exponentials: int
-    """The most that are computed while a product of the matrix unit is under way."""
+    """How many of the code are computed while a product of the matrix unit is under way."""
 
     def fits(self) -> bool:
         return self.spills == 0 and self.shared <= SHARED_LIMIT[self.chip]
@@ -119,7 +119,7 @@ def _cost(kernel: Kernel) -> Cost:
 
 
 def _hidden(cubin: bytes) -> int:
-    """The most exponentials between the issue of a product and the next wait for all of them. Raises AssertionError
+    """The exponentials between the issue of a product and the next wait for one. Raises AssertionError
     where a register is written that a product under way reads as its left operand: nobody tells ptxas of it."""
     import triton
 
@@ -128,17 +128,17 @@ def _hidden(cubin: bytes) -> int:
         file.flush()
         command = [triton.knobs.nvidia.nvdisasm.path, "-c", file.name]
         code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    most, hidden, read = 0, 0, set[int]()
-    for line in re.findall(r"/\*[0-9a-f]{4,}\*/ +(.*?);", code):
+    hidden, read = 0, set[int]()
+    for line in re.findall(r"/\*[0-9a-f]{4,}\*/ +(.*?) *;", code):
         if product := re.search(r"HGMMA\S+ R\d+, (?:R(\d+), )?", line):
             read |= {int(product[1]) + i for i in range(4)} if product[1] else set()
         elif "WARPGROUP.DEPBAR" in line:
-            most, hidden, read = max(most, hidden), 0 if line.endswith("0x0") else hidden, set()
+            read = set()
         elif read:
             hidden += "MUFU.EX2" in line
             target = re.match(r"(?:@!?U?P\w+ )?[A-Z0-9]+(?:\.\w+)* R(\d+),", line)
             assert not target or int(target[1]) not in read, line
-    return most
+    return hidden
 
 
 def _number(pattern: str, text: str) -> int:

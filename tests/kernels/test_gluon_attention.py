@@ -201,6 +201,7 @@ def test_compiled_it_fits_and_softmax_lies_inside_the_products(
     chosen = [(128, 2, False), (128, 2, True), (64, 2, True), (128, 1, True)]
     for shape, cost in zip(chosen, costs([specialised(candidate, *shape) for shape in chosen]), strict=True):
         assert cost.fits() and cost.fusible == 0, f"{shape}: {cost}"
-        assert not cost.serialised and cost.hidden_exponentials >= 34, f"{shape}: {cost}"
+        # Before the loop, in it and after it: 32 weights a thread each, and what two rows fade by.
+        assert not cost.serialised and cost.hidden_exponentials > 3 * 32, f"{shape}: {cost}"
         if shape[1] == 1:
             assert 2 * (cost.shared + 1024) <= 228 * 1024, f"two programs do not fit on a processor: {cost}"
