@@ -103,6 +103,35 @@ def gathered(base, row_stride, block, segment, WIDTH: gl.constexpr, LAYOUT: gl.c
 
 
 @gluon.jit
+def begin(keys, values, count, segment, column, K_STAGES: gl.constexpr, V_STAGES: gl.constexpr):
+    """As many blocks as there are stages are asked for."""
+    for stage in gl.static_range(K_STAGES):
+        announce(keys, stage, stage < count, K_STAGES)
+    for stage in gl.static_range(V_STAGES):
+        announce(values, stage, stage < count, V_STAGES)
+    for stage in gl.static_range(K_STAGES):
+        bring(keys, stage, stage < count, segment, column, K_STAGES)
+    for stage in gl.static_range(V_STAGES):
+        bring(values, stage, stage < count, segment, column, V_STAGES)
+
+
+@gluon.jit
+def clear(value, real, LAYOUT: gl.constexpr):
+    """The rows of a tile of values from `real` on become 0."""
+    rows = gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT))
+    value.store(gl.where((rows < real)[:, None], value.load(LAYOUT), 0.0))
+    hopper.fence_async_shared()
+    barrier()
+
+
+@gluon.jit
+def unseen(QUERIES: gl.constexpr, WIDTH: gl.constexpr, S: gl.constexpr, OUT: gl.constexpr):
+    """Running maximum, sum of weights and sum of values before the first key."""
+    top = gl.full([QUERIES], LOWEST, gl.float32, gl.SliceLayout(1, S))
+    return top, gl.zeros([QUERIES], gl.float32, gl.SliceLayout(1, S)), gl.zeros([QUERIES, WIDTH], gl.float32, OUT)
+
+
+@gluon.jit
 def softmax(x, top, weight, inner):
     """(weights of a block, what older sums are multiplied by, running maximum, running sum of the weights)."""
     peak = gl.maximum(top, gl.max(x, 1) * inner)
@@ -219,15 +248,7 @@ def _forward(
     values = stored(v_tiles, DTYPE, V_STAGES, SPARE)
     hopper.fence_async_shared()
     barrier()
-    for stage in gl.static_range(K_STAGES):
-        announce(keys, stage, stage < count, K_STAGES)
-    for stage in gl.static_range(V_STAGES):
-        announce(values, stage, stage < count, V_STAGES)
-    for stage in gl.static_range(K_STAGES):
-        bring(keys, stage, stage < count, segment, column, K_STAGES)
-    for stage in gl.static_range(V_STAGES):
-        bring(values, stage, stage < count, segment, column, V_STAGES)
-
+    begin(keys, values, count, segment, column, K_STAGES, V_STAGES)
     rows, heads, columns, own = queries(head, first, segment, QUERIES, WIDTH, FLAT)
     places = (heads * (q_head * 8) + rows * (q_row * 8))[:, None] + columns[None, :]
     query = gl.convert_layout(gl.load(q + places, mask=own[:, None], other=0.0), gl.DotOperandLayout(0, S, 2))
@@ -240,10 +261,7 @@ def _forward(
             values[1].index(V_STAGES).store(gathered(v + at * v_head, v_row, straddling, segment, WIDTH, FLAT))
             hopper.fence_async_shared()
         barrier()
-
-    top = gl.full([QUERIES], LOWEST, gl.float32, gl.SliceLayout(1, S))
-    weight = gl.zeros([QUERIES], gl.float32, gl.SliceLayout(1, S))
-    sums = gl.zeros([QUERIES, WIDTH], gl.float32, OUT)
+    top, weight, sums = unseen(QUERIES, WIDTH, S, OUT)
     landed(keys, 0, True, K_STAGES)
     key = place(keys, 0, straddling, K_STAGES, SHARED).permute((1, 0))
     x = hopper.warpgroup_mma(query, key, gl.zeros([QUERIES, ROWS], gl.float32, S), use_acc=False)
@@ -258,17 +276,13 @@ def _forward(
     sums = sums * gl.convert_layout(fade, gl.SliceLayout(1, OUT))[:, None]
     value = place(values, count - 1, straddling, V_STAGES, SHARED)
     if first + ROWS > total:
-        real = first + gl.arange(0, ROWS, layout=gl.SliceLayout(1, FLAT)) < total
-        value.store(gl.where(real[:, None], value.load(FLAT), 0.0))
-        hopper.fence_async_shared()
-        barrier()
+        clear(value, total - first, FLAT)
     sums = hopper.warpgroup_mma(gl.convert_layout(share.to(DTYPE), P), value, sums)
     barrier()  # the layout of the output is changed through shared memory that a slower warp may still read
-
     weight = gl.where(weight == 0.0, 1.0, weight)
-    result = sums / gl.convert_layout(weight, gl.SliceLayout(1, OUT))[:, None]
+    result = (sums / gl.convert_layout(weight, gl.SliceLayout(1, OUT))[:, None]).to(DTYPE)
     places = (heads * (o_head * 8) + rows * (o_row * 8))[:, None] + columns[None, :]
-    gl.store(out + places, gl.convert_layout(result.to(DTYPE), FLAT), mask=own[:, None])
+    gl.store(out + places, gl.convert_layout(result, FLAT), mask=own[:, None])
     rows, heads, _, own = queries(head, first, segment, QUERIES, WIDTH, S)
     gl.store(lse + heads * tokens + rows, top + gl.log2(weight), mask=own)
 

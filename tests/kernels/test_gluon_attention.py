@@ -132,11 +132,11 @@ FAULTS = {
     "nobody brings": ("        bring(values, v_next, more,", "        (values, v_next, more,"),
     "announced twice": ("more = (block > 1) &", "more ="),
     "the last values of two stages": ("    if V_STAGES < 3:", "    if V_STAGES < 2:"),
-    "barriers that nobody knows": (f"    {FENCE}    {BARRIER}    for", "    for"),
-    "no fence after zeros": (f"0.0))\n        {FENCE}", "0.0))\n"),
-    "no barrier after zeros": (f"        {FENCE}        {BARRIER}    sums", f"        {FENCE}    sums"),
+    "barriers that nobody knows": (f"    {FENCE}    {BARRIER}    begin", "    begin"),
+    "no fence after zeros": (f"0.0))\n    {FENCE}", "0.0))\n"),
+    "no barrier after zeros": (f"0.0))\n    {FENCE}    {BARRIER}", f"0.0))\n    {FENCE}"),
     "no fence after a gathered block": (f"FLAT))\n            {FENCE}        b", "FLAT))\n        b"),
-    "no barrier after a gathered block": (f"{FENCE}        {BARRIER}\n", f"{FENCE}\n"),
+    "no barrier after a gathered block": (f"{FENCE}        {BARRIER}", FENCE),
 }
 """What is replaced in the source, by what."""
 
@@ -162,7 +162,7 @@ def test_the_emulator_sees(fault: str, tmp_path: Path) -> None:
         ("gl.where(at < prefix, prefix_start, start - prefix)", "start - prefix"),
         ("gl.where(keys < prefix, prefix_start, start - prefix)", "start - prefix"),
         ("gl.where(prefix % ROWS != 0, prefix // ROWS, -1)", "-1"),
-        ("real[:, None], value.load(FLAT), 0.0", "real[:, None], value.load(FLAT), 1e-3 * value.load(FLAT)"),
+        ("value.load(LAYOUT), 0.0", "value.load(LAYOUT), 1e-3 * value.load(LAYOUT)"),
         ("column = gl.program_id(1) * GROUP // FOLD * WIDTH", "column = gl.program_id(1) // FOLD * WIDTH"),
     ],
 )
