@@ -4,7 +4,8 @@ model and no server uses it.
 Triton waits for the product query * key at once, so that in a program the matrix unit rests while softmax computes.
 Here, as in FlashAttention-3 (Shah et al., 2407.08608), two products are under way during the softmax of a block: that
 of the values of the block before and that of the keys of the block after. The compiler moves arithmetic across the
-wait for a product, but not across the loop that waits for a tile of the copy engine: such a loop lies before each.
+issue of a product and the wait for it, but not across the loop that waits for a tile of the copy engine: such a loop
+lies after each issue, where it is over at once, and before each wait.
 
 A program takes ROWS logical positions of GROUP query heads with the same keys: two heads halve what is read of keys and
 values. Blocks of ROWS keys lie at fixed logical positions, and each is computed by the same operations, whether it is
@@ -47,8 +48,9 @@ one head are to fit twice on a processor, for heads of 128."""
 
 
 @gluon.jit
-def stored(tiles, dtype: gl.constexpr, STAGES: gl.constexpr, SPARE: gl.constexpr):
+def stored(tiles, dtype: gl.constexpr, STAGES: gl.constexpr, SHARED: gl.constexpr):
     """(descriptor, ring of tiles, their barriers): where keys or values come from and go to."""
+    SPARE: gl.constexpr = 1 if SHARED else 0
     ring = gl.allocate_shared_memory(dtype, [STAGES + SPARE, ROWS, tiles.block_type.shape[1]], tiles.layout)
     bars = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for stage in gl.static_range(STAGES):
@@ -183,6 +185,7 @@ def walk(
     landed(keys, 1, True, K_STAGES)
     key = place(keys, 1, straddling, K_STAGES, SHARED)
     ahead = hopper.warpgroup_mma(query, key.permute((1, 0)), nothing, use_acc=False, is_async=True)
+    landed(keys, 1, True, K_STAGES)
     barrier()
     announce(keys, K_STAGES, count > K_STAGES, K_STAGES)
     bring(keys, K_STAGES, count > K_STAGES, segment, column, K_STAGES)
@@ -196,6 +199,7 @@ def walk(
         mixed = hopper.warpgroup_mma(parts, value, sums, is_async=True)
         key = place(keys, block + 1, straddling, K_STAGES, SHARED)
         ahead = hopper.warpgroup_mma(query, key.permute((1, 0)), nothing, use_acc=False, is_async=True)
+        landed(keys, block + 1, True, K_STAGES)  # it has: what follows is not to move before the products
         barrier()  # every warp is done with the keys of this block and the values of the one before the last
         k_next, v_next = block + K_STAGES, block - 2 + V_STAGES
         more = (block > 1) & (v_next < count)
@@ -212,6 +216,7 @@ def walk(
         x = hopper.warpgroup_mma_wait(0, deps=[ahead])
     value = place(values, count - 2, straddling, V_STAGES, SHARED)
     mixed = hopper.warpgroup_mma(parts, value, sums, is_async=True)
+    landed(values, count - 2, True, V_STAGES)
     if V_STAGES < 3:  # the loop brings values two blocks late, so that of two stages the last is left
         barrier()
         announce(values, count - 1, count > 2, V_STAGES)
@@ -231,7 +236,6 @@ def _forward(
 ):  # fmt: skip
     """One program. Arguments are those of `attention_triton._forward`."""
     QUERIES: gl.constexpr = ROWS * GROUP
-    SPARE: gl.constexpr = 1 if SHARED else 0
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4 * GROUP, 1], [16, 64, 16])
     OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4 * GROUP, 1], [16, WIDTH, 16])
     P: gl.constexpr = gl.DotOperandLayout(0, OUT, 2)
@@ -244,8 +248,8 @@ def _forward(
     count = first // ROWS + 1
     head = gl.program_id(1).to(gl.int64) * GROUP
     column = gl.program_id(1) * GROUP // FOLD * WIDTH
-    keys = stored(k_tiles, DTYPE, K_STAGES, SPARE)
-    values = stored(v_tiles, DTYPE, V_STAGES, SPARE)
+    keys = stored(k_tiles, DTYPE, K_STAGES, SHARED)
+    values = stored(v_tiles, DTYPE, V_STAGES, SHARED)
     hopper.fence_async_shared()
     barrier()
     begin(keys, values, count, segment, column, K_STAGES, V_STAGES)

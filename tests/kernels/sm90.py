@@ -119,7 +119,7 @@ def _cost(kernel: Kernel) -> Cost:
 
 
 def _hidden(cubin: bytes) -> int:
-    """The exponentials between the issue of a product and the next wait for one. Raises AssertionError
+    """The exponentials between the last product that is issued and the next wait for one. Raises AssertionError
     where a register is written that a product under way reads as its left operand: nobody tells ptxas of it."""
     import triton
 
@@ -128,14 +128,14 @@ def _hidden(cubin: bytes) -> int:
         file.flush()
         command = [triton.knobs.nvidia.nvdisasm.path, "-c", file.name]
         code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    hidden, read = 0, set[int]()
+    hidden, since, read = 0, 0, set[int]()
     for line in re.findall(r"/\*[0-9a-f]{4,}\*/ +(.*?) *;", code):
         if product := re.search(r"HGMMA\S+ R\d+, (?:R(\d+), )?", line):
-            read |= {int(product[1]) + i for i in range(4)} if product[1] else set()
+            since, read = 0, read | ({int(product[1]) + i for i in range(4)} if product[1] else set())
         elif "WARPGROUP.DEPBAR" in line:
-            read = set()
+            hidden, since, read = hidden + since, 0, set()
         elif read:
-            hidden += "MUFU.EX2" in line
+            since += "MUFU.EX2" in line
             target = re.match(r"(?:@!?U?P\w+ )?[A-Z0-9]+(?:\.\w+)* R(\d+),", line)
             assert not target or int(target[1]) not in read, line
     return hidden
