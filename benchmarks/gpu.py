@@ -11,7 +11,8 @@ rates are shares of what the same run measured (section `matrix`).
 `--resume` leaves out the cases that have rows of this commit and card, in `--results` or among the checked-in ones.
 Without a Git checkout name the commit. `http` needs the packages of the server and says so where they are absent.
 Most of `correctness` is compiling: eight processes, `--shard 0/8` to `--shard 7/8`, share it, and the kernels that they
-leave in Triton's cache are not compiled again. What is timed must run alone.
+leave in Triton's cache are not compiled again. What is timed must run alone. `all` is all but `gluon`, a candidate for
+attention that runs only when it is asked for by name.
 """
 
 from __future__ import annotations
@@ -42,9 +43,13 @@ SECTIONS = {
     "ready": "gpu_serving",
     "sanitizer": "gpu_correctness",
     "tune": "gpu_tune",
+    "gluon": "gpu_gluon",
 }
 """The module of each, whose function of that name it is, in the order of their importance. It is imported when its turn
 comes: what one section needs and this machine lacks stops no other."""
+
+BY_NAME = ("gluon",)
+"""Kernels that have never run: `all` leaves them out, for one that hangs would cost what follows."""
 
 
 def main() -> int:
@@ -100,7 +105,7 @@ def shard(text: str) -> tuple[int, int]:
 
 
 def chosen(names: list[str]) -> list[str]:
-    return list(SECTIONS) if "all" in names else [name for name in SECTIONS if name in names]
+    return [name for name in SECTIONS if name in names or ("all" in names and name not in BY_NAME)]
 
 
 if __name__ == "__main__":

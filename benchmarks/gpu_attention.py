@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import importlib.util
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,60 +22,74 @@ Operation = tuple[Callable[[], torch.Tensor], list[torch.Tensor]]
 """What computes an output, and what it has gradients by."""
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Segments of a packed batch; the `sequences` of `length` tokens that it stands for; what is asked of the speed
+    over torch's best, forward and backward."""
+
+    segments: np.ndarray
+    sequences: int
+    length: int
+    targets: tuple[float, float]
+
+    def flops(self, sizes: Sizes) -> float:
+        """Of the products that each query needs with the keys that it sees."""
+        lengths, prefixes = self.segments[:, 1], self.segments[:, 3]
+        return 4 * float((lengths * (prefixes + (lengths + 1) / 2)).sum()) * sizes.heads * sizes.width
+
+
 def attention(bench: Bench) -> None:
     """Ours over torch's best on the same logical batch: unshared, and with RESPONSES to a prompt."""
     for model in bench.models(*MODELS):
-        for length in (1024, 512, 2048)[: bench.small(3, 1)]:
-            for kind, make in (("unique", _unique), (f"{RESPONSES} a prompt", _shared)):
-                case = Case("attention", model, f"{length} tokens, {kind}", seconds=4)
-                bench.run(
-                    case, lambda m=model, n=length, make=make: make(bench, sizes_of(bench, m), bench.small(n, 40))
-                )
+        for shape, batch in batches(bench):
+            case = Case("attention", model, shape, seconds=4)
+            bench.run(case, lambda m=model, b=batch: _over_torch(bench, sizes_of(bench, m), b))
 
 
-def _unique(bench: Bench, sizes: Sizes, length: int) -> list[Row]:
+def batches(bench: Bench) -> Iterator[tuple[str, Batch]]:
+    for length in (1024, 512, 2048)[: bench.small(3, 1)]:
+        yield f"{length} tokens, unique", _unique(bench, bench.small(length, 40))
+        yield f"{length} tokens, {RESPONSES} a prompt", _shared(bench, bench.small(length, 40))
+
+
+def _unique(bench: Bench, length: int) -> Batch:
     count = bench.small(16384, 80) // length
-    segments = np.array([(row * length, length, 0, 0) for row in range(count)])
-    return _over_torch(bench, sizes, segments, count, length, targets=(0.9, 0.75))
+    return Batch(np.array([(row * length, length, 0, 0) for row in range(count)]), count, length, (0.9, 0.75))
 
 
-def _shared(bench: Bench, sizes: Sizes, length: int) -> list[Row]:
+def _shared(bench: Bench, length: int) -> Batch:
     prompt, responses = length * 4 // 5, RESPONSES if not bench.dry else 2
     own, segments, row = length - prompt, [], 0
     for _ in range(max(1, bench.small(32768, 40) // (prompt + responses * own))):
         segments.append((row, prompt, 0, 0))
         segments += [(row + prompt + i * own, own, row, prompt) for i in range(responses)]
         row += prompt + responses * own
-    sequences = sum(prefix > 0 for *_, prefix in segments)
-    return _over_torch(bench, sizes, np.array(segments), sequences, length, targets=(2.0, 1.6))
+    return Batch(np.array(segments), sum(prefix > 0 for *_, prefix in segments), length, (2.0, 1.6))
 
 
-def _over_torch(
-    bench: Bench, sizes: Sizes, segments: np.ndarray, sequences: int, length: int, targets: tuple[float, float]
-) -> list[Row]:
+def _over_torch(bench: Bench, sizes: Sizes, batch: Batch) -> list[Row]:
     """Forward and backward of ours over each candidate of torch; the fastest by its median is what counts."""
-    tokens = int(segments[:, 1].sum())
-    plan = planned(bench, segments, tokens)
-    ours = _leaves(bench, sizes, tokens)
+    tokens = int(batch.segments[:, 1].sum())
+    plan = planned(bench, batch.segments, tokens)
+    ours = leaves(bench, sizes, tokens)
     scale = sizes.width**-0.5
     passes = _passes(bench, {"ours": (lambda: packed_attention(*ours, plan, scale=scale), ours)})
-    theirs = _leaves(bench, sizes, sequences * length)
-    candidates = _torch_attention(bench, theirs, sequences, length, scale)
+    theirs = leaves(bench, sizes, batch.sequences * batch.length)
+    candidates = torch_attention(bench, theirs, batch, scale)
     rows = []
-    for (name, mine), target in zip(passes.items(), targets, strict=True):
+    for (name, mine), target in zip(passes.items(), batch.targets, strict=True):
         works = {label: work for label, work in candidates[name].items() if runs(label, work)}
         taken = bench.race({**mine, **works}, budget=1.0)
         best = min(works, key=lambda label: float(np.median(taken[label])))
         over = ratios(taken[best], taken["ours"])
         rows.append(Row(f"{name}, speed over torch's best", over, "ratio", f"torch {best}", target=target))
-        if name == "forward":  # of the products that each query needs with the keys that it sees
-            seen = float((segments[:, 1] * (segments[:, 3] + (segments[:, 1] + 1) / 2)).sum())
-            flops = 4 * seen * sizes.heads * sizes.width
-            rows.append(Row("forward, rate", [flops / s / 1e12 for s in taken["ours"]], "TFLOP/s"))
+        if name == "forward":
+            rates = [batch.flops(sizes) / seconds / 1e12 for seconds in taken["ours"]]
+            rows.append(Row("forward, rate", rates, "TFLOP/s"))
     return rows
 
 
-def _leaves(bench: Bench, sizes: Sizes, tokens: int) -> list[torch.Tensor]:
+def leaves(bench: Bench, sizes: Sizes, tokens: int) -> list[torch.Tensor]:
     counts = (sizes.heads, sizes.kv_heads, sizes.kv_heads)
     return [random(bench, tokens, heads, sizes.width).requires_grad_() for heads in counts]
 
@@ -100,11 +115,12 @@ def _backward(bench: Bench, work: Callable[[], torch.Tensor], leaves: list[torch
     return run
 
 
-def _torch_attention(
-    bench: Bench, leaves: list[torch.Tensor], sequences: int, length: int, scale: float
+def torch_attention(
+    bench: Bench, tensors: list[torch.Tensor], batch: Batch, scale: float
 ) -> dict[str, dict[str, Work]]:
     """SDPA with each backend and variable-length attention, on sequences of one length."""
-    q, k, v = (leaf.view(sequences, length, *leaf.shape[1:]).transpose(1, 2) for leaf in leaves)
+    shape = (batch.sequences, batch.length)
+    q, k, v = (tensor.view(*shape, *tensor.shape[1:]).transpose(1, 2) for tensor in tensors)
 
     def sdpa(backend: SDPBackend) -> torch.Tensor:
         with sdpa_kernel(backend):
@@ -114,10 +130,10 @@ def _torch_attention(
     if bench.device.type == "cpu":
         backends = {"math": SDPBackend.MATH}
     operations: dict[str, Operation] = {
-        f"sdpa {name}": (functools.partial(sdpa, backend), leaves) for name, backend in backends.items()
+        f"sdpa {name}": (functools.partial(sdpa, backend), tensors) for name, backend in backends.items()
     }
-    if varlen := _varlen(leaves, sequences, length, scale):
-        operations["varlen_attn"] = (varlen, leaves)
+    if varlen := _varlen(tensors, *shape, scale):
+        operations["varlen_attn"] = (varlen, tensors)
     return _passes(bench, operations)
 
 

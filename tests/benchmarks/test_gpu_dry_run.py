@@ -54,6 +54,15 @@ def test_every_section_runs_without_a_card(dry: tuple[subprocess.CompletedProces
         assert "dry: what=" in part, f"{section} measured nothing"
 
 
+def test_what_never_ran_on_a_card_is_left_out_unless_it_is_named(
+    dry: tuple[subprocess.CompletedProcess[str], Path], tmp_path: Path
+) -> None:
+    assert "== gluon" not in dry[0].stdout
+    done = run(tmp_path, "--section", "gluon")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "== gluon" in done.stdout and "not measured" in done.stdout and "measured 0," in done.stdout
+
+
 def test_a_dry_run_records_nothing(dry: tuple[subprocess.CompletedProcess[str], Path]) -> None:
     _, results = dry
     assert list(results.iterdir()) == []

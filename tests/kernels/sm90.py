@@ -52,6 +52,10 @@ class Cost:
     async_copies: int
     fusible: int
     """Products and sums that ptxas may fuse, here and not there."""
+    serialised: bool
+    """Whether ptxas waits for every product of the matrix unit at once."""
+    hidden_exponentials: int
+    """How many of the code are computed while a product of the matrix unit is under way."""
 
     def fits(self) -> bool:
         return self.spills == 0 and self.shared <= SHARED_LIMIT[self.chip]
@@ -75,8 +79,10 @@ def _cost(kernel: Kernel) -> Cost:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
 
     function = getattr(importlib.import_module(kernel.module), kernel.function)
+    source = GluonASTSource if function.is_gluon() else ASTSource
     given = kernel.signature.keys() | kernel.constexprs.keys()
     assert given == set(function.arg_names), f"{kernel.function}: {given ^ set(function.arg_names)} differ"
     signature = {name: kernel.signature.get(name, "constexpr") for name in function.arg_names}
@@ -90,7 +96,7 @@ def _cost(kernel: Kernel) -> Cost:
     words = io.StringIO()
     with contextlib.redirect_stdout(words):
         compiled = triton.compile(
-            ASTSource(function, signature, constants, aligned),
+            source(function, signature, constants, aligned),
             target=GPUTarget("cuda", kernel.chip, 32),
             options={
                 "num_warps": kernel.num_warps,
@@ -107,7 +113,32 @@ def _cost(kernel: Kernel) -> Cost:
         wgmma=ptx.count("wgmma.mma_async"),
         async_copies=ptx.count("cp.async.c") + ptx.count("cp.async.bulk.tensor"),
         fusible=len(re.findall(r"\b(?:mul|add|sub)(?:\.ftz)?\.f32\b", ptx)),
+        serialised="wgmma.mma_async instructions are serialized" in words.getvalue(),
+        hidden_exponentials=_hidden(compiled.asm["cubin"]) if function.is_gluon() else 0,
     )
+
+
+def _hidden(cubin: bytes) -> int:
+    """The exponentials between the last product that is issued and the next wait for one. Raises AssertionError
+    where a register is written that a product under way reads as its left operand: nobody tells ptxas of it."""
+    import triton
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [triton.knobs.nvidia.nvdisasm.path, "-c", file.name]
+        code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    hidden, since, read = 0, 0, set[int]()
+    for line in re.findall(r"/\*[0-9a-f]{4,}\*/ +(.*?) *;", code):
+        if product := re.search(r"HGMMA\S+ R\d+, (?:R(\d+), )?", line):
+            since, read = 0, read | ({int(product[1]) + i for i in range(4)} if product[1] else set())
+        elif "WARPGROUP.DEPBAR" in line:
+            hidden, since, read = hidden + since, 0, set()
+        elif read:
+            since += "MUFU.EX2" in line
+            target = re.match(r"(?:@!?U?P\w+ )?[A-Z0-9]+(?:\.\w+)* R(\d+),", line)
+            assert not target or int(target[1]) not in read, line
+    return hidden
 
 
 def _number(pattern: str, text: str) -> int:
