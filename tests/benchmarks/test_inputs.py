@@ -42,8 +42,10 @@ def test_what_is_there_passes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "script", ["parity.py", "convincing_arguments.py", "quality.py", "http_loads.py", "threads.py"]
-)
+    "script",
+    ["convincing_arguments.py", *(pytest.param(f"{name}.py", marks=pytest.mark.soak)
+                                  for name in ("parity", "quality", "http_loads", "threads"))],
+)  # fmt: skip
 def test_a_benchmark_looks_before_it_runs(script: str, tmp_path: Path) -> None:
     path = os.pathsep.join([str(BENCHMARKS), os.environ.get("PYTHONPATH", "")])
     environment = {"PYTHONPATH": path, "PLAUDIT_SHARED_DATA": str(tmp_path), "PLAUDIT_HOME": str(tmp_path)}

@@ -98,6 +98,7 @@ def test_a_preference_file_becomes_a_served_score(
         assert [json.loads(line)["score"] for line in path.read_text().splitlines()] == direct
 
 
+@pytest.mark.soak
 def test_verify_says_first_that_the_server_has_another_model(
     trained: Path, reward_model_dir: Callable[[str], Path], serve: Callable[..., Any]
 ) -> None:

@@ -441,6 +441,7 @@ async def test_a_lane_that_cannot_restart_is_left_out_until_it_can(
         assert await scores(engine.submit(again)) == expected(again)
 
 
+@pytest.mark.soak
 async def test_the_last_one_that_cannot_restart_refuses_work_and_the_first_to_come_back_takes_it(
     tiny_model_dir: Path, host: WorkerHost, tmp_path: Path, expected: Oracle, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -84,6 +84,7 @@ def test_it_says_what_it_serves_and_how_to_ask(both):
     assert all(0 < model["memory_bytes"]["weights"] < 1 << 29 for model in info["models"])
 
 
+@pytest.mark.soak
 def test_weights_of_int8_are_served(serve, tiny_model_dir):
     ours = RewardModel.load(tiny_model_dir, dtype="int8")
     encoded = ours.encoder.encode(BODY["prompt"], BODY["response"])
@@ -243,6 +244,7 @@ def test_accepted_work_is_finished_before_it_leaves(serve, tiny_model_dir):
     assert got[0].status_code == 200 and None not in got[0].json()["scores"] and len(got[0].json()["scores"]) == 400
 
 
+@pytest.mark.soak
 def test_a_second_signal_exits_at_once(serve, tiny_model_dir, fault_variable, fault_text):
     running = serve(tiny_model_dir, **fault_variable)
     body = json.dumps({"prompt": "p", "response": fault_text["hang"]})

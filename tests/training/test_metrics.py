@@ -111,7 +111,7 @@ def test_the_interval_of_a_calibrated_model_holds_its_ece_and_zero(n: int, least
     assert value == 100 and least <= true < 100, "as often as it says, and not always"
 
 
-@pytest.mark.parametrize("temperature", [0.5, 2.0])
+@pytest.mark.parametrize("temperature", [0.5, pytest.param(2.0, marks=pytest.mark.soak)])
 def test_the_interval_holds_the_ece_of_a_model_that_is_not_calibrated(temperature: float) -> None:
     truth = values(judged(calibrated(400_000, 1.0)), temperature)["ece"]
     assert truth is not None and truth > 0.04

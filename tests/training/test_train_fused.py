@@ -118,7 +118,8 @@ def whole(base: Path) -> RewardModel:
 
 @pytest.mark.parametrize(
     ("family", "make"),
-    [("qwen3", adapted), ("starcoder2", whole), pytest.param("qwen3", whole, marks=pytest.mark.soak),
+    [("qwen3", adapted), pytest.param("starcoder2", whole, marks=pytest.mark.soak),
+     pytest.param("qwen3", whole, marks=pytest.mark.soak),
      pytest.param("bert", whole, marks=pytest.mark.soak),
      pytest.param("gemma2", whole, marks=pytest.mark.soak), pytest.param("modernbert", whole, marks=pytest.mark.soak)],
 )  # fmt: skip
