@@ -65,6 +65,7 @@ class Engine:
         self._bell = asyncio.Event()
         self._turned = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._attempts: set[asyncio.Task[Worker | None]] = set()
 
     async def start(self) -> ModelInfo:
         """Start the workers and wait until each has loaded the model and given a real score.
@@ -140,7 +141,11 @@ class Engine:
         Raises Unavailable."""
         self._require_worker()
         self._turn(awake=False)
-        await self._until(lambda: self._awake or self._phase == "asleep")
+        try:
+            await self._until(lambda: self._awake or (self._phase == "asleep" and not self._attempts))
+        except Unavailable:
+            self._turn(awake=True)  # it is refused: no later worker shall fall asleep
+            raise
 
     async def wake(self) -> None:
         """Start the workers with the same model; each has given a real score when this returns. Raises Unavailable, and
@@ -232,8 +237,8 @@ class Engine:
     async def _serve(self, lane: Lane) -> None:
         """From one worker of a lane to the next, until one has left to sleep, or the others have and it has none."""
         while True:
-            worker, idle = lane.worker, False
-            if worker:
+            replacement = None
+            if worker := lane.worker:
                 await lane.collect(worker, self._refit)
                 idle = not lane.flights
                 lane.bury(worker)
@@ -242,33 +247,60 @@ class Engine:
                     await worker.close()
                     await worker.ended()
                     return self._enter("asleep", [lane])
-            self._enter("restarting", [lane])
-            if worker:
+                self._enter("restarting", [lane])
                 await worker.close()
-            if replacement := await lane.replace(self._launch, idle=idle):
-                self._take_on([lane], [replacement])
-                self._observer.worker_restarted()
-            elif not await self._respite(lane):
+                replacement = await lane.replace(self._launch, idle=idle)
+            if not (replacement := replacement or await self._another(lane)):
                 return
+            self._take_on([lane], [replacement])
+            self._observer.worker_restarted()
 
-    async def _respite(self, lane: Lane) -> bool:
-        """Nobody waits for the lane now; until it is time to try again, or, False, the others have gone to sleep. What
-        failed for a minute may be a file system or a neighbour on the device, and nobody is there to restart us."""
-        logger.error("no worker can be kept on %s: another is tried in %.0f s", lane.device, _RESPITE)
+    async def _another(self, lane: Lane) -> Worker | None:
+        """A worker for a lane that nobody waits for any more; None: the others have gone to sleep. What failed for a
+        minute may be a file system or a neighbour on the device, and nobody is there to restart us."""
+        logger.error("no worker can be kept on %s: another is tried every %.0f s", lane.device, _RESPITE)
         self._enter("failed", [lane])
         if self._phase == "failed":
             logger.critical("there is no worker at all: what waits and what comes is refused")
             self._ledger.fail_all(Unavailable, _NOBODY)
-        due = time.monotonic() + _RESPITE
-        while self._phase != "asleep":
-            seconds = due - time.monotonic()
-            wanted = self._awake or self._phase == "failed"
-            if wanted and seconds <= 0:
+        while await self._due(time.monotonic() + _RESPITE):
+            if replacement := await self._attempt(lane):
+                return replacement
+        return None
+
+    @property
+    def _wanted(self) -> bool:
+        """Whether a worker more would be of use."""
+        return self._awake or self._phase == "failed"
+
+    async def _due(self, moment: float) -> bool:
+        """Return at that moment, if another worker is wanted then; False once those that there are leave to sleep."""
+        while self._phase not in ("leaving", "asleep"):
+            seconds = moment - time.monotonic()
+            if self._wanted and seconds <= 0:
                 return True
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(seconds if wanted else None):
+                async with asyncio.timeout(seconds if self._wanted else None):
                     await self._turned.wait()
         return False
+
+    async def _attempt(self, lane: Lane) -> Worker | None:
+        """Try once to start a worker. Given up, and its memory free, as soon as the engine is to sleep."""
+        attempt = asyncio.create_task(lane.attempt(self._launch))
+        self._attempts.add(attempt)
+        try:
+            while not attempt.done():
+                if not self._wanted:
+                    attempt.cancel()
+                turned = asyncio.create_task(self._turned.wait())
+                await asyncio.wait((attempt, turned), return_when=asyncio.FIRST_COMPLETED)
+                turned.cancel()
+            return None if attempt.cancelled() else attempt.result()
+        finally:
+            attempt.cancel()
+            await asyncio.gather(attempt, return_exceptions=True)
+            self._attempts.discard(attempt)
+            self._turn(self._awake)
 
     async def _rouse(self, lanes: list[Lane]) -> None:
         """Asleep until a `wake` succeeds, of all lanes or of none."""

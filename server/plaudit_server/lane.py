@@ -142,12 +142,18 @@ class Lane:
         delay = self._restarts.died(time.monotonic()) if idle else 0.0
         while delay is not None:
             await asyncio.sleep(delay)
-            try:
-                return (await launch([self.order]))[0]
-            except WorkerFailed as error:
-                logger.error("the worker could not be started again: %s", error)
+            if worker := await self.attempt(launch):
+                return worker
             delay = self._restarts.died(time.monotonic())
         return None
+
+    async def attempt(self, launch: Launch) -> Worker | None:
+        """A worker, if one can be started now."""
+        try:
+            return (await launch([self.order]))[0]
+        except WorkerFailed as error:
+            logger.error("the worker could not be started again: %s", error)
+            return None
 
 
 def choose(lanes: Sequence[Lane]) -> tuple[Lane | None, Slot]:

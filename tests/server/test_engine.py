@@ -271,8 +271,11 @@ async def test_in_a_crash_loop_work_is_refused_until_a_worker_stays(
         await until(lambda: engine.state == "failed")
         with pytest.raises(Unavailable, match="another is tried every 30 s"):
             engine.submit(samples(1, seed=25))
-        with pytest.raises(Unavailable):
-            await engine.wake()
+        for turn in (engine.wake, engine.sleep):
+            with pytest.raises(Unavailable):
+                await turn()
+        await until(lambda: bool(engine._attempts))
+        assert engine.state == "failed", "until it has come"
         await until(lambda: engine.state == "ready")
         assert recorder.restarts == 1 and not engine.broken
         work = samples(2, seed=25)

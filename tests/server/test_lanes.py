@@ -441,6 +441,58 @@ async def test_a_lane_that_cannot_restart_is_left_out_until_it_can(
         assert await scores(engine.submit(again)) == expected(again)
 
 
+@asynccontextmanager
+async def one_left_out(directory: Path, model: Path, host: WorkerHost) -> AsyncIterator[Engine]:
+    """An engine of two lanes of which the first has no worker and cannot have one; `directory` holds its model."""
+    shutil.copytree(model, directory)
+    async with running(directory, host, cache_bytes=0, device=TWO) as (engine, _):
+        (directory / "reward.json").write_text("{}")
+        for _ in range(4):
+            engine.lanes[0]._restarts.died(time.monotonic())
+        os.kill(pids_of(engine)[0], signal.SIGKILL)
+        await until(lambda: [lane.phase for lane in engine.lanes] == ["failed", "ready"])
+        yield engine
+
+
+async def test_one_that_hangs_while_it_is_started_again_holds_up_no_sleep(
+    tiny_model_dir: Path, host: WorkerHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "_RESPITE", 0.2)
+    async with one_left_out(tmp_path / "model", tiny_model_dir, host) as engine:
+        config = tmp_path / "model" / "config.json"
+        config.unlink()
+        os.mkfifo(config)  # reading it never ends
+        await until(lambda: bool(engine._attempts))
+        assert (engine.state, engine.lanes[0].phase) == ("ready", "failed"), "nobody waits for it"
+        async with asyncio.timeout(20):
+            await engine.sleep()
+        assert not engine._attempts and [lane.phase for lane in engine.lanes] == ["failed", "asleep"]
+        config.unlink()
+        shutil.copytree(tiny_model_dir, tmp_path / "model", dirs_exist_ok=True)
+        await engine.wake()
+        await until(lambda: ready(engine) == 2)
+
+
+async def test_a_wake_that_overtakes_a_sleep_brings_all_back(
+    tiny_model_dir: Path, host: WorkerHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected: Oracle
+) -> None:
+    monkeypatch.setattr(engine_module, "_RESPITE", 0.2)
+    async with one_left_out(tmp_path / "model", tiny_model_dir, host) as engine:
+        shutil.copytree(tiny_model_dir, tmp_path / "model", dirs_exist_ok=True)
+        [survivor] = pids_of(engine)
+        os.kill(survivor, signal.SIGSTOP)  # it will be slow to leave
+        asleep = asyncio.create_task(engine.sleep())
+        await until(lambda: engine.lanes[1].phase == "leaving")
+        await asyncio.sleep(0.5)  # another attempt is due
+        awake = asyncio.create_task(engine.wake())
+        await asyncio.sleep(0)
+        os.kill(survivor, signal.SIGCONT)
+        await asyncio.gather(asleep, awake)
+        await until(lambda: ready(engine) == 2)
+        work = conversations(53)
+        assert await scores(engine.submit(work)) == expected(work)
+
+
 @pytest.mark.soak
 async def test_the_last_one_that_cannot_restart_refuses_work_and_the_first_to_come_back_takes_it(
     tiny_model_dir: Path, host: WorkerHost, tmp_path: Path, expected: Oracle, monkeypatch: pytest.MonkeyPatch
