@@ -64,6 +64,7 @@ bench-gpu: .venv/.dev
 	$(BIN)/python benchmarks/gpu.py --sections all --resume
 
 loadtest: .venv/.dev
+	$(BIN)/plaudit train starter --if-missing
 	$(BIN)/python benchmarks/loadtest.py
 
 install: .venv/.dev

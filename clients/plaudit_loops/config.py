@@ -282,10 +282,11 @@ def recipe(config: Config) -> dict[str, Any]:
         return {"starter_records": 13_000, "epochs": 2, "batch_size": 16}
     if not isinstance(config, RlConfig) or config.rollout.prompts != ("starter",):
         return {}
-    group = config.rollout.group_size or _group_size(config.algorithm)
+    group = config.rollout.group_size or min(_group_size(config.algorithm), 4)
     return {
         "steps": 60, "rollout.starter_prompts": 12_000, "rollout.prompts_per_step": max(1, 64 // group),
-        "reward.normalize": "reference", "reward.score_clip": 5.0, "kl.kl_budget": 8.0,
+        "rollout.group_size": group, "reward.normalize": "reference", "reward.score_clip": 5.0,
+        "kl.kl_in": "reward", "kl.kl_budget": 8.0,
         "algorithm.ppo_epochs": 2, "algorithm.minibatches": 2,
     }  # fmt: skip
 

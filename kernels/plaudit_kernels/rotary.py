@@ -37,12 +37,12 @@ def rotary(
     """Normed and rotated (query, key), same shapes and dtypes.
 
     cos, sin (T, R) carry the scaling; their two halves are alike, as transformers makes them, and only the first is
-    read. query_norm, key_norm (D,): both or neither (ValueError). Query and key may be views of a fused QKV whose
-    last dimension is contiguous. In grad mode they are left alone; with gradients off they MAY BE OVERWRITTEN (on
-    CPUs they are rotated in place): use what is returned.
+    read. query_norm, key_norm (D,): both or neither, D even (ValueError). Query and key may be views of a fused QKV
+    whose last dimension is contiguous. In grad mode they are left alone; with gradients off they MAY BE OVERWRITTEN
+    (on CPUs they are rotated in place): use what is returned.
     """
-    if (query_norm is None) != (key_norm is None):
-        raise ValueError("norm the queries and the keys, or neither")
+    if (query_norm is None) != (key_norm is None) or query_THD.shape[-1] % 2:
+        raise ValueError("norm the queries and the keys, or neither; heads have an even size")
     if uses_triton(query_THD):
         return applied(TritonRotary, query_THD, key_TKD, cos_TR, sin_TR, query_norm, key_norm, eps, unit_offset)  # type: ignore[no-any-return]
     if uses_cpu_kernels(query_THD, key_TKD, cos_TR, sin_TR, query_norm, key_norm):
@@ -257,8 +257,8 @@ class TritonRotary(torch.autograd.Function):
         unit_offset: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         require_unit_stride(query, key, cos, sin, query_norm, key_norm)
-        if cos.stride() != sin.stride() or query.shape[-1] % 2:
-            raise ValueError("cos and sin must lie alike, and heads have an even size")
+        if cos.stride() != sin.stride():
+            raise ValueError("cos and sin must lie alike")
         query_out, key_out = query.new_empty(query.shape), key.new_empty(key.shape)
         programs, sizes, constants = _launch(query, key, cos, HEADS, eps, unit_offset)
         groups = blocks(query.shape[1], HEADS) + blocks(key.shape[1], HEADS)

@@ -28,8 +28,10 @@ class Readback:
     """`Landing` of a forward: on CUDA one copy, in the order of the stream."""
 
     def __init__(self, scores_NA: torch.Tensor) -> None:
-        self._host, self._copied = scores_NA, None
-        if scores_NA.is_cuda:
+        self._copied = None
+        if not scores_NA.is_cuda:
+            self._host = scores_NA.cpu()
+        else:
             self._host = torch.empty(scores_NA.shape, dtype=scores_NA.dtype, pin_memory=True)
             self._host.copy_(scores_NA, non_blocking=True)
             self._copied = torch.cuda.current_stream(scores_NA.device).record_event()

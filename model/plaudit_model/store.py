@@ -12,7 +12,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -92,9 +92,18 @@ def checking_files(directory: Path, contract: RewardContract) -> Iterator[None]:
         checks = [pool.submit(_check_file, directory / name, contract.files[name]) for name in large]
         try:
             yield
-        finally:
-            for check in checks:
-                check.result()
+        except Exception:
+            _await(checks)  # what was wrong with the files explains what they led to
+            raise
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        _await(checks)
+
+
+def _await(checks: Iterable[Future[None]]) -> None:
+    for check in checks:
+        check.result()
 
 
 def _check_file(path: Path, expected: FileEntry) -> None:

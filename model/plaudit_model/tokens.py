@@ -86,7 +86,10 @@ class BoundedTokenizer:
         if 1 in types:
             return ids, types.index(1), True
         texts = encoding.sequence_ids
-        return ids, texts.index(1) if 1 in texts else len(ids) - 1, False  # an empty text has but the closing token
+        if 1 in texts:
+            return ids, texts.index(1), False
+        closed = self._tokenizer.encode_batch_fast([("a", "a")])[0].sequence_ids  # an empty text has but what closes it
+        return ids, len(ids) - closed[::-1].index(1), False
 
     def bounded(self, text: str, boundary: int) -> tuple[list[int], int]:
         """The ids of a text, without special tokens around it, and how many leading ones end at or before character

@@ -22,10 +22,8 @@ OPTIONS = frozenset({"overlong", "model", "priority", "include", "deadline_ms", 
 """What a plaudit server's client may send. `overlong` goes on to the models, which are always asked with the
 priority `batch`; every answer has its attributes."""
 
-_ADDED = re.compile(
-    r"(?:\s|</?s>|[<\[][^<>\[\]\s]{0,32}(?:pad|bos|begin|startof|eos|eot|end|cls|unk|gmask|sop)[^<>\[\]\s]{0,32}[>\]])*",
-    re.IGNORECASE,
-)
+_TOKEN = re.compile(r"[<\[][^<>\[\]\s]{0,64}[>\]]")
+_ADDED = re.compile(r"</?s>|.*(?:pad|bos|begin|startof|eos|eot|end|cls|unk|gmask|sop)", re.IGNORECASE)
 """Tokens for the beginning and the end of text, and for padding. What opens a turn is the prompt's own."""
 
 
@@ -80,7 +78,7 @@ def response_in(query: str, prompt: Any, ends: Sequence[str]) -> str | None:
     was rendered, after no more than what a tokenizer adds (`_ADDED`): a prompt's text alone may stand in the template,
     too, as `user` does, and what follows it there is no response."""
     place = query.find(prompt) if isinstance(prompt, str) and prompt else -1
-    if place < 0 or not _ADDED.fullmatch(query[:place]):
+    if place < 0 or _TOKEN.sub(lambda token: "" if _ADDED.match(token[0]) else token[0], query[:place]).strip():
         return None
     response = query[place + len(prompt) :].rstrip()
     while end := next((end for end in ends if response.endswith(end)), None):

@@ -10,18 +10,27 @@ from typing import Any
 import pytest
 
 from plaudit_loops import config as configs
-from plaudit_loops.config import RlConfig, SftConfig
+from plaudit_loops.config import AlgorithmConfig, RlConfig, SftConfig
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
-@pytest.fixture(scope="module")
-def policies() -> Any:
+def benchmark(name: str) -> Any:
     sys.path.append(str(BENCHMARKS))
     try:
-        return importlib.import_module("policies")
+        return importlib.import_module(name)
     finally:
         sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture(scope="module")
+def policies() -> Any:
+    return benchmark("policies")
+
+
+@pytest.fixture(scope="module")
+def benchmark_loops() -> Any:
+    return benchmark("loops")
 
 
 def options(words: list[str]) -> dict[str, str]:
@@ -39,3 +48,11 @@ def test_the_recipe_is_the_one_that_was_measured(policies: Any, verb: Any, confi
     found = {path.rpartition(".")[2]: value for path, value in every.items()}
     for option in measured.keys() - {"micro_batch", "sample_every", "samples"}:  # memory, and what is kept
         assert type(found[option])(measured[option]) == found[option], option
+
+
+def test_every_algorithm_has_the_groups_and_the_penalty_that_were_measured(benchmark_loops: Any) -> None:
+    for algo, group in benchmark_loops.GROUPS.items():
+        config = RlConfig(algorithm=AlgorithmConfig(algo=algo))
+        recipe = configs.recipe(config)
+        assert (recipe["rollout.group_size"], recipe["rollout.prompts_per_step"]) == (group, 64 // group), algo
+        assert recipe["kl.kl_in"] == "reward"

@@ -193,6 +193,9 @@ QWEN = "<|im_start|>system\nYou are helpful.<|im_end|>\n<|im_start|>user\nYou ar
         (CHAT + "4", "3+3?", None),
         (CHAT + "4", "", None),
         (CHAT + "4", None, None),
+        ("<padpad>" * 5000 + "x" + CHAT + "4", CHAT, None),  # read once, whatever it is
+        ("<" * 9000 + CHAT + "4", CHAT, None),
+        ("<endpad>" * 5000 + CHAT + "4", CHAT, "4"),
     ],
 )
 def test_a_response_begins_after_the_rendered_prompt_or_nobody_knows_where(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -90,3 +91,23 @@ def test_a_base_is_known_by_its_own_weights_and_not_by_those_of_folders_within(
     (directory / "original" / "model.safetensors").write_bytes(b"another")
     assert store.weights_identity(directory) == known
     assert known["weights"] == {name: contract.files[name].sha256 for name in sorted(contract.files) if "model" in name}
+
+
+def test_an_interrupt_does_not_wait_for_the_rest(
+    checkpoint: tuple[Path, RewardContract], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, contract = checkpoint
+    release, begun = threading.Event(), []
+
+    def slow(path: Path, *_: object) -> None:
+        begun.append(path.name)
+        assert release.wait(20)
+
+    monkeypatch.setattr(store, "_HASHED_AT_ONCE", 1)
+    monkeypatch.setattr(store, "_check_file", lambda path, entry: slow(path) if entry.bytes >= 100 else None)
+    with pytest.raises(KeyboardInterrupt), store.checking_files(directory, contract):
+        while not begun:
+            pass
+        threading.Timer(0.05, release.set).start()
+        raise KeyboardInterrupt
+    assert begun == ["model-0.safetensors"], "those that had not begun never do"

@@ -160,3 +160,19 @@ def test_the_boundary_is_where_the_offsets_put_it_in_real_conversations(shared_d
         for text in conversations[:40]:
             for boundary in range(0, len(text), 97):
                 assert bounded.bounded(text, boundary) == by_offsets(tokenizer, text, boundary), (kind, boundary)
+
+
+@pytest.mark.parametrize(("template", "closing"), [
+    ("[CLS] $A [SEP] [SEP] $B [SEP]", 1), ("[CLS] $A [SEP] $B", 0), ("$A [SEP] $B [SEP] [SEP]", 2),
+])  # fmt: skip
+def test_the_second_text_of_a_pair_begins_where_it_would_if_it_had_tokens(template: str, closing: int) -> None:
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "a": 3, "b": 4}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A", pair=template, special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    bounded = BoundedTokenizer(tokenizer.to_str())
+    ids, boundary, marked = bounded.pair("a b", "")
+    assert not marked and len(ids) - boundary == closing
+    longer, same, _ = bounded.pair("a b", "b a")
+    assert same == boundary and longer[:boundary] == ids[:boundary] and longer[boundary : boundary + 2] == [4, 3]

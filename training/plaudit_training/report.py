@@ -27,7 +27,7 @@ LOG = logging.getLogger("plaudit.training")
 _SMOOTHING = 0.9
 _PLAIN_LINES = 20
 FEW = 100
-"""Comparisons: the interval of an accuracy over fewer is wider than 20 points at 0.5, and 14 at 0.85."""
+"""Comparisons: the interval of an accuracy over fewer is wider than 19 points at 0.5, and than 14 at 0.85."""
 
 
 class Display:

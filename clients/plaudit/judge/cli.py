@@ -70,11 +70,7 @@ def label(
     which a safety principle bears and unreadable answers have `label` null and stand in the queue; an audited share
     stands there too. Exit code 1 if an answer could not be read.
     """
-    asked = queue or out.with_suffix(".queue.jsonl")
-    for written in (out, asked):
-        refuse_same(source, str(written))
-    if out.absolute() == asked.absolute():
-        raise typer.BadParameter("--queue must be another file than --out")
+    asked = _other_file(source, out, queue or out.with_suffix(".queue.jsonl"))
     if samples > 1 and temperature == 0:
         raise typer.BadParameter("at --temperature 0 all samples are equal: use --samples 1, or a temperature above 0")
     how = labelling.Asking(model, samples, temperature, max_tokens, logprobs, seed)
@@ -101,6 +97,15 @@ def label(
     report(str(out), as_json)
     if tally.failed:
         raise typer.Exit(1)
+
+
+def _other_file(source: str, out: Path, queue: Path) -> Path:
+    """The queue, if no two of the three are the same file."""
+    for written in (out, queue):
+        refuse_same(source, str(written))
+    if out.absolute() == queue.absolute():
+        raise typer.BadParameter("--queue must be another file than --out")
+    return queue
 
 
 @app.command()
