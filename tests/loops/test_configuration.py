@@ -77,7 +77,7 @@ def test_the_starter_tasks_bring_the_recipe_that_was_measured() -> None:
     assert learning_rate("sft", 1_000_000) == 4e-3
     rl, derived = configured(RlConfig, None, {"algo": "grpo"})
     assert rl.kl.kl_budget == derived["kl.kl_budget"] == 8.0 and rl.steps == 60
-    assert rl.rollout.prompts_per_step * 8 == 64
+    assert (rl.rollout.prompts_per_step, rl.rollout.group_size, rl.kl.kl_in) == (16, 4, "reward")
 
 
 def test_what_is_named_goes_before_the_recipe(tmp_path: Path) -> None:
