@@ -263,6 +263,13 @@ def ready(engine: Engine) -> int:
     return sum(lane.phase == "ready" for lane in engine.lanes)
 
 
+def wear_out(*lanes: Lane) -> None:
+    """The next failure to start a worker of theirs is the one after which nobody waits."""
+    for lane in lanes:
+        for _ in range(4):
+            lane._restarts.died(time.monotonic())
+
+
 async def gone(*pids: int) -> None:
     await until(lambda: not any(alive(pid) for pid in pids))
 
@@ -417,9 +424,7 @@ async def test_a_lane_that_cannot_restart_is_left_out_until_it_can(
     shutil.copytree(tiny_model_dir, directory)
     async with running(directory, host, cache_bytes=0, device=TWO) as (engine, recorder):
         (directory / "reward.json").write_text("{}")
-        for lane in engine.lanes:
-            for _ in range(4):
-                lane._restarts.died(time.monotonic())
+        wear_out(*engine.lanes)
         work = conversations(50)
         async with held(engine) as (victim, survivor):
             answers = engine.submit(work)
@@ -447,8 +452,7 @@ async def one_left_out(directory: Path, model: Path, host: WorkerHost) -> AsyncI
     shutil.copytree(model, directory)
     async with running(directory, host, cache_bytes=0, device=TWO) as (engine, _):
         (directory / "reward.json").write_text("{}")
-        for _ in range(4):
-            engine.lanes[0]._restarts.died(time.monotonic())
+        wear_out(engine.lanes[0])
         os.kill(pids_of(engine)[0], signal.SIGKILL)
         await until(lambda: [lane.phase for lane in engine.lanes] == ["failed", "ready"])
         yield engine
@@ -502,9 +506,7 @@ async def test_the_last_one_that_cannot_restart_refuses_work_and_the_first_to_co
     shutil.copytree(tiny_model_dir, directory)
     async with running(directory, host, cache_bytes=0, device=TWO) as (engine, _):
         (directory / "reward.json").write_text("{}")
-        for lane in engine.lanes:
-            for _ in range(4):
-                lane._restarts.died(time.monotonic())
+        wear_out(*engine.lanes)
         for pid in pids_of(engine):
             os.kill(pid, signal.SIGKILL)
         await until(lambda: [lane.phase for lane in engine.lanes] == ["failed"] * 2)
