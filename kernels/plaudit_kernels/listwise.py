@@ -37,21 +37,32 @@ def plackett_luce(scores_N: torch.Tensor, ranking_M: torch.Tensor, offsets_G1: t
 
 
 @jit
-def _running(values, mask, carry):
-    """logsumexp of the carry and of the values up to each place of a row.
+def _running(values, less, mask, top, weight):
+    """(level, total), whose level + log(total) is the logsumexp of top + log(weight) and of values - less up to each
+    place of a row; and the next (top, weight). Apart, they keep what their sum would round away where values are large.
 
-    A cumulative sum of exp(value - largest). Where it is tiny, all values so far are far below the largest, and its
-    logarithm would have lost what they are: they are summed again with the largest of their own.
+    A cumulative sum of exp(value - largest). Where it is tiny, all values so far are far below the largest, and the
+    sum would have lost what they are: they are summed again with the largest of their own.
     """
-    running = tl.full(values.shape, -1e30, tl.float32)
+    level, total = tl.full(values.shape, -1e30, tl.float32), tl.full(values.shape, 1.0, tl.float32)
+    share, top_next = _shares(values, less, mask, top)
+    weight_next = tl.sum(share, 1) + weight * tl.exp(top - top_next)
     while tl.max(tl.max(mask.to(tl.int32), 0), 0) > 0:
-        values = tl.where(mask, values, -1e30)
-        largest = tl.maximum(tl.max(values, 1), carry)[:, None]
-        total = tl.cumsum(tl.exp(values - largest), 1) + tl.exp(carry[:, None] - largest)
-        tiny = total <= 1e-3  # never of NaN, which shows in the loss
-        running = tl.where(mask & (tiny == 0), largest + tl.log(tl.where(tiny, 1.0, total)), running)
+        share, largest = _shares(values, less, mask, top)
+        sums = tl.cumsum(share, 1) + (weight * tl.exp(top - largest))[:, None]
+        tiny = sums <= 1e-3  # never of NaN, which shows in the loss
+        level = tl.where(mask & (tiny == 0), largest[:, None], level)
+        total = tl.where(mask & (tiny == 0), sums, total)
         mask = mask & tiny
-    return running
+    return level, total, top_next, weight_next
+
+
+@jit
+def _shares(values, less, mask, top):
+    """exp(values - less - largest), 0 where masked, and the largest of each row and of `top`."""
+    values = tl.where(mask, values, -1e30)
+    largest = tl.maximum(tl.max(values - less, 1), top)
+    return tl.where(mask, tl.exp(values - largest[:, None] - less), 0.0), largest
 
 
 @jit
@@ -64,39 +75,39 @@ def _groups(offsets, groups, GROUPS: tl.constexpr, CHUNK: tl.constexpr):
 
 
 @jit(do_not_specialize=["groups"])
-def _forward(scores, ranking, offsets, losses, remaining, groups, GROUPS: tl.constexpr, CHUNK: tl.constexpr):
-    """Losses, and logsumexp(s_i .. s_m) of every place, which backward needs: from the last place to the first."""
+def _forward(scores, ranking, offsets, losses, levels, logs, groups, GROUPS: tl.constexpr, CHUNK: tl.constexpr):
+    """Losses, and logsumexp(s_i .. s_m) of every place as level + log, from the last place to the first."""
     group, start, length, chunks = _groups(offsets, groups, GROUPS, CHUNK)
     last = start + length - 1
-    carry, loss = tl.full((GROUPS,), -1e30, tl.float32), tl.zeros((GROUPS, CHUNK), tl.float32)
+    top, weight = tl.full((GROUPS,), -1e30, tl.float32), tl.zeros((GROUPS,), tl.float32)
+    loss = tl.zeros((GROUPS, CHUNK), tl.float32)
     for step in range(0, chunks):
         before = step * CHUNK + tl.arange(0, CHUNK)[None, :]
         mask = before < length
         values = tl.load(scores + tl.load(ranking + last - before, mask, 0), mask, 0.0).to(tl.float32)
-        running = _running(values, mask, carry)
-        if step + 1 < chunks:
-            carry = tl.maximum(carry, tl.max(running, 1))
-        tl.store(remaining + last - before, running, mask)
-        loss += tl.where(mask, running - values, 0.0)
+        level, total, top, weight = _running(values, 0.0, mask, top, weight)
+        log = tl.log(total)
+        tl.store(levels + last - before, level, mask)
+        tl.store(logs + last - before, log, mask)
+        loss += tl.where(mask, level - values + log, 0.0)
     tl.store(losses + group, tl.sum(loss, 1), group < groups)
 
 
 @jit(do_not_specialize=["groups"])
 def _backward(
-    scores, ranking, offsets, remaining, d_losses, d_places, groups, GROUPS: tl.constexpr, CHUNK: tl.constexpr
+    scores, ranking, offsets, levels, logs, d_losses, d_places, groups, GROUPS: tl.constexpr, CHUNK: tl.constexpr
 ):
-    """d loss / d s_k = sum over i <= k of exp(s_k - remaining_i), minus 1: a running logsumexp of -remaining."""
+    """d loss / d s_k = sum over i <= k of exp(s_k - level_i - log_i), minus 1: a running logsumexp."""
     group, start, length, chunks = _groups(offsets, groups, GROUPS, CHUNK)
     scale = tl.load(d_losses + group, group < groups, 0.0)[:, None]
-    carry = tl.full((GROUPS,), -1e30, tl.float32)
+    top, weight = tl.full((GROUPS,), -1e30, tl.float32), tl.zeros((GROUPS,), tl.float32)
     for step in range(0, chunks):
         after = step * CHUNK + tl.arange(0, CHUNK)[None, :]
         mask = after < length
         values = tl.load(scores + tl.load(ranking + start + after, mask, 0), mask, 0.0).to(tl.float32)
-        running = _running(-tl.load(remaining + start + after, mask, 0.0), mask, carry)
-        if step + 1 < chunks:
-            carry = tl.maximum(carry, tl.max(running, 1))
-        tl.store(d_places + start + after, scale * (tl.exp(values + running) - 1.0), mask)
+        rival, log = tl.load(levels + start + after, mask, 0.0), tl.load(logs + start + after, mask, 0.0)
+        level, total, top, weight = _running(-rival, log, mask, top, weight)
+        tl.store(d_places + start + after, scale * (tl.exp(values + level) * total - 1.0), mask)
 
 
 class TritonPlackettLuce(torch.autograd.Function):
@@ -105,18 +116,18 @@ class TritonPlackettLuce(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores: torch.Tensor, ranking: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         groups = len(offsets) - 1
-        losses = scores.new_empty(groups, dtype=torch.float32)
-        remaining = scores.new_empty(len(ranking), dtype=torch.float32)
+        sizes = (groups,), (2, len(ranking))
+        losses, terms = (scores.new_empty(size, dtype=torch.float32) for size in sizes)
         tile = _tile(len(ranking), groups)
-        _forward[(blocks(groups, tile[0]),)](scores, ranking, offsets, losses, remaining, groups, *tile, num_warps=1)
-        ctx.save_for_backward(scores, ranking, offsets, remaining)
+        _forward[(blocks(groups, tile[0]),)](scores, ranking, offsets, losses, *terms, groups, *tile, num_warps=1)
+        ctx.save_for_backward(scores, ranking, offsets, terms)
         return losses
 
     @staticmethod
     def backward(ctx: Any, d_losses: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        scores, ranking, offsets, remaining = ctx.saved_tensors
-        d_places = torch.empty_like(remaining)
-        groups, given = len(offsets) - 1, (scores, ranking, offsets, remaining, dense(d_losses), d_places)
+        scores, ranking, offsets, terms = ctx.saved_tensors
+        d_places = torch.empty_like(terms[0])
+        groups, given = len(offsets) - 1, (scores, ranking, offsets, *terms, dense(d_losses), d_places)
         tile = _tile(len(ranking), groups)
         _backward[(blocks(groups, tile[0]),)](*given, groups, *tile, num_warps=1)
         d_scores = scores.new_zeros(len(scores), dtype=torch.float32)

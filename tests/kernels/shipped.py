@@ -178,8 +178,8 @@ def rankings(chunk: int) -> list[Kernel]:
     one, tile = {"num_warps": 1}, {"GROUPS": TILE // chunk, "CHUNK": chunk}
     common = {"*i64": "ranking offsets", "i32": "groups"}
     return [
-        kernel("listwise._forward", {"*fp32": "scores losses remaining", **common}, one, **tile),
-        kernel("listwise._backward", {"*fp32": "scores remaining d_losses d_places", **common}, one, **tile),
+        kernel("listwise._forward", {"*fp32": "scores losses levels logs", **common}, one, **tile),
+        kernel("listwise._backward", {"*fp32": "scores levels logs d_losses d_places", **common}, one, **tile),
     ]
 
 

@@ -27,7 +27,7 @@ def ranking(sizes: list[int], scores: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("spread", [1.0, 12.0])
+@pytest.mark.parametrize("spread", [1.0, 12.0, 30.0])
 @pytest.mark.parametrize("sizes", GROUPS)
 def test_plackett_luce(sizes: list[int], spread: float, dtype: torch.dtype, device: torch.device) -> None:
     rows, offsets = ranking(sizes, SCORES)
