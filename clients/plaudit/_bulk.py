@@ -16,7 +16,7 @@ from ._jsonl import ABOUT, Row, could_begin, result_line
 from ._scorers import Scorer
 from ._settings import Overlong
 from .errors import ConfigurationError, InvalidInput, RevisionChanged
-from .types import Identity, ItemError, ScoreResult
+from .types import Identity, Item, ItemError, ScoreResult
 
 B = TypeVar("B")
 T = TypeVar("T")
@@ -41,8 +41,8 @@ class Tally:
         """One file holds the scores of one model. Raises RevisionChanged."""
         if identity is not None and self.identity not in (None, identity):
             raise RevisionChanged(
-                f"the rows before were scored by {_name(self.identity)}, these by {_name(identity)}; write them to "
-                "another file with --out"
+                f"the rows before were scored by {self.identity}, these by {identity}; write them to another file "
+                "with --out"
             )
         self.identity = self.identity or identity
 
@@ -85,18 +85,25 @@ def take_up(out: Path, rows: Iterator[Row], *, overlong: Overlong, prefix: str =
     return tally, rows
 
 
-def score_rows(
-    rows: Iterable[Row], scorer: Scorer, tally: Tally, *, size: int, overlong: Overlong, prefix: str = ""
-) -> Iterator[Done]:
-    """Every row scored, in order, counted in `tally`. At most `size` responses travel in one call. `overlong` is
-    what the scorer was opened with."""
+def items_of(rows: Iterable[Row]) -> list[Item]:
+    """What is scored of them."""
+    return [row.item for row in rows if row.item is not None]
+
+
+def score_batches(
+    batches: Iterable[Sequence[Row]], scorer: Scorer, tally: Tally, *, overlong: Overlong, prefix: str = "",
+    items: Callable[[Sequence[Row]], list[Item]] = items_of,
+) -> Iterator[Done]:  # fmt: skip
+    """Every row scored, in order, counted in `tally`; a batch in one call, as the `items` that it makes. `overlong` is
+    what the scorer was opened with. Raises RevisionChanged as soon as another revision answers, Unavailable if nothing
+    can be scored now."""
 
     def score(batch: Sequence[Row]) -> tuple[list[list[ScoreResult]], Identity | None]:
-        scores = scorer.score_items([row.item for row in batch if row.item is not None])
+        scores = scorer.score_items(items(batch))
         results = iter(scores)
         return [[next(results) for _ in range(row.responses)] for row in batch], scores.identity
 
-    for batch, (results, identity) in in_order(batches(rows, size), score, scorer.ahead):
+    for batch, (results, identity) in in_order(batches, score, scorer.ahead):
         tally.admit(identity)
         for row, own in zip(batch, results, strict=True):
             error = row.problem or next((result.error for result in own if result.error), None)
@@ -161,7 +168,3 @@ def _result(line: bytes, prefix: str) -> dict[str, Any] | None:
 
 def _identity(about: dict[str, Any]) -> Identity | None:
     return Identity(about["model"], about["revision"], about["numerics"]) if "revision" in about else None
-
-
-def _name(identity: Identity | None) -> str:
-    return "nothing" if identity is None else f"{identity.model}@{identity.revision} ({identity.numerics})"

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 from .errors import ResponseInvalid
 
 LARGEST = sys.float_info.max
 
 
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether it is a finite number that a float can hold; true and false are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
+
+
 def finite(value: Any, where: str) -> float:
     """The number as a float."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= LARGEST:
+    if not is_number(value):
         invalid(f"{where} must be a finite number, got {value!r}")
     return float(value)
 

@@ -12,20 +12,25 @@ from .errors import ConfigurationError
 FILE_NAME = "plaudit.toml"
 
 
+def table_of(path: Path) -> dict[str, Any]:
+    """What a TOML file holds. Raises ConfigurationError."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{path} cannot be read as TOML: {error}") from None
+
+
 def read(path: Path | None) -> dict[str, Any]:
     """The tables of `path`, or of `plaudit.toml` in the current directory; empty if that is not there.
 
     Options may be written as on the command line (`max-length`) or as in Python (`max_length`).
     """
     chosen = path or Path(FILE_NAME)
-    try:
-        return _with_underscores(tomllib.loads(chosen.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        if path is None:
-            return {}
-        raise ConfigurationError(f"there is no configuration file {path}") from None
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{chosen} cannot be read as TOML: {error}") from None
+    if chosen.exists():
+        return _with_underscores(table_of(chosen))
+    if path is not None:
+        raise ConfigurationError(f"there is no configuration file {path}")
+    return {}
 
 
 def check_verbs(config: Mapping[str, Any], verbs: Iterable[str]) -> None:
@@ -52,9 +57,5 @@ def check_options(table: Mapping[str, Any], command: Any, where: str) -> None:
 
 def _with_underscores(table: dict[str, Any]) -> dict[str, Any]:
     """Tables keep their names, which are verbs; options get their Python names."""
-    return {
-        key if isinstance(value, dict) else key.replace("-", "_"): _with_underscores(value)
-        if isinstance(value, dict)
-        else value
-        for key, value in table.items()
-    }
+    tables = {key: _with_underscores(value) for key, value in table.items() if isinstance(value, dict)}
+    return tables | {key.replace("-", "_"): value for key, value in table.items() if key not in tables}

@@ -19,18 +19,7 @@ from ._retry import GiveUp
 from ._settings import Settings
 from ._wire import Reply, Request
 from .errors import BadRequest, InvalidInput, ItemFailed, NotFound, PlauditError, RevisionChanged, TimedOut, Unavailable
-from .types import (
-    Comparison,
-    Item,
-    ItemError,
-    Prompt,
-    Ranking,
-    ScoreResult,
-    Scores,
-    ServerInfo,
-    Timing,
-    Usage,
-)
+from .types import Comparison, Item, ItemError, Prompt, Ranking, ScoreResult, Scores, ServerInfo, Timing, Usage
 
 T = TypeVar("T")
 

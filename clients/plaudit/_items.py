@@ -10,19 +10,10 @@ from typing import Any
 from .errors import InvalidInput
 from .types import Item
 
-SHAPES: tuple[frozenset[str], ...] = tuple(
-    map(
-        frozenset,
-        (
-            ("prompt", "response"),
-            ("prompt", "responses"),
-            ("messages",),
-            ("text",),
-            ("input_ids",),
-            ("input_ids", "prompt_tokens"),
-        ),
-    )
-)
+SHAPES: tuple[frozenset[str], ...] = (
+    frozenset({"prompt", "response"}), frozenset({"prompt", "responses"}), frozenset({"messages"}), frozenset({"text"}),
+    frozenset({"input_ids"}), frozenset({"input_ids", "prompt_tokens"}),
+)  # fmt: skip
 SHAPES_TEXT = (
     '{"prompt", "response"}, {"prompt", "responses": [..]}, {"messages": [..]}, {"text"} or '
     '{"input_ids", "prompt_tokens"?}'

@@ -14,28 +14,15 @@ the client and do not all knock at once.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, TypeVar
 
+from . import errors
 from ._endpoints import Endpoints
 from ._retry import Failure, GiveUp, decide
 from ._settings import Settings
 from ._wire import Reply, Request, failure_of
-from .errors import (
-    BadRequest,
-    ConnectionFailed,
-    DeadlineExceeded,
-    NotFound,
-    Overloaded,
-    Refused,
-    ResponseInvalid,
-    RevisionChanged,
-    ServerFailed,
-    TimedOut,
-    Unauthorized,
-    Unavailable,
-)
 from .types import Attempt, Comparison, Scores
 
 T = TypeVar("T")
@@ -113,7 +100,7 @@ def exchange(
     """
     started = now = (yield Sleep(0)).now
     if deadline is not None and now >= deadline:
-        raise TimedOut(
+        raise errors.TimedOut(
             f"{settings.base_url}: the whole timeout of {settings.timeout} s passed while waiting for one of the "
             f"client's {settings.concurrency} slots; raise timeout or concurrency",
             url=settings.base_url,
@@ -173,10 +160,10 @@ def _said(failure: Failure | None) -> str | None:
 def _parsed(url: str, reply: Reply, parse: Callable[[Reply], T]) -> T:
     try:
         return parse(reply)
-    except ResponseInvalid as error:
+    except errors.ResponseInvalid as error:
         request_id = reply.headers.get("x-request-id")
         trace = f" [request {request_id}]" if request_id else ""
-        raise ResponseInvalid(f"{url}: {error}{trace}", url=url, request_id=request_id) from None
+        raise errors.ResponseInvalid(f"{url}: {error}{trace}", url=url, request_id=request_id) from None
 
 
 def outcome_failure(outcome: Reply | Failure, seconds: float) -> Failure | None:
@@ -194,39 +181,38 @@ def raise_for(failure: Failure, decision: GiveUp, url: str, attempts: int, secon
     status = f"{failure.status} {failure.code or ''}".strip() + ": " if failure.status is not None else ""
     text = f"{url}: {status}{failure.message}{trace}{tried}"
     if failure.kind == "identity":
-        raise RevisionChanged(f"{text}; serve that one, or pin the new one", url=url)
+        raise errors.RevisionChanged(f"{text}; serve that one, or pin the new one", url=url)
+    known: dict[str, Any] = {"url": url, "request_id": failure.request_id, "code": failure.code}
     if failure.status is not None and failure.status < 500 and failure.status not in (408, 429):
-        raise _refusal(failure, text, url)
-    raise _unavailable(failure, decision, text, url)
+        raise _refusal(failure, text, known)
+    raise _unavailable(failure, decision, text, known)
 
 
-def _refusal(failure: Failure, text: str, url: str) -> Refused:
+def _refusal(failure: Failure, text: str, known: Mapping[str, Any]) -> errors.Refused:
     kind, advice = {
-        401: (Unauthorized, "set PLAUDIT_API_KEY (in Python: api_key=)"),
-        403: (Unauthorized, "this key may not do that"),
-        404: (NotFound, "check the URL and the model's name"),
-    }.get(failure.status or 0, (BadRequest, ""))
-    return kind(
-        f"{text}; {advice}" if advice else text,
-        url=url,
-        request_id=failure.request_id,
-        code=failure.code,
-        status=failure.status,
-        param=failure.param,
-        type=failure.type,
-        reason=failure.message,
-    )
+        401: (errors.Unauthorized, "set PLAUDIT_API_KEY (in Python: api_key=)"),
+        403: (errors.Unauthorized, "this key may not do that"),
+        404: (errors.NotFound, "check the URL and the model's name"),
+    }.get(failure.status or 0, (errors.BadRequest, ""))
+    said: dict[str, Any] = {
+        "status": failure.status,
+        "param": failure.param,
+        "type": failure.type,
+        "reason": failure.message,
+    }
+    return kind(f"{text}; {advice}" if advice else text, **said, **known)
 
 
-def _unavailable(failure: Failure, decision: GiveUp, text: str, url: str) -> Unavailable:
-    known = {"url": url, "request_id": failure.request_id, "code": failure.code}
+def _unavailable(failure: Failure, decision: GiveUp, text: str, known: Mapping[str, Any]) -> errors.Unavailable:
     if failure.status in (429, 503) and failure.retryable is not False:
-        return Overloaded(f"{text}; lower the concurrency or try later", retry_after=failure.retry_after, **known)
+        return errors.Overloaded(
+            f"{text}; lower the concurrency or try later", retry_after=failure.retry_after, **known
+        )
     if failure.status == 504:
-        return DeadlineExceeded(f"{text}; raise timeout", **known)
+        return errors.DeadlineExceeded(f"{text}; raise timeout", **known)
     if failure.kind == "timeout":
         limit = "timeout, or pass None for no limit" if decision.why == "deadline" else "attempt_timeout"
-        return TimedOut(f"{text}; if the server is well, raise {limit}", **known)
+        return errors.TimedOut(f"{text}; if the server is well, raise {limit}", **known)
     if failure.status is not None:
-        return ServerFailed(f"{text}; look for the request in the server's log", **known)
-    return ConnectionFailed(f"{text}; is the server running there?", **known)
+        return errors.ServerFailed(f"{text}; look for the request in the server's log", **known)
+    return errors.ConnectionFailed(f"{text}; is the server running there?", **known)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import entry_points
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 from . import _wire
 from ._client import Client
@@ -36,10 +36,6 @@ class Scorer(Protocol):
 
     def score_items(self, items: Sequence[Item]) -> Scores: ...
     def compare(self, prompt: Prompt, response_a: str, response_b: str) -> Comparison: ...
-    def __enter__(self) -> Self: ...
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
 
 
 class ServerScorer:
@@ -52,19 +48,12 @@ class ServerScorer:
 
     def score_items(self, items: Sequence[Item]) -> Scores:
         scores = self._client.score_items(items)
-        for result in scores.failed:
-            if result.error is not None and result.error.retryable:
-                raise Unavailable(f"not everything could be scored: {result.error.code}: {result.error.message}")
+        if error := scores.unfinished:
+            raise Unavailable(f"not everything could be scored: {error.code}: {error.message}")
         return scores
 
     def compare(self, prompt: Prompt, response_a: str, response_b: str) -> Comparison:
         return self._client.compare(prompt, response_a, response_b)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._client.close()
 
 
 class LocalScorer:
@@ -94,24 +83,12 @@ class LocalScorer:
         a, b = map(float, self.score_items([{"prompt": prompt, "responses": [response_a, response_b]}]))
         return Comparison(0.5 * (1 + math.tanh((a - b) / temperature / 2)), a - b, self.identity)
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, *exc: object) -> None:
-        return None
-
-
+@contextmanager
 def open_scorer(
-    url: str | None,
-    model: str | None,
-    *,
-    timeout: float,
-    attempt_timeout: float = 0.0,
-    overlong: Overlong,
-    revision: str | None = None,
-    concurrency: int = 1,
-    priority: Priority | None = None,
-) -> Scorer:
+    url: str | None, model: str | None, *, timeout: float, attempt_timeout: float = 0.0, overlong: Overlong,
+    revision: str | None = None, concurrency: int = 1, priority: Priority | None = None,
+) -> Iterator[Scorer]:  # fmt: skip
     """A server's scorer if a URL is given or, unless `model` is a directory, set in the environment; else the
     model's own. `timeout` 0 means no limit, `attempt_timeout` 0 an automatic one."""
     if url is None and not (model and Path(model).is_dir()):
@@ -119,22 +96,12 @@ def open_scorer(
     if url is None and model is None:
         raise ConfigurationError("nothing to score with: pass --url (or set PLAUDIT_URL), or --model with a directory")
     if url is None:
-        return LocalScorer(_local_entry().load()(model, overlong=overlong), revision)
-    client = Client(
-        url,
-        model=model,
-        revision=revision,
-        timeout=timeout or None,
-        attempt_timeout=attempt_timeout or None,
-        concurrency=concurrency,
-        overlong=overlong,
-        priority=priority,
-    )
-    return ServerScorer(client, ahead=concurrency)
-
-
-def _local_entry() -> EntryPoint:
-    found = list(entry_points(group=LOCAL_GROUP))
-    if not found:
-        raise ConfigurationError(f"no local scorer is installed: {install('model')}, or pass --url")
-    return found[0]
+        found = list(entry_points(group=LOCAL_GROUP))
+        if not found:
+            raise ConfigurationError(f"no local scorer is installed: {install('model')}, or pass --url")
+        yield LocalScorer(found[0].load()(model, overlong=overlong), revision)
+        return
+    limits: dict[str, Any] = {"timeout": timeout or None, "attempt_timeout": attempt_timeout or None}
+    about: dict[str, Any] = {"model": model, "revision": revision, "overlong": overlong, "priority": priority}
+    with Client(url, concurrency=concurrency, **limits, **about) as client:
+        yield ServerScorer(client, ahead=concurrency)

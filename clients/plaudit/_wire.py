@@ -90,10 +90,8 @@ def failure_of(reply: Reply) -> Failure | None:
 def unfinished(scores: Scores) -> Failure | None:
     """The failure of an answer in which an item may yet get a score. What has one comes from the server's cache
     when the request is repeated."""
-    for result in scores.failed:
-        if result.error is not None and result.error.retryable:
-            return Failure("status", result.error.message, status=503, code=result.error.code, retryable=True)
-    return None
+    error = scores.unfinished
+    return None if error is None else Failure("status", error.message, status=503, code=error.code, retryable=True)
 
 
 def parse_scores(reply: Reply, places: Sequence[Place]) -> Scores:
@@ -171,9 +169,8 @@ def _result(position: int, value: Any, place: Place) -> ScoreResult:
     error = _item_error(result.get("error"), where)
     score = result.get("score")
     if (score is None) != (error is not None):
-        checked.invalid(
-            f"{where} has the score {score!r} and the error {result.get('error')!r}; exactly one must be there"
-        )
+        both = f"the score {score!r} and the error {result.get('error')!r}"
+        checked.invalid(f"{where} has {both}; exactly one must be there")
     tokens = result.get("tokens")
     return ScoreResult(
         score=None if score is None else checked.finite(score, f"{where}.score"),

@@ -65,7 +65,7 @@ def score(
     are kept. Each row comes out with `score` and, if it has none, `error` (`scores` and `errors` for responses), in
     the order of the input. Exit code 1 if a row failed.
     """
-    from ._bulk import Tally, score_rows, take_up
+    from ._bulk import Tally, batches, score_batches, take_up
     from ._jsonl import STANDARD, open_input, open_output, read_rows
     from ._scorers import open_scorer
 
@@ -75,22 +75,14 @@ def score(
         if out != STANDARD and Path(out).is_file():
             refuse_same(source, out)
             tally, rows = take_up(Path(out), rows, overlong=overlong, prefix=prefix)
+        options: dict[str, Any] = {"timeout": timeout, "attempt_timeout": attempt_timeout, "overlong": overlong}
         with (
-            open_scorer(
-                url,
-                model,
-                revision=revision,
-                timeout=timeout,
-                attempt_timeout=attempt_timeout,
-                concurrency=concurrency,
-                overlong=overlong,
-                priority="batch",
-            ) as scorer,
+            open_scorer(url, model, revision=revision, concurrency=concurrency, priority="batch", **options) as scorer,
             open_output(out) as write,
             progress(tally) as advance,
         ):
             tally.admit(scorer.identity)
-            for done in score_rows(rows, scorer, tally, size=batch, overlong=overlong, prefix=prefix):
+            for done in score_batches(batches(rows, batch), scorer, tally, overlong=overlong, prefix=prefix):
                 write(done.line)
                 advance(done)
     summarise(tally, as_json, to_stdout=out != STANDARD)

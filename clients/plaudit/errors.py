@@ -38,9 +38,7 @@ class PlauditError(Exception):
         self, message: str, *, url: str | None = None, request_id: str | None = None, code: str | None = None
     ) -> None:
         super().__init__(message)
-        self.url = url
-        self.request_id = request_id
-        self.code = code
+        self.url, self.request_id, self.code = url, request_id, code
 
 
 class ConfigurationError(PlauditError, ValueError):
@@ -68,22 +66,11 @@ class Refused(PlauditError):
     exit_code = 65
 
     def __init__(
-        self,
-        message: str,
-        *,
-        url: str | None = None,
-        request_id: str | None = None,
-        code: str | None = None,
-        status: int | None = None,
-        param: str | None = None,
-        type: str | None = None,
-        reason: str = "",
-    ) -> None:
-        super().__init__(message, url=url, request_id=request_id, code=code)
-        self.reason = reason
-        self.status = status
-        self.param = param
-        self.type = type
+        self, message: str, *, status: int | None = None, param: str | None = None, type: str | None = None,
+        reason: str = "", **about: str | None,
+    ) -> None:  # fmt: skip
+        super().__init__(message, **about)
+        self.status, self.param, self.type, self.reason = status, param, type, reason
 
 
 class BadRequest(Refused):
@@ -123,16 +110,8 @@ class DeadlineExceeded(Unavailable):
 class Overloaded(Unavailable):
     """The server is at capacity, warming up or draining. `retry_after` is what it asks for, in seconds."""
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        url: str | None = None,
-        request_id: str | None = None,
-        code: str | None = None,
-        retry_after: float | None = None,
-    ) -> None:
-        super().__init__(message, url=url, request_id=request_id, code=code)
+    def __init__(self, message: str, *, retry_after: float | None = None, **about: str | None) -> None:
+        super().__init__(message, **about)
         self.retry_after = retry_after
 
 
@@ -148,19 +127,9 @@ class ItemFailed(PlauditError):
 
     exit_code = 65
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        url: str | None = None,
-        request_id: str | None = None,
-        code: str | None = None,
-        index: int = 0,
-        scores: Scores | None = None,
-    ) -> None:
-        super().__init__(message, url=url, request_id=request_id, code=code)
-        self.index = index
-        self.scores = scores
+    def __init__(self, message: str, *, index: int = 0, scores: Scores | None = None, **about: str | None) -> None:
+        super().__init__(message, **about)
+        self.index, self.scores = index, scores
 
 
 class ResponseInvalid(PlauditError):

@@ -155,6 +155,11 @@ class Scores(Sequence[ScoreResult]):
         return tuple(result for result in self.results if result.score is None)
 
     @property
+    def unfinished(self) -> ItemError | None:
+        """The first error that may go away: an item that may yet get a score."""
+        return next((r.error for r in self.failed if r.error is not None and r.error.retryable), None)
+
+    @property
     def model(self) -> str | None:
         return self.identity.model if self.identity else None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 from rich.console import Console
@@ -31,11 +31,7 @@ def sft(out: Out = None, config: File = None, resume: Resume = False, **given: A
     `plaudit sft chats.jsonl --policy DIRECTORY` tunes any causal language model. Rows have `prompt` and `response` (or
     `completion`), or `messages`; the loss is on the response alone. The policy is in `<out>/policy`.
     """
-    settled, place, console = _prepared("sft", *configured(SftConfig, _file(config, out, resume), given), out, resume)
-    if settled is not None:
-        from . import verbs
-
-        verbs.sft(settled, place, console)
+    _run("sft", SftConfig, out, config, resume, given)
 
 
 @takes(RlConfig)
@@ -48,11 +44,7 @@ def rl(out: Out = None, config: File = None, resume: Resume = False, **given: An
     killed run goes on with `--resume --out runs/ppo`, bit for bit. With several processes: `accelerate launch` or
     `torchrun` before the command. The policy is in `<out>/policy`.
     """
-    settled, place, console = _prepared("rl", *configured(RlConfig, _file(config, out, resume), given), out, resume)
-    if settled is not None:
-        from . import verbs
-
-        verbs.rl(settled, place, console)
+    _run("rl", RlConfig, out, config, resume, given)
 
 
 @takes(DpoConfig, argument="data")
@@ -62,11 +54,7 @@ def dpo(out: Out = None, config: File = None, resume: Resume = False, **given: A
     `plaudit dpo pairs.jsonl --policy runs/sft/policy --out runs/dpo`. Rows have `prompt`, `chosen` and `rejected`,
     texts or messages. The policy is in `<out>/policy`.
     """
-    settled, place, console = _prepared("dpo", *configured(DpoConfig, _file(config, out, resume), given), out, resume)
-    if settled is not None:
-        from . import verbs
-
-        verbs.dpo(settled, place, console)
+    _run("dpo", DpoConfig, out, config, resume, given)
 
 
 def _file(config: Path | None, out: Path | None, resume: bool) -> Path | None:
@@ -75,11 +63,13 @@ def _file(config: Path | None, out: Path | None, resume: bool) -> Path | None:
     return stored if stored is not None and stored.exists() else config
 
 
-def _prepared(
-    verb: str, config: C, derived: Mapping[str, Any], out: Path | None, resume: bool
-) -> tuple[C | None, Path, Console]:
-    """The configuration to run with, None if the run is finished, and where. Says what is `derived` from the data."""
-    from . import loop
+def _run(
+    verb: Literal["sft", "rl", "dpo"], kind: type[C], out: Path | None, config: Path | None, resume: bool,
+    given: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Say what is derived from the data, and run the verb, unless the run is finished."""
+    settled, derived = configured(kind, _file(config, out, resume), given)
+    from . import loop, verbs
 
     if resume and out is None:
         raise RunExists("--resume needs --out, the directory of the run to go on with")
@@ -87,9 +77,9 @@ def _prepared(
     console = Console(markup=False, emoji=False, highlight=False)
     if resume and loop.finished(out):
         console.print(f"the run in {out} is finished: {out / 'policy'}", soft_wrap=True)
-        return None, out, console
-    config = loop.settle(config, out, resume=resume)
+        return
+    settled = loop.settle(settled, out, resume=resume)
     if derived:
         said = ", ".join(f"{path} = {value}" for path, value in derived.items())
         console.print(f"from the data, `starter` (docs/loops.md; what you name goes before): {said}", soft_wrap=True)
-    return config, out, console
+    getattr(verbs, verb)(settled, out, console)

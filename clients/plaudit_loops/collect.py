@@ -95,7 +95,7 @@ class Collector:
 
     def _share(self, step: int, chosen: Sequence[int], stop: StopRequest) -> list[Sample]:
         group, mine = self._config.rollout.group_size or 1, self._world.share(chosen)
-        first = self._world.rank * len(self._world.share(chosen)) * group
+        first = self._world.rank * len(mine) * group
         if self._config.reward.normalize == "prompt":
             self._fill_baselines(mine, stop)
         keys = [(step, first + i) for i in range(len(mine) * group)]

@@ -2,43 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from plaudit_model.checkpoint import Tensors
 from plaudit_model.interrupt import StopRequest
 
 from .config import DpoConfig
-from .data import Encoded, fingerprint, members
+from .data import Encoded
 from .loop import Done
 from .losses import dpo_loss
 from .optim import Trainable
 from .policy import Policy, Prompted, Reference
-from .sft import batches
+from .sft import Supervised, batches
 
 
-class Dpo:
+class Dpo(Supervised[DpoConfig]):
     """The stage of `plaudit dpo`."""
 
-    stopped = ""
-
     def __init__(self, policy: Policy, trainable: Trainable, rows: Sequence[Encoded], config: DpoConfig) -> None:
-        self.policy, self.trainable, self._rows, self._config = policy, trainable, rows, config
+        super().__init__(policy, trainable, rows, config)
         self._reference = Reference(policy)
-        self.total = -(-len(rows) // config.batch_size) * config.epochs
-        self.identity: Mapping[str, Any] = {
-            "data": fingerprint(rows), "batch_size": config.batch_size, "policy": dict(policy.origin),
-        }  # fmt: skip
 
     def take(self, step: int, stop: StopRequest) -> Done:
         stop.check()
         config = self._config
-        chosen = members(len(self._rows), config.batch_size, config.run.seed, step)
         sums = torch.zeros(4, dtype=torch.float64)
-        for part in batches(self.trainable.world.share([self._rows[i] for i in chosen]), config.optim.micro_batch):
+        for part in batches(self.trainable.world.share(self._chosen(step)), config.optim.micro_batch):
             loss, won, lost = self._loss(part)
             torch.autograd.backward(loss.sum() / config.batch_size)
             found = (loss, (won > lost).float(), won, lost)
@@ -66,9 +57,3 @@ class Dpo:
 
     def _whole(self, pairs: Sequence[Prompted], module: torch.nn.Module | None = None) -> Tensor:
         return self.policy.say(pairs, 1.0, module).logprobs_BR.sum(1)
-
-    def state(self) -> tuple[Mapping[str, Any], Mapping[str, Tensors]]:
-        return {}, {}
-
-    def put_back(self, state: Mapping[str, Any], tensors: Mapping[str, Tensors]) -> None:
-        pass

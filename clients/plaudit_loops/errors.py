@@ -5,7 +5,6 @@ DataError     a row of the data cannot be used
 RunExists     the output directory belongs to another run
 NotWritten    the run cannot be written any more; what is on disk is whole and can be resumed
 Diverged      too many updates had a gradient that is not finite
-TooManyFailed too many responses of a step have no score
 """
 
 from __future__ import annotations
@@ -35,7 +34,3 @@ class NotWritten(LoopError):
 
 class Diverged(LoopError):
     exit_code = 1
-
-
-class TooManyFailed(LoopError):
-    exit_code = 69

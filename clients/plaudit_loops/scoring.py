@@ -68,8 +68,7 @@ class Served:
         self._pins = found if not self._pins else self._pins
         for place, identity in enumerate(found):
             self._compare(place, identity)
-        return [f"{c.settings.url}: {i.model}@{i.revision} ({i.numerics})"
-                for c, i in zip(self._clients, found, strict=True)]  # fmt: skip
+        return [f"{client.settings.url}: {one}" for client, one in zip(self._clients, found, strict=True)]
 
     def submit(self, groups: Sequence[Group]) -> Promise:
         items = [{"prompt": prompt, "responses": list(responses)} for prompt, responses in groups if responses]
@@ -115,8 +114,7 @@ class Served:
         pin = self._pins[place]
         if identity == pin:
             return
-        text = (f"{self._clients[place].settings.url} answers as {identity.model}@{identity.revision} "
-                f"({identity.numerics}), not as {pin.revision} ({pin.numerics}) any more")  # fmt: skip
+        text = f"{self._clients[place].settings.url} answers as {identity}, not as {pin} any more"
         if self._config.pin:
             raise RevisionChanged(f"{text}: rewards of two models must not be mixed; serve the first again")
         LOG.warning("%s: rewards from here on are of another model", text)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plaudit._bulk import BATCH_BYTES, Tally, batches, in_order, score_rows, take_up
+from plaudit._bulk import BATCH_BYTES, Tally, batches, in_order, score_batches, take_up
 from plaudit._jsonl import Row, read_rows
 from plaudit._settings import Overlong
 from plaudit.errors import ConfigurationError, InvalidInput, RevisionChanged
@@ -43,7 +43,7 @@ def write(out: Path, source: list[bytes], scorer: Any, *, overlong: Overlong = "
     rows = read_rows(source)
     tally, rows = take_up(out, rows, overlong=overlong) if out.exists() else (Tally(), rows)
     with out.open("ab") as sink:
-        for done in score_rows(rows, scorer, tally, size=4, overlong=overlong):
+        for done in score_batches(batches(rows, 4), scorer, tally, overlong=overlong):
             sink.write(done.line)
     return tally
 

@@ -49,9 +49,8 @@ class Ledger:
     def settle(self, scores: Scores) -> Scores:
         """The scores, with a word in the log on what is missing or has changed. Raises Unavailable if it may yet
         be scored: a step without a server is no step."""
-        for result in scores.failed:
-            if result.error is not None and result.error.retryable:
-                raise Unavailable(f"{self.name}: {result.error.code}: {result.error.message}", code=result.error.code)
+        if error := scores.unfinished:
+            raise Unavailable(f"{self.name}: {error.code}: {error.message}", code=error.code)
         if scores.failed and (error := scores.failed[0].error):
             some = f"{len(scores.failed)} of {len(scores)}"
             log.warning("%s: %s responses have no score, the first: %s: %s", self.name, some, error.code, error.message)

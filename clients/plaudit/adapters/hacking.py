@@ -11,6 +11,7 @@ import logging
 import math
 import statistics
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from ..errors import ConfigurationError
 
@@ -84,23 +85,23 @@ class RewardHackingMonitor:
     def _over(self, name: str, value: float | None) -> bool | None:
         """Whether a value is above its baseline; None if either is not known."""
         base = self._baseline(name, value)
-        return None if base is None or not _known(value) else bool(value is not None and value > base)
+        return value > base if base is not None and _known(value) else None
 
     def _baseline(self, name: str, value: float | None) -> float | None:
         """The median of the first observations; None until all of them are there."""
         first = self._first[name]
         if len(first) >= self.limits.baseline:
             return statistics.median(first)
-        if value is not None and _known(value):
+        if _known(value):
             first.append(value)
         return None
 
     def _sign(self, name: str, value: float | None, limit: float | None, base: str) -> str:
-        if value is None or limit is None or not _known(value):
+        if limit is None or not _known(value):
             return ""
         self._streaks[name] = self._streaks[name] + 1 if value > limit else 0
         return f"{name} {value:.4g} is above {limit:.4g}{base}" if value > limit else ""
 
 
-def _known(value: float | None) -> bool:
+def _known(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)

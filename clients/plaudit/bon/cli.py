@@ -34,7 +34,7 @@ from . import select as selection
 from .endpoint import EndpointPolicy
 from .formats import DATASET_INFO, Format, Task
 from .rules import RuleOptions, VoteWeight
-from .score import sample_rows, score_groups
+from .score import by_prompt, one_item, sample_rows
 from .scored import Steps, read_scored
 
 RuleName = Literal["best", "topk", "threshold", "raft", "rso", "uncertainty", "majority", "weighted"]
@@ -152,7 +152,8 @@ def score(
             progress(tally, total) as advance,
         ):
             tally.admit(scorer.identity)
-            for done in score_groups(rows, scorer, tally, overlong=overlong, prefix=prefix):
+            written: dict[str, Any] = {"overlong": overlong, "prefix": prefix}
+            for done in _bulk.score_batches(by_prompt(rows), scorer, tally, items=one_item, **written):
                 write(done.line)
                 advance(done)
     _finish(tally, as_json)

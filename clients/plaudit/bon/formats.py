@@ -96,9 +96,10 @@ def llamafactory(picked: Picked, task: Task) -> Iterator[dict[str, Any]]:
         yield from ({"messages": picked.whole(one), "label": label} for one, label in picked.labelled())
 
 
-def writer_of(format: Format) -> Callable[[Picked, Task], Iterator[dict[str, Any]]]:
-    """The rows of a choice in this format."""
-    return {"openrlhf": openrlhf, "llamafactory": llamafactory}.get(format, trl)
+WRITERS: Mapping[Format, Callable[[Picked, Task], Iterator[dict[str, Any]]]] = {
+    "sft": trl, "dpo": trl, "kto": trl, "openrlhf": openrlhf, "llamafactory": llamafactory,
+}  # fmt: skip
+"""The rows of a choice in a format."""
 
 
 def _sharegpt(turn: Mapping[str, str]) -> dict[str, str]:

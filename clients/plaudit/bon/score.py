@@ -8,13 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
+from typing import Any
 
-from .._bulk import Done, Tally, in_order
-from .._jsonl import Row, read_rows, result_line
-from .._scorers import Scorer
-from .._settings import Overlong
+from .._jsonl import Row, read_rows
 from ..errors import InvalidInput
-from ..types import Identity, ItemError, ScoreResult
+from ..types import Item, ItemError
 
 
 def sample_rows(lines: Iterable[bytes], prefix: str = "") -> Iterator[Row]:
@@ -34,28 +32,12 @@ def sample_rows(lines: Iterable[bytes], prefix: str = "") -> Iterator[Row]:
         yield row
 
 
-def score_groups(
-    rows: Iterable[Row], scorer: Scorer, tally: Tally, *, overlong: Overlong, prefix: str = ""
-) -> Iterator[Done]:
-    """Every row scored, in order, counted in `tally`; consecutive rows with one prompt in one call.
+def by_prompt(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Consecutive rows with one prompt."""
+    return (list(group) for _, group in groupby(rows, key=lambda row: row.value.get("prompt")))
 
-    Raises RevisionChanged as soon as another revision answers, Unavailable if nothing can be scored now.
-    """
 
-    def score(group: Sequence[Row]) -> tuple[list[list[ScoreResult]], Identity | None]:
-        items = [row.item for row in group if row.item is not None]
-        if not items:
-            return [[] for _ in group], None
-        responses = [item["response"] for item in items]
-        scores = scorer.score_items([{"prompt": items[0]["prompt"], "responses": responses}])
-        results = iter(scores)
-        return [[] if row.item is None else [next(results)] for row in group], scores.identity
-
-    groups = (list(group) for _, group in groupby(rows, key=lambda row: row.value.get("prompt")))
-    for group, (results, identity) in in_order(groups, score, scorer.ahead):
-        tally.admit(identity)
-        for row, own in zip(group, results, strict=True):
-            error = row.problem or (own[0].error if own else None)
-            tally.rows += 1
-            tally.failed += error is not None
-            yield Done(row, result_line(row, own, identity, overlong=overlong, prefix=prefix), error)
+def one_item(group: Sequence[Row]) -> list[Item]:
+    """The responses of a group as one item, so that their prompt travels once."""
+    items: list[Any] = [row.item for row in group if row.item is not None]
+    return [{"prompt": items[0]["prompt"], "responses": [item["response"] for item in items]}] if items else []

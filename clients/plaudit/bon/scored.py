@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, Literal
 
+from .._checked import is_number
 from .._items import check
 from .._jsonl import ABOUT
 from .._row_files import digest, json_rows, located
@@ -109,7 +110,7 @@ def _sample(row: Mapping[str, Any], names: Sequence[str], steps: Steps | None, p
 def _number(value: Any, steps: Steps | None) -> float:
     if steps:
         return put_together([_number(step["score"] if isinstance(step, dict) else step, None) for step in value], steps)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if not is_number(value):
         raise ValueError(f"a finite number is needed, got {value!r}")
     return float(value)
 

@@ -11,7 +11,7 @@ from random import Random
 from typing import Any, Literal
 
 from ..errors import ConfigurationError
-from .formats import Format, Picked, Task, writer_of
+from .formats import WRITERS, Format, Picked, Task
 from .rules import RULES, VOTES, Candidate, RuleOptions, raft_bar, ranked, uncertainty, value_of
 from .scored import Group, Reading, Steps
 
@@ -62,7 +62,7 @@ def select(reading: Reading, options: SelectOptions, counts: Counter[str]) -> It
         counts["prompts with a choice"] += 1
         counts["responses chosen"] += len(chosen)
         pairs = [] if options.task == "sft" else list(_pairs(own, chosen, options, random, counts))
-        yield from writer_of(options.format)(Picked(group.prompt, group.raw, chosen, pairs), options.task)
+        yield from WRITERS[options.format](Picked(group.prompt, group.raw, chosen, pairs), options.task)
 
 
 def _candidates(group: Group, options: SelectOptions, counts: Counter[str]) -> list[Candidate]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .._checked import is_number
+from .._config import table_of
 from .._row_files import digest
 from ..errors import ConfigurationError
 from ..types import Message, Prompt, system, user
@@ -91,10 +92,7 @@ class Constitution:
 
 def read_constitution(path: Path) -> Constitution:
     """The constitution in a TOML file. Raises ConfigurationError, naming what is wrong."""
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{path} cannot be read as TOML: {error}") from None
+    table = table_of(path)
     try:
         principles = tuple(Principle(**principle) for principle in table.pop("principles", ()))
         price = Price(**table.pop("price")) if "price" in table else None
@@ -115,18 +113,14 @@ def _check(constitution: Constitution) -> None:
         _texts(id=principle.id, text=principle.text)
         if re.search(r"[\s,]", principle.id) or principle.id.casefold() == "none" or ids.count(principle.id) > 1:
             raise ValueError(f"the id {principle.id!r} must be one word without commas, not `none`, and there once")
-        if not _is_number(principle.weight) or principle.weight <= 0 or not isinstance(principle.safety, bool):
+        if not is_number(principle.weight) or principle.weight <= 0 or not isinstance(principle.safety, bool):
             raise ValueError(f"principle {principle.id}: the weight must be a positive number, `safety` true or false")
     missing = {"prompt", "response_a", "response_b", "principles"} - set(_PLACE.findall(constitution.template))
     if missing:
         raise ValueError(f"the template lacks the place {{{min(missing)}}}")
     price = constitution.price
-    if price and not all(_is_number(value) and value >= 0 for value in (price.prompt, price.completion)):
+    if price and not all(is_number(value) and value >= 0 for value in (price.prompt, price.completion)):
         raise ValueError("the price must be numbers that are not negative, for a million tokens")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
 
 
 def _texts(**values: Any) -> None:

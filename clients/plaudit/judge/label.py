@@ -203,9 +203,8 @@ def cost_of(tokens: Sequence[int] | None, constitution: Constitution) -> float |
 def queue_line(row: Mapping[str, Any]) -> bytes:
     """What people are asked about a row: `label` is theirs to fill in with a, b or tie."""
     asked = {name: row[name] for name in ("key", "id", "prompt", "response_a", "response_b") if name in row}
-    return (
-        encode({**asked, "label": None, "queued": row["queued"], "guideline_version": row["guideline_version"]}) + b"\n"
-    )
+    about = {"queued": row["queued"], "guideline_version": row["guideline_version"]}
+    return encode({**asked, "label": None, **about}) + b"\n"
 
 
 def earlier_rows(
@@ -249,13 +248,9 @@ def _used(answer: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def _response(value: Any) -> str:
-    if (
-        isinstance(value, list)
-        and len(value) == 1
-        and isinstance(value[0], dict)
-        and value[0].get("role") == "assistant"
-    ):
-        value = value[0].get("content")
+    match value:
+        case [{"role": "assistant", "content": content}]:
+            value = content
     if not isinstance(value, str):
         raise InvalidInput("a response must be a text, or a list with one assistant's turn")
     return value

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from .._checked import is_number
+from .._config import table_of
 from .._row_files import digest
 from ..errors import ConfigurationError
 from . import patterns
@@ -128,10 +129,7 @@ class Rewards:
 
 def read_rewards(path: Path) -> Rewards:
     """The rewards in a TOML file. Raises ConfigurationError, naming the term and what is wrong with it."""
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{path} cannot be read as TOML: {error}") from None
+    table = table_of(path)
     terms = table.pop("terms", None)
     try:
         if not isinstance(terms, list) or not terms:
@@ -168,11 +166,7 @@ def _term(table: dict[str, Any]) -> Term:
 
 def _check(rewards: Rewards) -> None:
     names = [term.name for term in rewards.terms]
-    if (
-        isinstance(rewards.floor, bool)
-        or not isinstance(rewards.floor, (int, float))
-        or not math.isfinite(rewards.floor)
-    ):
+    if not is_number(rewards.floor):
         raise ValueError("floor must be a finite number")
     if not isinstance(rewards.name, str) or not all(isinstance(end, str) and end for end in rewards.ends):
         raise ValueError("name must be a text, ends a list of texts")
@@ -186,10 +180,9 @@ def _check(rewards: Rewards) -> None:
 
 
 def _check_term(term: Term, models: set[str]) -> None:
-    if term.clip is not None:
-        numbers = [bound for bound in term.clip if isinstance(bound, (int, float)) and not isinstance(bound, bool)]
-        if len(numbers) != 2 or len(term.clip) != 2 or not numbers[0] <= numbers[1]:
-            raise ValueError("clip is [lowest, highest]")
+    clip = [0.0, 0.0] if term.clip is None else term.clip
+    if len(clip) != 2 or not all(map(is_number, clip)) or clip[0] > clip[1]:
+        raise ValueError("clip is [lowest, highest]")
     if term.required and term.least is None and isinstance(term, (Model, Length)):
         raise ValueError("its values are not 0 or 1: say the `least` that is required")
     match term:
