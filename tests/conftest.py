@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -151,6 +152,88 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ru
         running.process.stdout.close()  # type: ignore[union-attr]
 
 
+# A process that has imported everything and forks one child for each command line: a training run then starts in
+# a moment, in a process of its own that can be killed. It runs single-threaded until it forks.
+_COMMANDS = """
+import gc, json, os, sys
+import peft, torch, transformers.models.qwen3.modeling_qwen3, torch.utils.tensorboard
+import plaudit_training.run, plaudit_training.quality, plaudit_training.starter_fit, plaudit_server.cli
+from plaudit.cli import main
+torch.set_num_threads(1)
+gc.freeze()
+for line in sys.stdin:
+    arguments, folder = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(f"{folder}/{name}", os.O_CREAT | os.O_TRUNC | os.O_WRONLY), number)
+        sys.argv = ["plaudit", *arguments]
+        try:
+            main()
+        except SystemExit as end:
+            sys.stdout.flush()
+            os._exit(end.code)  # taking torch down in good order costs a second
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            os._exit(1)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Commands:
+    """Runs `plaudit` command lines, one at a time, each in a process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _COMMANDS],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=folder,
+            env=os.environ | {"PLAUDIT_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"},
+        )
+
+    def start(self, *arguments: str | Path) -> int:
+        """The process id of the command."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps([[str(a) for a in arguments], str(self.folder)]) + "\n")
+        self._process.stdin.flush()
+        return self._number()
+
+    def wait(self) -> int:
+        """Its exit code, negative for a signal."""
+        return self._number()
+
+    def run(self, *arguments: str | Path) -> int:
+        self.start(*arguments)
+        return self.wait()
+
+    @property
+    def stdout(self) -> str:
+        return (self.folder / "stdout").read_text()
+
+    @property
+    def stderr(self) -> str:
+        return (self.folder / "stderr").read_text()
+
+    def close(self) -> None:
+        self._process.communicate()
+
+    def _number(self) -> int:
+        assert self._process.stdout is not None
+        return int(self._process.stdout.readline())
+
+
+@pytest.fixture(scope="session")
+def plaudit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    """The `plaudit` command, in a directory and with a PLAUDIT_HOME of its own."""
+    commands = Commands(tmp_path_factory.mktemp("plaudit"))
+    yield commands
+    commands.close()
+
+
 @pytest.fixture(scope="session")
 def foreign_dir(write_base: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """`foreign_dir("distilbert")` is a checkpoint of transformers' own making: no contract, scores well apart."""
@@ -193,10 +276,10 @@ _GEMMA = {**_DECODER, "head_dim": 16, "query_pre_attn_scalar": 20, "sliding_wind
 _TWO = {**_DECODER, "num_hidden_layers": 2}
 _SLIDING = ["sliding_attention", "full_attention", "sliding_attention"]
 SHAPES: dict[str, dict[str, object]] = {
-    "llama": _DECODER,
+    "llama": _TWO,
     "mistral": {**_DECODER, "sliding_window": 40},
     "qwen2": {**_DECODER, "use_sliding_window": True, "sliding_window": 24, "layer_types": _SLIDING},
-    "qwen3": {**_DECODER, "head_dim": 16},
+    "qwen3": {**_TWO, "head_dim": 16},
     "gemma2": {**_GEMMA, "attn_logit_softcapping": 1.5, "layer_types": _SLIDING},
     "gemma3_text": {**_GEMMA, "layer_types": _SLIDING},
     "olmo2": _TWO,
@@ -241,8 +324,6 @@ def _spread(model: object) -> None:
 
 
 def _write_tokenizer(directory: Path, family: str) -> None:
-    import json
-
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     from plaudit_model.infer import ENCODERS

@@ -65,25 +65,32 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def trained(
-    files: tuple[Path, Path], write_base: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+    plaudit: Any, files: tuple[Path, Path], write_base: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
     options = ["--lr", "1e-3", "--epochs", "2", "--batch-pairs", "32", "--seed", "1"]
-    run("train", files[0], "--base", write_base("qwen3"), "--out", out, *options)
+    assert plaudit.run("train", files[0], "--base", write_base("qwen3"), "--out", out, *options) == 0, plaudit.stderr
     return out
 
 
+@pytest.fixture(scope="module")
+def url(trained: Path, serve: Callable[..., Any]) -> str:
+    """Of a server of what was trained."""
+    return str(serve(trained / "model").url)
+
+
 def test_a_preference_file_becomes_a_served_score(
-    files: tuple[Path, Path], trained: Path, serve: Callable[..., Any], tmp_path: Path
+    plaudit: Any, files: tuple[Path, Path], trained: Path, url: str, tmp_path: Path
 ) -> None:
     model = trained / "model"
-    evaluation = json.loads(run("eval", model, files[1], "--json").stdout)
+    assert plaudit.run("eval", model, files[1], "--json") == 0, plaudit.stderr
+    evaluation = json.loads(plaudit.stdout)
     assert evaluation["accuracy"]["low"] > 0.75, evaluation["accuracy"]
-    assert json.loads(run("verify", model, "--json", "--limit", "16").stdout)["holds"]
-    served = serve(model)
-    said = run("verify", model, "--against", served.url, "--limit", "16")
-    assert "agree" in said.stdout and "the server serves" not in said.stderr
-    with Client(served.url) as client:
+    assert plaudit.run("verify", model, "--json", "--limit", "16") == 0, plaudit.stderr
+    assert json.loads(plaudit.stdout)["holds"]
+    assert plaudit.run("verify", model, "--against", url, "--limit", "16") == 0, plaudit.stderr
+    assert "agree" in plaudit.stdout and "the server serves" not in plaudit.stderr
+    with Client(url) as client:
         client.wait_until_ready()
         candidates = ["no", "indeed", "indeed indeed indeed indeed", "indeed indeed"]
         ranking = client.rank("the of and to a?", candidates)
@@ -92,8 +99,8 @@ def test_a_preference_file_becomes_a_served_score(
         direct = [float(s) for s in client.score_responses("the of and to a?", candidates).scores]
     rows, scored, offline = tmp_path / "in.jsonl", tmp_path / "out.jsonl", tmp_path / "offline.jsonl"
     rows.write_text("".join(json.dumps({"prompt": "the of and to a?", "response": c}) + "\n" for c in candidates))
-    run("score", rows, "--out", scored, "--url", served.url)
-    run("score", rows, "--out", offline, "--model", model)
+    run("score", rows, "--out", scored, "--url", url)
+    assert plaudit.run("score", rows, "--out", offline, "--model", model) == 0, plaudit.stderr
     for path in (scored, offline):
         assert [json.loads(line)["score"] for line in path.read_text().splitlines()] == direct
 
@@ -132,10 +139,9 @@ def metric(url: str, name: str) -> float:
     )
 
 
-def test_a_prompt_costs_once_grouped_and_nearly_so_as_single_posts(trained: Path, serve: Callable[..., Any]) -> None:
+def test_a_prompt_costs_once_grouped_and_nearly_so_as_single_posts(url: str) -> None:
     import asyncio
 
-    url = serve(trained / "model").url
     prompt, answers = "the of and to a in is it " * 15, [f"indeed {i} it was for you" for i in range(16)]
     computed = 'kind="computed"'
     before = metric(url, computed)
@@ -157,10 +163,9 @@ def test_a_prompt_costs_once_grouped_and_nearly_so_as_single_posts(trained: Path
     assert single <= 1.3 * grouped
 
 
-def test_traffic_is_checked_and_an_objective_can_fail(trained: Path, serve: Callable[..., Any], tmp_path: Path) -> None:
-    url = serve(trained / "model").url
+def test_traffic_is_checked_and_an_objective_can_fail(url: str, tmp_path: Path) -> None:
     locust = [str(Path(sys.executable).with_name("locust")), "--headless", "--host", url, "--users", "3"]
-    command = [*locust, "--spawn-rate", "3", "--run-time", "6s", "--only-summary", "--load"]
+    command = [*locust, "--spawn-rate", "3", "--run-time", "3s", "--only-summary", "--load"]
     profiles = ROOT / "loadtests" / "profiles"
     good = subprocess.run(
         [*command, str(profiles / "smoke.toml")], cwd=ROOT / "loadtests", capture_output=True, text=True

@@ -25,11 +25,13 @@ ModelDir = Callable[[str], Path]
 FAMILIES = ["qwen3", "gemma2", pytest.param("qwen2", marks=pytest.mark.soak)]  # Qwen2 has biases
 
 
-def items() -> list[Encoded]:
-    generator = np.random.default_rng(0)
-    prompt = generator.integers(5, 600, 40, dtype=np.int32)
-    own = [generator.integers(5, 600, n, dtype=np.int32) for n in (1, 7, 30, 64, 90, 120)]
-    return [Encoded(np.concatenate([prompt, response]), 40) for response in own]
+def items(prompts: int = 1) -> list[Encoded]:
+    generator, found = np.random.default_rng(0), []
+    for _ in range(prompts):
+        prompt = generator.integers(5, 600, 40, dtype=np.int32)
+        own = (generator.integers(5, 600, n, dtype=np.int32) for n in (1, 7, 30, 64, 90, 120))
+        found += [Encoded(np.concatenate([prompt, response]), 40) for response in own]
+    return found
 
 
 def linears(module: nn.Module) -> list[nn.Linear]:
@@ -81,7 +83,7 @@ def test_exact_scores_are_the_same_bits_in_any_company_on_fused_kernels(
 
 def test_scores_move_less_than_in_fp8_and_not_much_more_than_in_bf16(reward_model_dir: ModelDir) -> None:
     whole, bf16, int8, fp8 = (
-        RewardModel.load(reward_model_dir("qwen3"), dtype=dtype, mode="fast").score_encoded(items())[:, 0]
+        RewardModel.load(reward_model_dir("qwen3"), dtype=dtype, mode="fast").score_encoded(items(10))[:, 0]
         for dtype in ("float32", "bfloat16", "int8", "fp8")
     )
     assert np.abs(bf16 - whole).max() < np.abs(int8 - whole).max() < 0.6 * np.abs(fp8 - whole).max()

@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -28,22 +27,14 @@ BODY = {"prompt": "Human: what is the best way?", "response": "practise daily"}
 GEMMA = "<start_of_turn>user\nhi<end_of_turn>\n<start_of_turn>model\nhello<end_of_turn>\n"
 
 
-def plaudit(*arguments, **environment):
-    command = [sys.executable, "-P", "-c", "from plaudit.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(
-        command, env={**os.environ, "HF_HUB_OFFLINE": "1", **environment}, capture_output=True, text=True, timeout=120
-    )
+def test_a_bad_model_or_configuration_exits_78_with_one_clear_line(plaudit, tmp_path, tiny_model_dir):
+    def refused(*arguments):
+        code = plaudit.run("serve", *arguments)
+        assert plaudit.stdout == ""
+        lines = plaudit.stderr.strip().splitlines()
+        assert lines[-1].startswith("error: ") and "Traceback" not in plaudit.stderr
+        return code, lines[-1]
 
-
-def refused(*arguments):
-    done = plaudit("serve", *arguments)
-    assert done.stdout == ""
-    lines = done.stderr.strip().splitlines()
-    assert lines[-1].startswith("error: ") and "Traceback" not in done.stderr
-    return done.returncode, lines[-1]
-
-
-def test_a_bad_model_or_configuration_exits_78_with_one_clear_line(tmp_path, tiny_model_dir):
     assert refused(tmp_path / "nothing")[0] == 78
     code, line = refused(tiny_model_dir, "--host", "0.0.0.0")
     assert code == 78 and "--api-key" in line and "--insecure" in line

@@ -71,7 +71,7 @@ def out(plaudit: Commands, data: Path, base: Path) -> Path:
     where = data.parent / "out"
     code = plaudit.run("train", data, "--base", base, "--out", where, *LORA, "--lora-save", "adapter", *QUICK)
     assert code == 0, plaudit.stderr
-    assert "of them trained: 13.38%" in " ".join(plaudit.stdout.split())
+    assert "of them trained: 12.05%" in " ".join(plaudit.stdout.split())
     assert sha256(base / "model.safetensors") == before
     return where
 
@@ -97,14 +97,14 @@ def test_checkpoints_hold_the_adapters_and_the_head_alone(out: Path, base: Path)
     newest = max((out / "checkpoints").glob("step-*"))
     with safe_open(newest / "model.safetensors", framework="pt") as file:
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    assert len(shapes) == 3 * 7 * 2 + 1 and "score.weight" in shapes, "3 layers, 7 matrices each, A and B; the head"
+    assert len(shapes) == 2 * 7 * 2 + 1 and "score.weight" in shapes, "2 layers, 7 matrices each, A and B; the head"
     trained = sum(int(np.prod(shape)) for shape in shapes.values())
     size, whole = ((path / "model.safetensors").stat().st_size for path in (newest, base))
     assert 4 * trained <= size < 4 * trained + 8192 and size < whole / 4
     adapter = (out / "model" / "adapter_model.safetensors").stat().st_size
     assert abs(adapter - size) < 8192
     total = RewardModel.load(base).parameters + trained - 64
-    assert trained / total == pytest.approx(0.1338, abs=1e-4), "as the run said"
+    assert trained / total == pytest.approx(0.1205, abs=1e-4), "as the run said"
 
 
 def test_the_contract_names_the_base_and_its_hash(out: Path, base: Path) -> None:

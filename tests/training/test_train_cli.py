@@ -107,7 +107,7 @@ def test_the_resolved_configuration_comes_first_with_reasons(plaudit: Commands, 
     assert text.startswith("configuration")
     assert "others have their defaults" in text and "adam_beta1" not in text and "starter_records" not in text
     for said in (
-        "0.0003 174,432 parameters",
+        "0.0003 131,264 parameters",
         "data.train",
         "comparisons held out say little",
         "--eval-share",
