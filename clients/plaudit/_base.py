@@ -50,30 +50,9 @@ class BaseClient:
     ) -> None:
         """See `Settings` for the options; `url` may be several servers of the same model. Without `url` and
         `api_key`, PLAUDIT_URL and PLAUDIT_API_KEY count."""
-        url, api_key = resolve(url, api_key)
-        self.__setstate__(
-            Settings(
-                url=url,
-                api_key=api_key,
-                model=model,
-                revision=revision,
-                timeout=timeout,
-                attempt_timeout=attempt_timeout,
-                connect_timeout=connect_timeout,
-                retry=retry,
-                concurrency=concurrency,
-                on_error=on_error,
-                overlong=overlong,
-                transform=transform,
-                priority=priority,
-                include=tuple(include),
-                pin=pin,
-                coalesce=coalesce,
-                transport=transport,
-                sticky=sticky,
-                on_attempt=on_attempt,
-            )
-        )
+        given = {name: value for name, value in locals().items() if name != "self"}
+        given["url"], given["api_key"] = resolve(url, api_key)
+        self.__setstate__(Settings(**{**given, "include": tuple(include)}))
 
     @property
     def settings(self) -> Settings:

@@ -193,8 +193,8 @@ class Core:
             why = ItemError(error.code or "unavailable", str(error), retryable=True)
             return _unscored(chunk, why, error.request_id)
         except BadRequest as error:
-            if not _is_about_the_item(error, chunk):
-                raise
+            if len(chunk.places) > 1 or not (error.type == "item_error" or error.status == 413):
+                raise  # a body with one item alone gets the item's error, or its size, as its own
             return _unscored(chunk, ItemError(error.code or "refused", error.reason), error.request_id)
         except NotFound as error:
             if self.settings.revision is None or error.code != "unknown_model":
@@ -230,11 +230,6 @@ def ranking(scores: Scores, top_n: int | None = None) -> Ranking:
     """The scores sorted, best first; equal ones in the order of the input."""
     ranked = sorted((r for r in scores if r.score is not None), key=lambda result: -float(result))
     return Ranking(tuple(ranked[:top_n]), scores.failed, scores.identity)
-
-
-def _is_about_the_item(error: BadRequest, chunk: Chunk) -> bool:
-    """A body with one item alone gets the item's error, or its size, as its own."""
-    return len(chunk.places) == 1 and (error.type == "item_error" or error.status == 413)
 
 
 def _unscored(chunk: Chunk, error: ItemError, request_id: str | None) -> Scores:

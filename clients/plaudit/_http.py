@@ -58,13 +58,14 @@ def failure_of_error(error: Exception) -> Failure:
 
 
 def call(settings: Settings, step: Send) -> dict[str, Any]:
-    """The arguments with which the HTTP library sends what a step says."""
+    """The arguments with which the HTTP library sends what a step says. Connecting has its own limit; an answer may
+    take all the time of its attempt."""
     return {
         "method": step.request.method,
         "url": step.url + step.request.path,
         "content": step.request.body(step.left),
         "headers": headers(settings) | {"x-request-id": f"{_PROCESS}-{os.getpid()}-{next(_NUMBERS)}"},
-        "timeout": timeouts(settings, step.seconds),
+        "timeout": http.Timeout(step.seconds, connect=min(step.seconds, settings.connect_timeout), pool=None),
     }
 
 
@@ -103,11 +104,6 @@ def open_async(settings: Settings) -> http.AsyncClient | Transport:
 def limits(settings: Settings) -> http.Limits:
     """Of connections: our own slots bound the requests in flight, so the pool never makes one wait."""
     return http.Limits(max_connections=None, max_keepalive_connections=settings.concurrency)
-
-
-def timeouts(settings: Settings, seconds: float) -> http.Timeout:
-    """Connecting has its own limit; an answer may take all the time of its attempt."""
-    return http.Timeout(seconds, connect=min(seconds, settings.connect_timeout), pool=None)
 
 
 def keep_alive(connection: socket.socket) -> None:

@@ -25,11 +25,8 @@ def _help(node: ast.stmt, name: str) -> str | None:
     if isinstance(node, ast.FunctionDef):
         decorators = [ast.unparse(d.func if isinstance(d, ast.Call) else d) for d in node.decorator_list]
         return ast.get_docstring(node) if node.name == name or f"{name}.callback" in decorators else None
-    if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Call):
-        return None
-    texts = (k.value for k in node.value.keywords if k.arg == "help") if _assigns(node, name) else ()
-    return next((t.value for t in texts if isinstance(t, ast.Constant) and isinstance(t.value, str)), None)
-
-
-def _assigns(node: ast.Assign, name: str) -> bool:
-    return any(isinstance(target, ast.Name) and target.id == name for target in node.targets)
+    match node:
+        case ast.Assign(targets=[ast.Name(id=target)], value=ast.Call(keywords=options)) if target == name:
+            texts = (option.value for option in options if option.arg == "help")
+            return next((t.value for t in texts if isinstance(t, ast.Constant) and isinstance(t.value, str)), None)
+    return None

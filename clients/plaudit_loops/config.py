@@ -11,6 +11,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Literal, get_type_hints
 
 from .errors import ConfigError
@@ -226,9 +227,7 @@ def flatten(config: Config) -> dict[str, Any]:
 
 def get(config: Any, path: str) -> Any:
     """The value at a dotted path."""
-    for name in path.split("."):
-        config = getattr(config, name)
-    return config
+    return attrgetter(path)(config)
 
 
 def check(config: Config) -> None:

@@ -28,7 +28,7 @@ from plaudit_model import checkpoint
 from plaudit_model.checkpoint import Saver, Snapshot, Tensors
 from plaudit_model.errors import CheckpointError
 from plaudit_model.interrupt import Interrupted, StopRequest
-from plaudit_model.json_lines import JsonLines
+from plaudit_model.json_lines import JsonLines, write_whole
 from plaudit_model.memory import keep_freed_memory
 
 from . import config as configs
@@ -130,7 +130,7 @@ def run(stage: Stage, config: configs.Config, place: Place) -> None:
     """From the newest checkpoint, if there is one, to the end: the policy is then in `<out>/policy`."""
     check_trackers(config.run.report_to)
     if place.world.is_main:
-        _write(place.out / config_toml.FILE_NAME, config_toml.write(config))
+        write_whole(place.out / config_toml.FILE_NAME, config_toml.write(config))
     loop = _Loop(stage, config, place)
     loop.resume()
     with StopRequest() as stop:
@@ -143,7 +143,7 @@ def run(stage: Stage, config: configs.Config, place: Place) -> None:
             "stopped": stage.stopped or "all steps taken",
             "last": {name: value for name, value in last.items() if value == value},
         }
-        _write(place.out / REPORT, json.dumps(report, indent=1) + "\n")
+        write_whole(place.out / REPORT, json.dumps(report, indent=1) + "\n")
     place.console.print(f"policy: {place.out / 'policy'}", soft_wrap=True)
 
 
@@ -260,15 +260,3 @@ class _Loop:
 
 class _Stopped(LoopError):
     """A step could not be taken; `exit_code` is that of its cause."""
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all, and only if it says something else."""
-    if path.exists() and path.read_text(encoding="utf-8") == text:
-        return
-    beside = path.with_name(f".{path.name}.writing")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.rename(path)

@@ -49,30 +49,25 @@ def configured(kind: type[C], file: Path | None, given: Mapping[str, Any]) -> tu
 
 
 def _parameter(path: str, field: Any, hint: Any, argument: str) -> inspect.Parameter:
-    kind, shown, name = _kind(hint), _shown(field.default), path.rpartition(".")[2]
+    (kind, words), shown, name = _kind(hint), _shown(field.default), path.rpartition(".")[2]
     text = field.metadata["help"] + (f" [default: {shown}]" if shown else "")
     if name == argument:
         info: Any = typer.Argument(help=text, show_default=False)
     else:
         flag = "--" + name.replace("_", "-")
         flags = [f"{flag}/--no-{flag[2:]}"] if kind is bool else [flag]
-        info = typer.Option(*flags, help=text, show_default=False, metavar=_metavar(hint))
+        info = typer.Option(*flags, help=text, show_default=False, metavar=words)
     annotation: Any = Annotated.__class_getitem__((kind | None, info))  # type: ignore[attr-defined]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def _kind(hint: Any) -> Any:
+def _kind(hint: Any) -> tuple[Any, str | None]:
+    """What typer takes for a type, and the words that it may be."""
     if get_origin(hint) in (Union, types.UnionType):
         return _kind(get_args(hint)[0])
-    if get_origin(hint) is tuple:
-        return list[str]
-    return str if get_origin(hint) is Literal else hint
-
-
-def _metavar(hint: Any) -> str | None:
-    if get_origin(hint) in (Union, types.UnionType):
-        return _metavar(get_args(hint)[0])
-    return "|".join(get_args(hint)) if get_origin(hint) is Literal else None
+    if get_origin(hint) is Literal:
+        return str, "|".join(get_args(hint))
+    return list[str] if get_origin(hint) is tuple else hint, None
 
 
 def _shown(default: Any) -> str:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from plaudit_model.progress import ProgressLine
 
 from .errors import ConfigError
 
 LOG = logging.getLogger("plaudit.loops")
 
-_PLAIN_LINES = 20
 _SHOWN = ("loss", "objective/scores", "objective/kl", "objective/entropy", "val/length", "accuracy")
 
 
@@ -66,29 +63,9 @@ def check_trackers(names: Sequence[str]) -> None:
             raise ConfigError(f"report_to names {name}, which is not installed: pip install {name}")
 
 
-class Display:
-    """A progress bar with the numbers that matter; plain lines where there is no terminal."""
-
-    def __init__(self, console: Console, total: int, done: int) -> None:
-        self._console, self._total, self._done = console, total, done
-        self._started = time.monotonic()
-        self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(), console=console, disable=not console.is_terminal,
-        )  # fmt: skip
-        self._task = self._progress.add_task("training", total=total, completed=done, numbers="")
-
-    def __enter__(self) -> Display:
-        self._progress.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, _: TracebackType | None) -> None:
-        self._progress.stop()
+class Display(ProgressLine):
+    """The numbers that matter, step by step."""
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
         """Show the numbers of a step that is done."""
-        numbers = "  ".join(f"{n.rpartition('/')[2]} {values[n]:.3f}" for n in _SHOWN if n in values)
-        self._progress.update(self._task, completed=step, numbers=numbers)
-        if not self._console.is_terminal and (step % max(1, self._total // _PLAIN_LINES) == 0 or step == self._total):
-            left = (time.monotonic() - self._started) / max(step - self._done, 1) * (self._total - step)
-            self._console.print(f"step {step}/{self._total}  {numbers}  {left:,.0f} s left")
+        self.show(step, "  ".join(f"{n.rpartition('/')[2]} {values[n]:.3f}" for n in _SHOWN if n in values))

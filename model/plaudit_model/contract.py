@@ -281,11 +281,6 @@ def _schema(kind: Any) -> dict[str, Any]:
         required = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
         properties = {name: _schema(hint) for name, hint in hints.items()}
         described = {"description": (kind.__doc__ or "").strip()} if kind.__doc__ else {}
-        return {
-            "type": "object",
-            **described,
-            "properties": properties,
-            "required": required,
-            "additionalProperties": False,
-        }
+        closed = {"properties": properties, "required": required, "additionalProperties": False}
+        return {"type": "object", **described, **closed}
     return {str: {"type": "string"}, int: {"type": "integer"}, float: {"type": "number"}}.get(kind, {})

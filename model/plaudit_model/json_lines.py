@@ -1,4 +1,4 @@
-"""What a run writes for machines: files of one JSON object a line."""
+"""What a run writes for machines: files of one JSON object a line, and files that are there whole."""
 
 from __future__ import annotations
 
@@ -47,3 +47,15 @@ class JsonLines:
 
     def close(self) -> None:
         self._file.close()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file at once, if it says something else: a kill leaves the old one or the new one, never a part."""
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return
+    hidden = path.with_name(f".{path.name}.writing")
+    with hidden.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    hidden.replace(path)

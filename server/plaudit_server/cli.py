@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -58,35 +59,17 @@ def serve(
     log_json: Annotated[bool, typer.Option("--log-json", help="log lines as JSON")] = False,
 ) -> None:
     """Serve the scores of one or several reward models over HTTP."""
+    given = dict(locals())
+
     from . import logs
     from .engine import EngineSettings
     from .settings import ServerSettings
 
     logs.configure(log_level, as_json=log_json)
-    settings = ServerSettings(
-        host=host,
-        port=port,
-        api_key=api_key,
-        insecure=insecure,
-        allowed_hosts=tuple(allowed_host or ()),
-        overlong=overlong,
-        rendered_text=rendered_text,
-        deadline_seconds=deadline_seconds,
-        lameduck_seconds=lameduck_seconds,
-        drain_seconds=drain_seconds,
-        **_given(encode_threads=encode_threads),
-    )
-    engine = EngineSettings(
-        device=device,
-        dtype=dtype,
-        mode=mode,
-        threads=threads,
-        cpus=_cpus(cpus),
-        wait=wait,
-        cache_bytes=cache_mb << 20,
-        memory_cap=None if memory_cap is None else int(memory_cap * (1 << 30)),
-        **_given(token_budget=token_budget, max_wait_ms=max_wait_ms, queue_tokens=queue_tokens),
-    )
+    settings = ServerSettings(**_fields(ServerSettings, given), allowed_hosts=tuple(allowed_host or ()))
+    given |= {"cpus": _cpus(cpus), "cache_bytes": cache_mb << 20}
+    given["memory_cap"] = None if memory_cap is None else int(memory_cap * (1 << 30))
+    engine = EngineSettings(**_fields(EngineSettings, given))
     run(models, settings, engine)
 
 
@@ -170,5 +153,6 @@ def _cpus(text: str | None) -> tuple[int, ...]:
     return tuple(sorted({cpu for low, high in runs for cpu in range(low, high + 1)} & ours))
 
 
-def _given(**options: Any) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
+def _fields(kind: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given for the fields of a kind of settings; the others keep their defaults."""
+    return {name: given[name] for name in kind.__dataclass_fields__ if given.get(name) is not None}

@@ -5,12 +5,15 @@ POST /get_reward           OpenRLHF (`openrlhf/cli/serve_rm.py`, `openrlhf/utils
 POST /v1/score/evaluation  LLaMA-Factory (`api/app.py`, `train/ppo/ppo_utils.py`), which always calls the model "model"
 POST /classify             verl's discriminative reward models over vLLM (`experimental/reward_loop/reward_loop.py`)
 POST /v1/embeddings        the same over SGLang, where the embedding is the score
+
+Their shapes have no null, so one failed item fails the request, by its row of `errors.RULES`: with a 4xx where asking
+again gives the same, a 5xx where it may not. (OpenRLHF's forks and verl give up on any 4xx: a quota, of which nothing
+tells yet, would have to be a 503 here.) The body is the native error, `param` the item at fault.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,29 +38,6 @@ OVERLONG: dict[str, Overlong] = {
 }
 """What becomes of a long text without a choice in the URL (`?overlong=`) or at start-up (`plaudit serve --overlong`):
 cut on its left, so that the end, which the head reads, is kept, or refused, as each trainer's own server does."""
-
-STATUSES = {
-    "too_long": 422,
-    "invalid_unicode": 422,
-    "empty_input": 422,
-    "foreign_special_tokens": 422,
-    "rendered_text_refused": 422,
-    "template_error": 422,
-    "non_finite_score": 422,
-    "worker_crashed": 422,
-    "scoring_failed": 422,
-    "out_of_memory": 422,
-    "too_large": 413,
-    "rate_limited": 503,
-    "overloaded": 503,
-    "draining": 503,
-    "unavailable": 503,
-    "asleep": 503,
-    "deadline_exceeded": 504,
-}
-"""What a failure is on each of these routes. Their shapes have no null, so one failed item fails the request: with a
-4xx where asking again gives the same, a 5xx where it may not. (OpenRLHF's forks and verl give up on any 4xx, so a
-quota, 429 elsewhere, is a 503 here.) The body is the native error, `param` the item at fault."""
 
 
 @router.post("/get_reward")
@@ -100,15 +80,14 @@ async def embeddings(request: Request) -> Response:
 
 async def _scored(request: Request, read: Callable[[bytes], Call], field: str) -> tuple[Served, Sequence[Result]]:
     """The model and what it gave each text. Raises RequestError if one has no score."""
-    with _own_statuses():
-        call = read(body_of(request))
-        overlong = service_of(request).settings.overlong or OVERLONG[request.scope["path"]]
-        model, terms = agree(request, call.options, Defaults(overlong, "batch"))
-        candidates = call.candidates if field != "input" else _opened(model.encoders.opening, call.candidates)
-        async with Scoring(model, candidates, terms) as scoring:
-            results = await scoring.all()
-        if failed := [result for result in results if result.error]:
-            raise _failure(failed, field)
+    call = read(body_of(request))
+    overlong = service_of(request).settings.overlong or OVERLONG[request.scope["path"]]
+    model, terms = agree(request, call.options, Defaults(overlong, "batch"))
+    candidates = call.candidates if field != "input" else _opened(model.encoders.opening, call.candidates)
+    async with Scoring(model, candidates, terms) as scoring:
+        results = await scoring.all()
+    if failed := [result for result in results if result.error]:
+        raise _failure(failed, field)
     return model, results
 
 
@@ -117,14 +96,6 @@ def _opened(opening: str, candidates: Sequence[Candidate]) -> list[Candidate]:
     texts = (candidate.item["text"] for candidate in candidates)
     whole = (text if text.startswith(opening) or not text else opening + text for text in texts)
     return [replace(candidate, item={"text": text}) for candidate, text in zip(candidates, whole, strict=True)]
-
-
-@contextmanager
-def _own_statuses() -> Iterator[None]:
-    try:
-        yield
-    except RequestError as error:
-        raise error.as_status(STATUSES.get(error.code, error.status)) from error
 
 
 def _failure(failed: Sequence[Result], field: str) -> RequestError:

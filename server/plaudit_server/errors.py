@@ -35,19 +35,15 @@ class Rule:
         return self.retry_after is not None
 
 
-_BAD_JSON = Rule(400, "invalid_request_error")
-_INVALID = Rule(422, "invalid_request_error")
 _TOO_LARGE = Rule(413, "invalid_request_error")
-_ITEM = Rule(422, "item_error")
 
 RULES: dict[str, Rule] = {
     # the envelope
-    "invalid_json": _BAD_JSON,
-    "invalid_request": _INVALID,
-    "unknown_field": _INVALID,
-    "invalid_shape": _INVALID,
-    "missing_statistics": _INVALID,
-    "ambiguous_model": _INVALID,
+    "invalid_json": Rule(400, "invalid_request_error"),
+    **dict.fromkeys(
+        ("invalid_request", "unknown_field", "invalid_shape", "missing_statistics", "ambiguous_model"),
+        Rule(422, "invalid_request_error"),
+    ),
     "unknown_model": Rule(404, "not_found_error"),
     "not_found": Rule(404, "not_found_error"),
     "method_not_allowed": Rule(405, "invalid_request_error"),
@@ -60,18 +56,11 @@ RULES: dict[str, Rule] = {
     "headers_too_large": Rule(431, "invalid_request_error"),
     "unauthorized": Rule(401, "authentication_error"),
     # one item
-    "too_long": _ITEM,
-    "invalid_unicode": _ITEM,
-    "empty_input": _ITEM,
-    "invalid_messages": _ITEM,
-    "invalid_token_ids": _ITEM,
-    "foreign_special_tokens": _ITEM,
-    "rendered_text_refused": _ITEM,
-    "template_error": _ITEM,
-    "non_finite_score": _ITEM,
-    "worker_crashed": _ITEM,
-    "scoring_failed": _ITEM,
-    "out_of_memory": _ITEM,
+    **dict.fromkeys(
+        ("too_long", "invalid_unicode", "empty_input", "invalid_messages", "invalid_token_ids",
+         "foreign_special_tokens", "rendered_text_refused", "template_error", "non_finite_score", "worker_crashed",
+         "scoring_failed", "out_of_memory"), Rule(422, "item_error"),
+    ),
     # the engine
     "too_large": _TOO_LARGE,
     "rate_limited": Rule(429, "overloaded_error", retry_after=1.0),
@@ -82,7 +71,7 @@ RULES: dict[str, Rule] = {
     "worker_failed": Rule(503, "server_error"),
     "deadline_exceeded": Rule(504, "timeout_error", retry_after=0.0),
     "internal_error": Rule(500, "server_error"),
-}
+}  # fmt: skip
 """One row a code. `rate_limited` is reserved for quotas of one client; capacity is 503, which trainers retry."""
 
 JITTER = 0.2
@@ -100,32 +89,19 @@ class RequestError(Exception):
         param: str | None = None,
         retry_after: float | None = None,
         headers: tuple[tuple[str, str], ...] = (),
-        status: int | None = None,
     ) -> None:
         super().__init__(message)
         self.rule = RULES[code]
-        self.status = self.rule.status if status is None else status
-        self.code = code
-        self.message = message
-        self.param = param
-        self.headers = headers
+        self.status = self.rule.status
+        self.code, self.message, self.param, self.headers = code, message, param, headers
         self.retry_after = self.rule.retry_after if retry_after is None else retry_after
-
-    def as_status(self, status: int) -> RequestError:
-        """The same failure, as a route with a table of its own says it."""
-        return RequestError(
-            self.code, self.message, param=self.param, retry_after=self.retry_after, headers=self.headers, status=status
-        )
 
     def body(self, request_id: str, draw: Callable[[], float] = random.random) -> tuple[dict[str, Any], dict[str, str]]:
         """The error's JSON and its headers. `draw` gives random numbers in [0, 1) for the jitter."""
         error: dict[str, Any] = {
-            "code": self.code,
-            "message": self.message,
-            "type": self.rule.type,
-            "param": self.param,
+            "code": self.code, "message": self.message, "type": self.rule.type, "param": self.param,
             "retryable": self.rule.retryable,
-        }
+        }  # fmt: skip
         headers = dict(self.headers)
         if self.retry_after is not None:
             wait = self.retry_after * (1 + JITTER * (2 * draw() - 1))

@@ -58,18 +58,16 @@ class Name:
         return list(names.values())
 
 
+@dataclass(eq=False)
 class Served:
     """One model: its contract, its tokenizers, its engine. `info` is there once it has been started."""
 
-    def __init__(
-        self, id: str, contract: RewardContract, encoders: EncodingPool, engine: Engine, metrics: ModelMetrics
-    ) -> None:
-        self.id = id
-        self.contract = contract
-        self.encoders = encoders
-        self.engine = engine
-        self.metrics = metrics
-        self.info: ModelInfo | None = None
+    id: str
+    contract: RewardContract
+    encoders: EncodingPool
+    engine: Engine
+    metrics: ModelMetrics
+    info: ModelInfo | None = None
 
     async def start(self) -> ModelInfo:
         """Load the model and the tokenizers. Raises WorkerFailed."""
@@ -141,10 +139,8 @@ def open_model(name: Name, settings: ServerSettings, engine: EngineSettings, met
     observer = metrics.of_model(name.id)
     scorer = Engine(str(directory), engine, observer)
     observer.follow(
-        lambda: scorer.queued_tokens,
-        lambda: scorer.open_items,
-        lambda: scorer.token_budget,
-        lambda: scorer.state == "asleep",
-        lambda: sum(lane.phase == "ready" for lane in scorer.lanes),
-    )
+        queue_tokens=lambda: scorer.queued_tokens, queue_items=lambda: scorer.open_items,
+        token_budget=lambda: scorer.token_budget, asleep=lambda: scorer.state == "asleep",
+        workers_ready=lambda: sum(lane.phase == "ready" for lane in scorer.lanes),
+    )  # fmt: skip
     return Served(name.id, contract, encoders, scorer, observer)

@@ -19,7 +19,7 @@ import pytest
 from plaudit import AsyncClient, AsyncEnsemble, Client, Ensemble, RetryPolicy, errors
 from plaudit._base import BaseClient
 from plaudit.adapters import openrlhf, slime, verl
-from plaudit.adapters._rewards import TRAINER, longest
+from plaudit.adapters._rewards import TRAINER, async_client, ledger_of, longest
 from plaudit.adapters.trl import AsyncReward, Reward, item_of
 from plaudit.types import Identity, ServerInfo
 
@@ -84,7 +84,7 @@ def closed_clients(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFix
 
     monkeypatch.setattr(BaseClient, "__setstate__", recorded)
     caplog.set_level(logging.WARNING, "plaudit")
-    for cached in (verl._client, verl._async_client, verl._ledger, slime._client, slime._ledger):
+    for cached in (verl._client, async_client, ledger_of):
         cached.cache_clear()
     yield
     for client in made:
@@ -286,7 +286,7 @@ def test_every_adapter_says_once_that_the_trainer_writes_more_than_the_model_rea
         caplog.clear()
         calls()
         assert caplog.text.count(f"{name}: the trainer's prompts and responses have up to 65 tokens") == 1
-    verl._ledger.cache_clear()
+    ledger_of.cache_clear()
     caplog.clear()
     run(verl.compute_score("d", "a", **{**call, "max_length": 64}))
     assert not caplog.text

@@ -14,7 +14,7 @@ import pytest
 
 from plaudit import AsyncClient, Client
 from plaudit.adapters import openrlhf, slime, verl
-from plaudit.adapters._rewards import longest
+from plaudit.adapters._rewards import async_client, ledger_of, longest
 from plaudit.adapters.trl import AsyncReward, Reward
 
 QUESTION = [{"role": "user", "content": "What is 2+2?"}]
@@ -88,7 +88,7 @@ def test_trl(url: str, scores: list[float], plain: bool) -> None:
 
 
 def test_verl_and_slime(client_url: str, scores: list[float]) -> None:
-    for cached in (verl._async_client, verl._client, slime._client, slime._ledger):
+    for cached in (verl._client, async_client, ledger_of):
         cached.cache_clear()
     args = SimpleNamespace(rm_url=client_url, reward_key="score", rollout_max_response_len=10**9)
     rendered = SimpleNamespace(rm_url=client_url, apply_chat_template=True)
@@ -100,8 +100,8 @@ def test_verl_and_slime(client_url: str, scores: list[float]) -> None:
         found = await asyncio.gather(*(verl.compute_score("d", a, "4", {"prompt": QUESTION}) for a in ANSWERS))
         single = await asyncio.gather(*(slime.reward(args, sample) for sample in samples))
         whole = await slime.reward(rendered, texts)
-        for client in (verl._async_client(None), slime._client(client_url)):
-            await client.aclose()
+        for url in (None, client_url):
+            await async_client(url).aclose()
         return [[result["score"] for result in results] for results in (found, single)] + [whole]
 
     assert asyncio.run(run()) == [scores] * 3

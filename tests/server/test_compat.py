@@ -12,8 +12,8 @@ from pydantic import TypeAdapter
 
 from plaudit_model import contract
 from plaudit_model.reward_model import RewardModel
-from plaudit_server.compat import OVERLONG, STATUSES
-from plaudit_server.errors import RULES, RequestError
+from plaudit_server.compat import OVERLONG
+from plaudit_server.errors import RULES
 from plaudit_server.schema_answers import ClassifyAnswer, EmbeddingsAnswer, EvaluationAnswer, RewardAnswer
 
 TEXTS = ["Human: hi\n\nAssistant: hello", "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nhello<|im_end|>\n"]
@@ -133,7 +133,7 @@ def test_a_long_text_is_cut_on_the_left_or_refused_as_the_route_does_unless_the_
     long = "word " * 2_000 + "the end"
     assert http.get("/info").json()["overlong"][route] == OVERLONG[route]
     plain, cut = ask(http, route, [long]), ask(http, route, [long], "?overlong=truncate_left")
-    assert plain.status_code == (200 if OVERLONG[route] == "truncate_left" else STATUSES["too_long"])
+    assert plain.status_code == (200 if OVERLONG[route] == "truncate_left" else 422)
     same_end = ask(http, route, ["other " * 2_000 + long], "?overlong=truncate_left")
     assert SCORES[route](same_end.json()) == SCORES[route](cut.json())
     assert http.post(f"/m/calibrated{route}?overlong=error", json=REQUESTS[route]([long])).status_code == 422
@@ -161,7 +161,7 @@ def test_one_failed_item_fails_the_request_as_the_table_says(http, fault_text, r
     answer = ask(http, route, ["fine", fault_text.get(text, text)], query)
     assert answer.json().keys() == {"error"}
     error = answer.json()["error"]
-    assert (answer.status_code, error["code"]) == (STATUSES[code], code)
+    assert (answer.status_code, error["code"]) == (504 if code == "deadline_exceeded" else 422, code)
     places = [f"{FIELDS[route]}[{place}]" for place in (0, 1)]
     assert error["param"] in places if code == "deadline_exceeded" else error["param"] == places[1]
     assert error["retryable"] is RULES[code].retryable
@@ -173,12 +173,9 @@ def test_what_cannot_be_helped_goes_before_what_may_pass(http, route):
 
 
 def test_retryable_is_5xx_and_fatal_is_4xx():
-    """Trainers retry any 5xx and give up on any 4xx, so a quota is a 503 here."""
-    for code, status in STATUSES.items():
-        assert (status >= 500) is RULES[code].retryable, code
-    assert RULES["rate_limited"].status == 429 and STATUSES["rate_limited"] == 503
-    quota = RequestError("rate_limited", "too much of one client").as_status(STATUSES["rate_limited"])
-    assert quota.status == 503 and "retry-after" in quota.body("id")[1]
+    """Trainers retry any 5xx and give up on any 4xx. A quota, a 429, is told of nowhere yet, nor is a failed start."""
+    for code in RULES.keys() - {"rate_limited", "worker_failed", "internal_error", "body_timeout"}:
+        assert (RULES[code].status >= 500) is RULES[code].retryable, code
 
 
 def test_a_bad_envelope_stays_a_4xx(http, route):

@@ -68,13 +68,6 @@ def test_a_refusal_says_when_to_come_back_with_jitter(draw):
     assert body["error"]["retryable"] is True
 
 
-def test_another_status_keeps_everything_else():
-    error = RequestError("overloaded", "full", param="query[1]", retry_after=3.0)
-    changed = error.as_status(418)
-    assert (changed.status, changed.code, changed.param, changed.retry_after) == (418, "overloaded", "query[1]", 3.0)
-    assert error.status == 503
-
-
 def test_an_items_error_beside_its_null():
     assert item_json(ItemError("too_long", "9 tokens")) == {
         "code": "too_long", "message": "9 tokens", "type": "item_error", "retryable": False,

@@ -25,7 +25,8 @@ def test_what_the_engine_reports_is_counted():
     metrics = Metrics()
     model = metrics.of_model("m")
     model.batch_done(BatchReport(sequences=3, computed_tokens=40, shared_tokens=20, seconds=0.02, late_jit=2))
-    model.follow(lambda: 500, lambda: 7, lambda: 2048, lambda: True, lambda: 2)
+    numbers = {"queue_tokens": 500, "queue_items": 7, "token_budget": 2048, "asleep": True, "workers_ready": 2}
+    model.follow(**{name: lambda number=number: number for name, number in numbers.items()})
     model.item_reused("cache", 11)
     model.item_reused("duplicate", 12)
     model.tokens_wasted(13)

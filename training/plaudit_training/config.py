@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Literal, get_type_hints
 
 
@@ -159,10 +161,10 @@ class RunConfig:
     label: str = option("", "a few words for the model's contract")
 
     def __post_init__(self) -> None:
-        for path, low, high in BOUNDS:
-            value = get(self, path)
-            if value is not None and not low <= value <= high:
-                raise ConfigError(f"{path} must lie in {low:g}..{high:g}, got {value}")
+        for (low, high), paths in BOUNDS.items():
+            for path in paths:
+                if (value := get(self, path)) is not None and not low <= value <= high:
+                    raise ConfigError(f"{path} must lie in {low:g}..{high:g}, got {value}")
         if not self.lora.r and self.lora != LoraConfig():
             raise ConfigError("lora.r is 0, so there are no adapters that its other options could be of: set --lora-r")
         if self.evaluation.patience and not self.evaluation.every:
@@ -173,43 +175,24 @@ class RunConfig:
             raise ConfigError(f"report_to: expected tensorboard, wandb or mlflow, got {unknown[0]!r}")
 
 
-BOUNDS: tuple[tuple[str, float, float], ...] = (
-    ("data.eval_share", 0, 0.5),
-    ("data.max_bad_rows", 0, math.inf),
-    ("data.starter_records", 1, math.inf),
-    ("model.max_length", 1, math.inf),
-    ("lora.r", 0, math.inf),
-    ("lora.alpha", 1, math.inf),
-    ("lora.dropout", 0, 0.9),
-    ("loss.center_rewards_coefficient", 0, math.inf),
-    ("loss.label_smoothing", 0, 0.5),
-    ("optim.learning_rate", 0, 1),
-    ("optim.head_learning_rate", 0, 1),
-    ("optim.num_train_epochs", 1, math.inf),
-    ("optim.batch_pairs", 1, math.inf),
-    ("optim.token_budget", 1, math.inf),
-    ("optim.warmup_ratio", 0, 1),
-    ("optim.min_lr_ratio", 0, 1),
-    ("optim.adam_beta1", 0, 1),
-    ("optim.adam_beta2", 0, 1),
-    ("optim.adam_epsilon", 0, 1),
-    ("optim.weight_decay", 0, math.inf),
-    ("optim.max_grad_norm", 0, math.inf),
-    ("optim.max_skipped_steps", 0, math.inf),
-    ("evaluation.every", 0, math.inf),
-    ("evaluation.patience", 0, math.inf),
-    ("evaluation.bootstrap", 0, math.inf),
-    ("checkpoint.every", 0, math.inf),
-    ("checkpoint.keep", 2, math.inf),
-    ("seed", 0, 2**63 - 1),
-)
+BOUNDS: Mapping[tuple[float, float], tuple[str, ...]] = {
+    (0, 0.5): ("data.eval_share", "loss.label_smoothing"),
+    (0, 0.9): ("lora.dropout",),
+    (0, 1): ("optim.learning_rate", "optim.head_learning_rate", "optim.warmup_ratio", "optim.min_lr_ratio",
+             "optim.adam_beta1", "optim.adam_beta2", "optim.adam_epsilon"),
+    (0, math.inf): ("data.max_bad_rows", "lora.r", "loss.center_rewards_coefficient", "optim.weight_decay",
+                    "optim.max_grad_norm", "optim.max_skipped_steps", "evaluation.every", "evaluation.patience",
+                    "evaluation.bootstrap", "checkpoint.every"),
+    (1, math.inf): ("data.starter_records", "model.max_length", "lora.alpha", "optim.num_train_epochs",
+                    "optim.batch_pairs", "optim.token_budget"),
+    (2, math.inf): ("checkpoint.keep",),
+    (0, 2**63 - 1): ("seed",),
+}  # fmt: skip
 
 
 def get(config: Any, path: str) -> Any:
     """The value at a dotted path."""
-    for name in path.split("."):
-        config = getattr(config, name)
-    return config
+    return attrgetter(path)(config)
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

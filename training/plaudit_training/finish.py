@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 
 from plaudit_model.contract import Calibration, Serving
 from plaudit_model.errors import ModelError
+from plaudit_model.json_lines import write_whole
 from plaudit_model.reward_model import RewardModel
 
 from . import metrics
@@ -86,16 +86,6 @@ def lineage(task: Task, base: Mapping[str, Any], data: Mapping[str, Any]) -> dic
 def write_report(path: Path, report: Mapping[str, Any]) -> None:
     """`report.json`, written last and at once: where it is, the run is finished."""
     write_whole(path, json.dumps(report, indent=2) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file at once: a kill leaves the old one or the new one, never a part."""
-    hidden = path.with_name(f".{path.name}.writing")
-    with hidden.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(hidden, path)
 
 
 def _evaluate(task: Task, scores: Sequence[Floats]) -> Evaluation:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.padding import Padding
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from plaudit_model.progress import ProgressLine
 
 from .batches import steps_per_epoch
 from .config import RunConfig, flatten, help_of
@@ -25,36 +25,17 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("plaudit.training")
 
 _SMOOTHING = 0.9
-_PLAIN_LINES = 20
 FEW = 100
 """Comparisons: the interval of an accuracy over fewer is wider than 19 points at 0.5, and than 14 at 0.85."""
 
 
-class Display:
-    """A progress bar with loss, accuracy, tokens a second and time left; plain lines where there is no
-    terminal."""
+class Display(ProgressLine):
+    """Loss, accuracy and tokens a second, step by step."""
 
     def __init__(self, console: Console, total: int, done: int) -> None:
-        self._console, self._total, self._done = console, total, done
+        super().__init__(console, total, done)
         self._loss = self._accuracy = float("nan")
-        self._started, self._tokens = time.monotonic(), 0
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._task = self._progress.add_task("training", total=total, completed=done, numbers="")
-
-    def __enter__(self) -> Display:
-        self._progress.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, _: TracebackType | None) -> None:
-        self._progress.stop()
+        self._tokens = 0
 
     @property
     def tokens_per_second(self) -> float:
@@ -66,15 +47,8 @@ class Display:
         self._tokens += event["tokens"]
         self._loss = _smooth(self._loss, event["loss"])
         self._accuracy = _smooth(self._accuracy, event["accuracy"])
-        numbers = f"loss {self._loss:.3f}  acc {self._accuracy:.3f}  {self.tokens_per_second:,.0f} tok/s"
-        self._progress.update(self._task, completed=step, numbers=numbers)
-        if not self._console.is_terminal and (step % max(1, self._total // _PLAIN_LINES) == 0 or step == self._total):
-            left = f"{self._seconds_left(step):,.0f} s left"
-            self._console.print(f"step {step}/{self._total}  {numbers}  {left}")
-
-    def _seconds_left(self, step: int) -> float:
-        """At the pace of the steps that this process took."""
-        return (time.monotonic() - self._started) / max(step - self._done, 1) * (self._total - step)
+        speed = f"{self.tokens_per_second:,.0f} tok/s"
+        self.show(step, f"loss {self._loss:.3f}  acc {self._accuracy:.3f}  {speed}")
 
     def evaluation(self, step: int, event: Mapping[str, Any]) -> None:
         """A line above the bar with the numbers of an evaluation."""

@@ -23,12 +23,12 @@ import torch
 from rich.console import Console
 
 from plaudit_model.interrupt import StopRequest
-from plaudit_model.json_lines import JsonLines
+from plaudit_model.json_lines import JsonLines, write_whole
 from plaudit_model.memory import keep_freed_memory
 
 from . import callbacks, config_toml
 from .config import ConfigError, RunConfig, flatten, get
-from .finish import REPORT, Finished, finish, lineage, write_report, write_whole
+from .finish import REPORT, Finished, finish, lineage, write_report
 from .prepare import Prepared, check_inputs, prepare
 from .report import Display, evaluation_table, print_prepared
 from .train import Outlets, Task, Trainer
@@ -125,7 +125,7 @@ def _look(config: RunConfig, out: Path, console: Console) -> None:
 
 def _train(prepared: Prepared, out: Path, model: Path, console: Console, stop: StopRequest) -> Finished:
     config, begun = prepared.config, time.monotonic()
-    keep(config, out / config_toml.FILE_NAME)
+    write_whole(out / config_toml.FILE_NAME, config_toml.write(config))
     examples = prepared.train.examples, prepared.held_out.examples
     task = Task(prepared.model, *examples, config, prepared.fingerprint, prepared.frozen)
     trainer = Trainer(task, out)
@@ -150,13 +150,6 @@ def _train(prepared: Prepared, out: Path, model: Path, console: Console, stop: S
     )
     console.print(f"reward model: {model}\nserve it: plaudit serve {model}", soft_wrap=True)
     return finished
-
-
-def keep(config: RunConfig, path: Path) -> None:
-    """Write `run.toml`, unless that is what it says: a kill must not leave a resumed run without it."""
-    text = config_toml.write(config)
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        write_whole(path, text)
 
 
 def _loop(trainer: Trainer, task: Task, out: Path, console: Console, stop: StopRequest) -> float:

@@ -1,7 +1,8 @@
-"""What every adapter does around a call: how its client is set up, and what is made of the scores. No I/O."""
+"""What every adapter does around a call: how its client is set up, and what is made of the scores."""
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import statistics
@@ -9,6 +10,7 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
+from .._async_client import AsyncClient
 from .._retry import RetryPolicy
 from ..errors import InvalidInput, Unavailable
 from ..types import Identity, Item, Message, Prompt, ScoreResult, Scores, ServerInfo
@@ -17,6 +19,12 @@ log = logging.getLogger("plaudit")
 
 TRAINER: Mapping[str, Any] = {"pin": True, "priority": "batch", "retry": RetryPolicy(retries=None)}
 """How a trainer's client is set up unless told otherwise: one revision for the whole run, patient with a restart."""
+
+
+@functools.cache
+def async_client(url: str | None) -> AsyncClient:
+    """One for all calls of a trainer's process."""
+    return AsyncClient(url, **TRAINER)
 
 
 class Ledger:
@@ -75,6 +83,12 @@ class Ledger:
         values |= {"tokens": statistics.fmean(tokens)} if tokens else {}
         values |= {"std": statistics.fmean(disputed)} if disputed else {}
         return {f"{self.name}/{key}": value for key, value in values.items()}
+
+
+@functools.cache
+def ledger_of(name: str, url: str | None, max_length: int | None) -> Ledger:
+    """One for all calls of a trainer's process."""
+    return Ledger(name, max_length)
 
 
 def longest(info: ServerInfo) -> int | None:

@@ -5,25 +5,13 @@ With `--group-rm` a prompt's samples travel together; without it, samples that f
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
-from .._async_client import AsyncClient
 from ..types import Item, ScoreResult
-from ._rewards import TRAINER, Ledger, conversation, logs
+from ._rewards import async_client, conversation, ledger_of, logs
 
 Reward = float | dict[str, float]
-
-
-@functools.cache
-def _client(url: str | None) -> AsyncClient:
-    return AsyncClient(url, **TRAINER)
-
-
-@functools.cache
-def _ledger(url: str | None, max_length: int | None) -> Ledger:
-    return Ledger("slime", max_length)
 
 
 async def reward(args: Any, samples: Any, **_: Any) -> Reward | list[Reward]:
@@ -33,7 +21,7 @@ async def reward(args: Any, samples: Any, **_: Any) -> Reward | list[Reward]:
     `--rm-url` names the server, else PLAUDIT_URL. Raises PlauditError if one has no score.
     """
     url = getattr(args, "rm_url", None) or None
-    client, ledger = _client(url), _ledger(url, _longest(args))
+    client, ledger = async_client(url), ledger_of("slime", url, _longest(args))
     if not ledger.compared:
         ledger.compare(await client.info())
     if not isinstance(samples, Sequence):

@@ -11,9 +11,8 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from plaudit._async_client import AsyncClient
 from plaudit._client import Client
-from plaudit.adapters._rewards import TRAINER, Ledger, conversation, logs
+from plaudit.adapters._rewards import TRAINER, async_client, conversation, ledger_of, logs
 from plaudit.errors import ConfigurationError
 from plaudit.types import Prompt
 
@@ -25,18 +24,8 @@ def _client(url: str | None) -> Client:
     return Client(url, **TRAINER)
 
 
-@functools.cache
-def _async_client(url: str | None) -> AsyncClient:
-    return AsyncClient(url, **TRAINER)
-
-
-@functools.cache
-def _ledger(url: str | None, max_length: int | None) -> Ledger:
-    return Ledger("verl", max_length)
-
-
 async def _scored(url: str | None, max_length: int | None, prompt: Prompt, response: str) -> dict[str, float]:
-    client, ledger = _async_client(url), _ledger(url, max_length)
+    client, ledger = async_client(url), ledger_of("verl", url, max_length)
     if not ledger.compared:
         ledger.compare(await client.info())
     return logs(await client.score(prompt, response))
@@ -60,7 +49,7 @@ def compute_score_sync(
     data_source: str, solution_str: str, ground_truth: Any = None, extra_info: Extra = None, **options: Any
 ) -> dict[str, float]:
     """`compute_score` for managers that take no asynchronous function."""
-    client, ledger = _client(options.get("url")), _ledger(options.get("url"), options.get("max_length"))
+    client, ledger = _client(options.get("url")), ledger_of("verl", options.get("url"), options.get("max_length"))
     if not ledger.compared:
         ledger.compare(client.info())
     return logs(client.score(_prompt(extra_info, options), solution_str))
