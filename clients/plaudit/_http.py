@@ -42,10 +42,8 @@ that is not acknowledged has as long, here in milliseconds."""
 _PROCESS, _NUMBERS = secrets.token_hex(6), itertools.count()
 
 # First match wins: a connect timeout is a TimeoutException too, but the server never saw that request.
-_KINDS: tuple[tuple[type[Exception], FailureKind], ...] = (
-    (http.ConnectTimeout, "connect"),
-    (http.ConnectError, "connect"),
-    (http.ProxyError, "connect"),
+_KINDS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], FailureKind], ...] = (
+    ((http.ConnectTimeout, http.ConnectError, http.ProxyError), "connect"),
     (http.TimeoutException, "timeout"),
     (http.RequestError, "broken"),
 )

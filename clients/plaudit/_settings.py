@@ -78,15 +78,10 @@ class Settings:
         for name, none in (("timeout", "no limit"), ("attempt_timeout", "an automatic one")):
             if (seconds := getattr(self, name)) is not None and not seconds > 0:
                 raise ConfigurationError(f"{name} must be positive, or None for {none}; got {seconds}")
-        for name, choices in (
-            ("on_error", OnError),
-            ("overlong", Overlong),
-            ("transform", Transform),
-            ("priority", Priority),
-            ("transport", Transport),
-        ):
+        known = {"overlong": Overlong, "transform": Transform, "priority": Priority}
+        for name, choices in {"on_error": OnError, "transport": Transport, **known}.items():
             value = getattr(self, name)
-            if value not in get_args(choices) and not (value is None and name not in ("on_error", "transport")):
+            if value not in get_args(choices) and not (value is None and name in known):
                 raise ConfigurationError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
 
     @functools.cached_property

@@ -65,7 +65,7 @@ class Served:
     def connect(self) -> list[str]:
         """Ask every endpoint who it is, and hold it to that. Raises PlauditError; a line for each."""
         found = [client.with_options(retry=_HASTY).info().identity for client in self._clients]
-        self._pins = found if not self._pins else self._pins
+        self._pins = self._pins or found
         for place, identity in enumerate(found):
             self._compare(place, identity)
         return [f"{client.settings.url}: {one}" for client, one in zip(self._clients, found, strict=True)]

@@ -37,17 +37,12 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     staging.mkdir()
     try:
         yield staging
-        sync_tree(staging)
+        for path in sorted(staging.rglob("*"), reverse=True):  # deepest first
+            sync(path)
+        sync(staging)
         _replace(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def sync_tree(directory: Path) -> None:
-    """fsync every file and directory below, deepest first."""
-    for path in sorted(directory.rglob("*"), reverse=True):
-        sync(path)
-    sync(directory)
 
 
 def hash_file(path: Path) -> FileEntry:

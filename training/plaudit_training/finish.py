@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,6 @@ import numpy as np
 
 from plaudit_model.contract import Calibration, Serving
 from plaudit_model.errors import ModelError
-from plaudit_model.json_lines import write_whole
 from plaudit_model.reward_model import RewardModel
 
 from . import metrics
@@ -81,11 +79,6 @@ def lineage(task: Task, base: Mapping[str, Any], data: Mapping[str, Any]) -> dic
         }
         | {"python": platform.python_version()},
     }
-
-
-def write_report(path: Path, report: Mapping[str, Any]) -> None:
-    """`report.json`, written last and at once: where it is, the run is finished."""
-    write_whole(path, json.dumps(report, indent=2) + "\n")
 
 
 def _evaluate(task: Task, scores: Sequence[Floats]) -> Evaluation:

@@ -28,7 +28,7 @@ from plaudit_model.memory import keep_freed_memory
 
 from . import callbacks, config_toml
 from .config import ConfigError, RunConfig, flatten, get
-from .finish import REPORT, Finished, finish, lineage, write_report
+from .finish import REPORT, Finished, finish, lineage
 from .prepare import Prepared, check_inputs, prepare
 from .report import Display, evaluation_table, print_prepared
 from .train import Outlets, Task, Trainer
@@ -135,19 +135,17 @@ def _train(prepared: Prepared, out: Path, model: Path, console: Console, stop: S
     finished = finish(task, trainer.progress, lineage(task, prepared.base, prepared.data), model)
     if finished.evaluation:
         console.print(evaluation_table(finished.evaluation, "held-out evaluation"))
-    write_report(
-        out / REPORT,
-        {
-            "model": str(model),
-            "evaluation": finished.evaluation.to_json() if finished.evaluation else None,
-            "progress": asdict(trainer.progress),
-            "seconds": time.monotonic() - begun,
-            "tokens_per_second": speed,
-            "device": str(task.model.device),
-            "threads": torch.get_num_threads(),
-            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        },
-    )
+    report = {
+        "model": str(model),
+        "evaluation": finished.evaluation.to_json() if finished.evaluation else None,
+        "progress": asdict(trainer.progress),
+        "seconds": time.monotonic() - begun,
+        "tokens_per_second": speed,
+        "device": str(task.model.device),
+        "threads": torch.get_num_threads(),
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_whole(out / REPORT, json.dumps(report, indent=2) + "\n")  # last: where it is, the run is finished
     console.print(f"reward model: {model}\nserve it: plaudit serve {model}", soft_wrap=True)
     return finished
 

@@ -177,15 +177,10 @@ class Trainer:
         for micro in micro_batches(members, settings, token_budget=budget, share=share):
             stop.check()
             scores_N = forward(self._model, micro.batch, self._config.model.dtype)
-            loss = (
-                preference_loss(
-                    scores_N,
-                    micro.pairs.to(scores_N.device),
-                    center_rewards_coefficient=settings.center_rewards_coefficient,
-                    label_smoothing=settings.label_smoothing,
-                )
-                / weight
-            )
+            loss = preference_loss(
+                scores_N, micro.pairs.to(scores_N.device), label_smoothing=settings.label_smoothing,
+                center_rewards_coefficient=settings.center_rewards_coefficient,
+            ) / weight  # fmt: skip
             torch.autograd.backward(loss)
             sums.add(loss, scores_N, micro)
         return sums
