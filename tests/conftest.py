@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -256,6 +257,12 @@ def foreign_dir(write_base: Callable[[str], Path], tmp_path_factory: pytest.Temp
         return made[family]
 
     return save
+
+
+@pytest.fixture(scope="session")
+def served_url(serve: Callable[..., Running], reward_model_dir: Callable[[str], Path]) -> Callable[[str], str]:
+    """`served_url("qwen3")` is where a reward model of that family is served, to all who only ask for scores."""
+    return functools.cache(lambda family: serve(reward_model_dir(family)).url)
 
 
 _SIZES = {

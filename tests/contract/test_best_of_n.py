@@ -33,8 +33,7 @@ def policy_dir(write_base: Callable[[str], Path], tmp_path: Path) -> Path:
 
 def test_samples_are_scored_selected_and_read_by_the_trainer(
     policy_dir: Path,
-    reward_model_dir: Callable[[str], Path],
-    serve: Callable[..., Any],
+    served_url: Callable[[str], str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -43,7 +42,7 @@ def test_samples_are_scored_selected_and_read_by_the_trainer(
 
     monkeypatch.setattr(generation, "entry_points", lambda group: [LOCAL])
     monkeypatch.chdir(tmp_path)
-    url = serve(reward_model_dir("qwen3")).url
+    url = served_url("qwen3")
 
     def bon(*arguments: str) -> None:
         assert cli.run(("bon", *arguments), ENTRIES) == 0

@@ -313,12 +313,12 @@ def test_what_an_export_is_not_for_is_refused(
         RewardModel.load(float32)
 
 
-def test_the_command_line_is_checked_first(exports: Exports, sources: dict[str, Path], tmp_path: Path) -> None:
+def test_the_command_line_is_checked_first(
+    plaudit: Any, exports: Exports, sources: dict[str, Path], tmp_path: Path
+) -> None:
     there = export(sources["bert"], exports["bert", "int8"])
     assert there.exit_code == 2 and "there already" in " ".join(there.output.replace("│", " ").split())
     formatless = CliRunner().invoke(cli_model.app, ["export", str(sources["bert"]), "--out", str(tmp_path / "x")])
     assert formatless.exit_code == 2 and "--onnx" in formatless.output
-    command = [sys.executable, "-P", "-c", "from plaudit.cli import main; main()", "serve", "--port", "0"]
-    command += [str(exports["bert", "int8"]), "--dtype", "float32"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 78 and "was exported in int8" in done.stderr, done.stderr
+    code = plaudit.run("serve", "--port", "0", exports["bert", "int8"], "--dtype", "float32")
+    assert code == 78 and "was exported in int8" in plaudit.stderr, plaudit.stderr

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,10 +24,8 @@ RENDERED = [
 
 
 @pytest.fixture(scope="module")
-def url(serve: Callable[..., Any], reward_model_dir: Callable[[str], Path]) -> Iterator[str]:
-    running = serve(reward_model_dir("qwen3"), "--device", "cpu")
-    yield running.url
-    running.end()
+def url(served_url: Callable[[str], str]) -> str:
+    return served_url("qwen3")
 
 
 @pytest.fixture(scope="module")

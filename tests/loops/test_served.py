@@ -20,13 +20,13 @@ from plaudit_loops.scoring import Served
 
 
 @pytest.fixture(scope="module")
-def served(serve: Callable[..., Any], reward_model_dir: Callable[[str], Path]) -> Any:
-    return serve(reward_model_dir("qwen3"))
+def served(served_url: Callable[[str], str]) -> str:
+    return served_url("qwen3")
 
 
 @pytest.fixture(scope="module")
-def other(serve: Callable[..., Any], reward_model_dir: Callable[[str], Path]) -> Any:
-    return serve(reward_model_dir("llama"))
+def other(served_url: Callable[[str], str]) -> str:
+    return served_url("llama")
 
 
 @pytest.fixture
@@ -43,21 +43,21 @@ def source() -> Iterator[Callable[..., Served]]:
         one.close()
 
 
-def test_scores_are_those_of_the_server(served: Any, other: Any, source: Callable[..., Served]) -> None:
+def test_scores_are_those_of_the_server(served: str, other: str, source: Callable[..., Served]) -> None:
     groups = [("what is it?", ["a language", ""]), ([{"role": "user", "content": "learn"}], ["daily"])]
-    promises = [source(served.url, other.url).submit(groups), source(other.url).submit(groups)]
+    promises = [source(served, other).submit(groups), source(other).submit(groups)]
     both, one = promises[0](), promises[1]()
     assert both.shape == (2, 3)
-    with Client(served.url) as client:
+    with Client(served) as client:
         items = [{"prompt": prompt, "responses": texts} for prompt, texts in groups]
         assert both[0].tolist() == client.score_items(items).scores
     assert (both[1] == one[0]).all()
 
 
-def test_a_changed_revision_raises_or_is_counted(served: Any, other: Any, source: Callable[..., Served]) -> None:
-    first = source(served.url)
+def test_a_changed_revision_raises_or_is_counted(served: str, other: str, source: Callable[..., Served]) -> None:
+    first = source(served)
     for options in ({}, {"pin": False}):
-        moved = source(other.url, **options)
+        moved = source(other, **options)
         if not options:
             with pytest.raises(RevisionChanged, match="not as .* any more"):
                 moved.put_back(first.state())
@@ -66,14 +66,14 @@ def test_a_changed_revision_raises_or_is_counted(served: Any, other: Any, source
         assert moved.counts()["reward/revision_changes"] == 1
         assert moved.submit([("a", ["b"])])().shape == (1, 1)
     with pytest.raises(RevisionChanged, match="began with 1 endpoints"):
-        source(served.url, other.url).put_back(first.state())
+        source(served, other).put_back(first.state())
 
 
-def test_an_item_that_cannot_be_scored_is_no_number(served: Any, source: Callable[..., Served]) -> None:
+def test_an_item_that_cannot_be_scored_is_no_number(served: str, source: Callable[..., Served]) -> None:
     groups = [("a", ["fine", "practise " * 700])]
     with pytest.raises(Exception, match="too_long"):
-        source(served.url).submit(groups)()
-    lenient = source(served.url, on_error="none")
+        source(served).submit(groups)()
+    lenient = source(served, on_error="none")
     scores = lenient.submit(groups)()
     assert scores[0, 0] == scores[0, 0] and scores[0, 1] != scores[0, 1]
     assert lenient.counts()["reward/failed"] == 1 and lenient.counts()["reward/failed"] == 0
@@ -93,19 +93,19 @@ def run(*arguments: str | Path) -> str:
 
 
 @pytest.mark.soak
-def test_from_nothing_to_a_policy_by_command(served: Any, tmp_path: Path) -> None:
+def test_from_nothing_to_a_policy_by_command(served: str, tmp_path: Path) -> None:
     """The verbs as they are typed: sft from scratch, a few steps of PPO, the same run again from its run.toml."""
     small = ["--report-to", "tensorboard", "--checkpoint-every", "2"]
     run("sft", "starter", "--starter-records", "64", "--out", tmp_path / "sft", *small)
-    options = ["--url", served.url, "--starter-prompts", "24", "--steps", "4", "--prompts-per-step", "8", *small]
+    options = ["--url", served, "--starter-prompts", "24", "--steps", "4", "--prompts-per-step", "8", *small]
     options += ["--max-new-tokens", "12", "--minibatches", "2", "--value-warmup-steps", "1", "--sample-every", "2"]
     said = run("rl", "--policy", tmp_path / "sft/policy", *options, "--out", tmp_path / "rl")
-    assert f"scored by {served.url}" in said and f"policy: {tmp_path / 'rl/policy'}" in said
+    assert f"scored by {served}" in said and f"policy: {tmp_path / 'rl/policy'}" in said
     lines = [json.loads(line) for line in (tmp_path / "rl/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert all(line["reward/failed"] == 0 and line["objective/scores"] is not None for line in lines)
     samples = [json.loads(line) for line in (tmp_path / "rl/samples.jsonl").read_text().splitlines()]
-    with Client(served.url) as client:
+    with Client(served) as client:
         for sample in samples:
             assert client.score(sample["prompt"], sample["response"]).score == sample["scores"][0]
     assert list((tmp_path / "rl/tensorboard").glob("*tfevents*"))
@@ -116,7 +116,7 @@ def test_from_nothing_to_a_policy_by_command(served: Any, tmp_path: Path) -> Non
 
 @pytest.mark.soak
 @pytest.mark.parametrize("algo", ["ppo", "grpo"])
-def test_two_processes_compute_what_one_does(served: Any, tmp_path: Path, quiet: Console, algo: str) -> None:
+def test_two_processes_compute_what_one_does(served: str, tmp_path: Path, quiet: Console, algo: str) -> None:
     base = tmp_path / "base"
     starter.write_policy(base, 0)
     small = config_toml.build(
@@ -124,7 +124,7 @@ def test_two_processes_compute_what_one_does(served: Any, tmp_path: Path, quiet:
     )
     verbs.sft(small, tmp_path / "sft", quiet)
     options = [
-        "--policy", tmp_path / "sft/policy", "--url", served.url, "--algo", algo, "--steps", "4", "--device", "cpu",
+        "--policy", tmp_path / "sft/policy", "--url", served, "--algo", algo, "--steps", "4", "--device", "cpu",
         "--prompts-per-step", "4", "--group-size", "4", "--max-new-tokens", "8", "--starter-prompts", "24",
         "--value-warmup-steps", "1", "--learning-rate", "1e-4", "--minibatches", "2",
     ]  # fmt: skip
