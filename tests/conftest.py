@@ -368,8 +368,8 @@ def _write_tokenizer(directory: Path, family: str) -> None:
 
 
 BUDGET_SECONDS = {
-    "kernels": 170, "model": 150, "training": 180, "server": 230, "clients": 100, "contract": 200, "loadtests": 30,
-    "loops": 90, "compose": 40, "benchmarks": 60,
+    "kernels": 150, "model": 110, "training": 140, "server": 230, "clients": 80, "contract": 140, "loadtests": 10,
+    "loops": 70, "compose": 30, "benchmarks": 50,
 }  # fmt: skip
 _spent: dict[str, float] = {}
 
