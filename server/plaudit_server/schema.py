@@ -1,8 +1,8 @@
 """The wire's shapes as published in OpenAPI, and what requests are checked against. `envelope` reads them.
 
 Objects are plain dicts once checked, so an item goes on to `plaudit_model.items` as it came. Everything is
-strict, an unknown field is an error, and a number is finite. A list ends with its first fault, and an object has at
-most `MOST_FIELDS`: each fault that is collected takes a kilobyte, and a body has room for millions of them.
+strict, an unknown field is an error, and a number is finite. A list (but that of items) ends with its first fault, and
+an object has at most `MOST_FIELDS`: each fault that is collected takes a kilobyte, and a body has room for millions.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ class ScoreConversation(Conversation, Options):
 class ScoreItems(Options):
     """Items of any shape, in any mixture."""
 
-    items: Annotated[list[Item], Field(max_length=MAX_ITEMS, fail_fast=True)]
+    items: Annotated[list[Item], Field(max_length=MAX_ITEMS)]
 
 
 ScoreRequest = Annotated[
