@@ -28,6 +28,8 @@ from plaudit_server.settings import MAX_ITEMS, ServerSettings
 
 from .envelope import Call, read_reward, read_score
 
+_A_DAY = 86_400_000
+
 
 def build_app(settings: ServerSettings, composer: Composer) -> ASGIApp:
     """The service, behind the same guards as the server."""
@@ -135,8 +137,8 @@ def _overlong(value: Any) -> Overlong | None:
 def _seconds(milliseconds: Any) -> float | None:
     if milliseconds is None:
         return None
-    if isinstance(milliseconds, bool) or not isinstance(milliseconds, (int, float)) or not milliseconds > 0:
-        raise RequestError("invalid_request", "deadline_ms must be a positive number", param="deadline_ms")
+    if isinstance(milliseconds, bool) or not isinstance(milliseconds, (int, float)) or not 0 < milliseconds <= _A_DAY:
+        raise RequestError("invalid_request", f"deadline_ms must be positive, at most {_A_DAY}", param="deadline_ms")
     return milliseconds / 1000
 
 

@@ -167,8 +167,11 @@ def _no_constant(_name: str) -> NoReturn:
 
 
 def _checked(adapter: TypeAdapter[Any], body: bytes, shapes: str) -> dict[str, Any]:
+    value = decode(body)
+    if isinstance(value, dict) and len(value) > schema.MOST_FIELDS:
+        raise RequestError("unknown_field", f"the request has more fields than are known here: {shapes}")
     try:
-        request: dict[str, Any] = adapter.validator.validate_python(decode(body))
+        request: dict[str, Any] = adapter.validator.validate_python(value)
     except ValidationError as error:
         raise _explained(error, shapes) from None
     return request

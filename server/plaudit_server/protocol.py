@@ -2,7 +2,8 @@
 
 httptools is faster than h11 and refuses a message with both Content-Length and Transfer-Encoding, which h11
 takes. But it collects headers without an end and waits for them for ever, so here they are bounded in bytes and
-in time; and a client that goes on sending after its answer is cut off.
+in time. A client that goes on sending after its answer is cut off, and so is one that sends requests far ahead of
+their answers: each of a few bytes is kilobytes here, and uvicorn reads on after every answer.
 
 What ASGI has no words for, the `Connection` in a request's scope does: it says that the client has gone, without a
 task that waits for it, and that a body is all there; and it writes an answer at once, where ASGI's two messages are
@@ -78,18 +79,17 @@ class Connection(HttpToolsProtocol):
         cycle.on_response()
         return True
 
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self.scope[_CONNECTION] = self  # type: ignore[literal-required]
-
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._lost = True
+        if self._serving is not None:
+            self._serving.disconnected = True  # uvicorn tells the request that came last, which may wait behind it
         if self._leave is not None:
             self._leave()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._serving = cycle
+        cycle.scope[_CONNECTION] = self  # type: ignore[literal-required]
         super()._start_asgi_task(cycle, app)
 
 
@@ -121,6 +121,7 @@ def bounded_protocol(limits: Limits) -> type[HttpToolsProtocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._end_timer()
+            self.pipeline.clear()  # they are not answered any more, and hold this connection as it holds them
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
@@ -136,7 +137,10 @@ def bounded_protocol(limits: Limits) -> type[HttpToolsProtocol]:
                     self.transport.close()
                 elif self._timer is None:
                     self._await_head()
-            if self._message_bytes > 2 * limits.body_bytes:
+            elif self.cycle.response_complete:  # no request yet: what came has ended uvicorn's wait for one
+                self._unset_keepalive_if_required()
+                self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self._late)
+            if self._message_bytes > 2 * limits.body_bytes or len(self.pipeline) > limits.pipelined:
                 self.transport.abort()
 
         def on_message_begin(self) -> None:

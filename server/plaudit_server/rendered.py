@@ -72,6 +72,8 @@ class _Inst(Family):
     def conversation(self, text: str) -> list[Message] | None:
         turns: list[Message] = []
         end = 0
+        if text.rfind("[INST]") > text.rfind("[/INST]"):
+            return None  # and each that is not closed would be searched to the end of the text
         for match in _INST.finditer(text):
             if _without(text[end : match.start()], self.lead).strip():
                 return None
@@ -84,10 +86,10 @@ class _Inst(Family):
             yield Message("system", system[1])
             user = user[system.end() :]
         yield Message("user", user)
-        yield Message("assistant", assistant)
+        yield Message("assistant", assistant.rstrip())
 
 
-_INST = re.compile(r"\[INST\] ?(?P<user>.*?) ?\[/INST\] ?(?P<assistant>.*?)(?=\s*(?:</s>|<s>|\[INST\]|$))", re.DOTALL)
+_INST = re.compile(r"\[INST\] ?(?P<user>.*?) ?\[/INST\] ?(?P<assistant>.*?)(?=</s>|<s>|\[INST\]|\Z)", re.DOTALL)
 _SYS = re.compile(r"<<SYS>>\n(.*?)\n<</SYS>>\n\n", re.DOTALL)
 _BAR, _LOW = "\uff5c", "\u2581"  # DeepSeek writes its markers with these
 

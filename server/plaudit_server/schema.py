@@ -1,14 +1,15 @@
 """The wire's shapes as published in OpenAPI, and what requests are checked against. `envelope` reads them.
 
 Objects are plain dicts once checked, so an item goes on to `plaudit_model.items` as it came. Everything is
-strict, an unknown field is an error, and a number is finite.
+strict, an unknown field is an error, and a number is finite. A list (but that of items) ends with its first fault, and
+an object has at most `MOST_FIELDS`: each fault that is collected takes a kilobyte, and a body has room for millions.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import ConfigDict, Discriminator, Field, GetCoreSchemaHandler, Tag, with_config
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, GetCoreSchemaHandler, Tag, with_config
 from pydantic_core import core_schema
 from typing_extensions import TypedDict
 
@@ -19,6 +20,8 @@ from .settings import MAX_ITEMS
 
 Transform = Literal["none", "normalized", "probability"]
 Include = Literal["attributes", "timing"]
+
+MOST_FIELDS = 100
 
 _object = with_config(ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
 _lenient = with_config(ConfigDict(extra="ignore", strict=True, allow_inf_nan=False))
@@ -43,10 +46,18 @@ class Message(TypedDict):
     content: Text
 
 
-Prompt = Text | list[Message]
+def _bounded(value: Any) -> Any:
+    if isinstance(value, dict) and len(value) > MOST_FIELDS:
+        raise ValueError("a message has a role and a content")
+    return value
+
+
+Messages = Annotated[list[Annotated[Message, BeforeValidator(_bounded)]], Field(fail_fast=True)]
+
+Prompt = Text | Messages
 """Text is one user message."""
 
-Responses = Annotated[list[Text], Field(max_length=MAX_ITEMS)]
+Responses = Annotated[list[Text], Field(max_length=MAX_ITEMS, fail_fast=True)]
 
 
 @_object
@@ -69,7 +80,7 @@ class PromptResponses(TypedDict):
 class Conversation(TypedDict):
     """A conversation that ends with the assistant's turn, which is what is scored."""
 
-    messages: list[Message]
+    messages: Messages
 
 
 @_object
@@ -83,13 +94,15 @@ class RenderedText(TypedDict):
 class TokenIds(TypedDict):
     """Token ids of the served model's tokenizer; the first `prompt_tokens` are the prompt's."""
 
-    input_ids: list[int]
+    input_ids: Annotated[list[int], Field(fail_fast=True)]
     prompt_tokens: NotRequired[Annotated[int, Field(ge=0)]]
 
 
 def _shape(value: Any) -> str | None:
     """Which shape an object has, by the fields that shapes have; fields beyond those are found out later."""
-    return TAGS.get(frozenset(value) & SHAPE_FIELDS) if isinstance(value, dict) else None
+    if not isinstance(value, dict) or len(value) > MOST_FIELDS:
+        return None
+    return TAGS.get(frozenset(value) & SHAPE_FIELDS)
 
 
 TAGS = {
@@ -129,7 +142,7 @@ class Options(SharedOptions, total=False):
 
     transform: Annotated[Transform, Field(description="normalized: (score - mean) / std; probability: "
                                                       "sigmoid((score - mean) / temperature)")]  # fmt: skip
-    include: Annotated[list[Include], Field(description="what else each result should hold")]
+    include: Annotated[list[Include], Field(fail_fast=True, description="what else each result should hold")]
 
 
 @_object
@@ -185,7 +198,7 @@ class CompareRequest(SharedOptions):
 class RewardRequest(TypedDict):
     """OpenRLHF's request. Whatever else its forks send beside `query` is ignored."""
 
-    query: Annotated[list[Text], Field(max_length=MAX_ITEMS)]
+    query: Responses
     prompts: NotRequired[Any]
     labels: NotRequired[Any]
 

@@ -29,6 +29,7 @@ class Limits:
 
     held_bytes   bodies of all requests being worked on; beyond it new ones are told to come back
     item_bytes   text of one item before it is tokenised: a tokenizer takes about a second a megabyte
+    pipelined    requests that a client may send on one connection ahead of their answers
     """
 
     body_bytes: int = 64 * 1024 * 1024
@@ -36,6 +37,7 @@ class Limits:
     item_bytes: int = 1024 * 1024
     header_bytes: int = 16 * 1024
     headers: int = 100
+    pipelined: int = 256
     header_seconds: float = 5.0
     body_seconds: float = 60.0
     idle_seconds: int = 75

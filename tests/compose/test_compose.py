@@ -124,6 +124,7 @@ def test_rewards_of_a_real_server_and_of_what_can_be_verified(
             ({"items": [{"prompt": "x", "response": "y"}], "model": "other"}, 404),
             ({"prompt": "x", "response": "y", "transform": "normalized"}, 422),
             ({"prompt": "x", "response": "y", "deadline_ms": "soon"}, 422),
+            ({"prompt": "x", "response": "y", "deadline_ms": 10**400}, 422),
             ({"prompt": "x", "response": "y", "deadline_ms": 0.001}, 504),
         ]
         assert [http.post("/score", json=body).status_code for body, _ in bad] == [status for _, status in bad]

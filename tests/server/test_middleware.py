@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import gc
 import json
 import logging
@@ -218,6 +219,27 @@ def test_a_kept_connection_gets_the_same_bounds_for_its_next_request(port):
         assert answer(connection)[0] == 200
         connection.sendall(b"POST /echo HT")
         assert connection.recv(1) == b""
+
+
+def test_a_kept_connection_that_sends_no_request_is_closed_in_time():
+    impatient = ServerSettings(limits=dataclasses.replace(LIMITS, idle_seconds=1))
+    with listening(impatient) as (port, _, _), connect(port) as empty_line, connect(port) as too_much:
+        empty_line.sendall(head("/echo", "content-length: 2") + b"{}")
+        too_much.sendall(head("/echo", "content-length: 60000"))
+        assert answer(empty_line)[0] == 200 and answer(too_much)[0] == 413
+        empty_line.sendall(b"\r\n")
+        too_much.sendall(b"x")
+        assert empty_line.recv(1) == b"" and too_much.recv(1) == b""
+
+
+def test_requests_far_ahead_of_their_answers_end_the_connection(open_server):
+    port, probe, _ = open_server
+    probe.events.clear()
+    with connect(port) as connection, contextlib.suppress(ConnectionError):
+        connection.sendall(head("/echo", method="GET") * 20_000 + head("/wait", method="GET"))
+        while connection.recv(1 << 20):
+            pass
+    assert not probe.events and ask(port, head("/livez", method="GET"))[0] == 200
 
 
 def test_ambiguous_lengths_are_refused(port):

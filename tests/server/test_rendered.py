@@ -88,6 +88,15 @@ def test_several_exchanges_and_a_response_that_was_cut_off():
     assert RenderedRule("rerender", OTHER).conversation(tulu) == [Message("user", "a"), Message("assistant", "b")]
 
 
+def test_a_megabyte_is_read_as_fast_as_it_is_long():
+    """Searched anew from each space, or from each marker that is not closed, it took hours: the test's limit tells."""
+    rerender, length = RenderedRule("rerender", OTHER), 1 << 20
+    assert rerender.conversation("[INST] a [/INST] b" + " " * length + "c")[1].content == "b" + " " * length + "c"
+    for text in ("[INST]" * (length // 6), "[INST] a [/INST] b" + "[INST]" * (length // 6)):
+        with pytest.raises(ItemError):
+            rerender.conversation(text)
+
+
 def test_an_empty_response_is_a_response():
     text = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n<|im_end|>"
     assert RenderedRule("rerender", OTHER).conversation(text) == [Message("user", "a"), Message("assistant", "")]

@@ -1,6 +1,7 @@
 """From the bytes of a body to a checked call: every shape, and every way an envelope can be wrong."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from plaudit_server.envelope import Options, decode, read_compare, read_query, r
 from plaudit_server.errors import RequestError
 
 PAIR = {"prompt": "p", "response": "r"}
+MANY = {str(number): 0 for number in range(9_999)}
 CANARY = "zanzibar-7741"
 
 
@@ -118,6 +120,27 @@ def test_4096_scores_are_the_most_of_one_request():
         error = refused(read_score, body)
         assert (error.status, error.code) == (413, "too_many_items")
     assert refused(read_reward, {"query": ["t"] * 4097}).status == 413
+
+
+@pytest.mark.parametrize(
+    ("read", "body", "param"),
+    [
+        (read_score, {"messages": [0] * 9_999}, "messages[0]"),
+        (read_score, {"prompt": [{}] * 9_999, "response": "r"}, "prompt[0].role"),
+        (read_score, {"items": [{"input_ids": [1.5] * 9_999}]}, "items[0].input_ids[0]"),
+        (read_score, {"items": [{"prompt": "p", "responses": [0] * 4_096}]}, "items[0].responses[0]"),
+        (read_score, PAIR | {"include": [0] * 9_999}, "include[0]"),
+        (read_score, {"messages": [{"role": "user", "content": "c"} | MANY]}, "messages[0]"),
+        (read_score, {"items": [PAIR | MANY]}, "items[0]"),
+        (read_rank, {"prompt": "p", "responses": []} | MANY, None),
+        (read_reward, {"query": [0] * 4_096}, "query[0]"),
+    ],
+)
+def test_a_body_full_of_faults_costs_no_more_than_one(read, body, param):
+    """Each fault that is collected takes a kilobyte: two megabytes of zeros took a gigabyte, and seconds."""
+    error = refused(read, body)
+    assert error.status == 422 and error.param == param
+    assert not re.search(r"and \d\d+ more", error.message)
 
 
 def test_rank_and_compare_read_their_own_fields():

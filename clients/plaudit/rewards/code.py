@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from threading import Event
 from typing import Any
 
 from .config import Code
@@ -33,18 +34,20 @@ def program_of(response: str) -> str:
     return str(blocks[-1]) if blocks else response
 
 
-def code(term: Code, response: str, reference: Any, *, isolated: bool) -> float:
-    """The share of the tests that pass. Raises TermError for a reference that holds none, or without a sandbox."""
+def code(term: Code, response: str, reference: Any, unwanted: Event, *, isolated: bool) -> float:
+    """The share of the tests that pass; none is begun once it is unwanted. Raises TermError for a reference that holds
+    none, or without a sandbox."""
     sandbox, program = Sandbox(term.seconds, term.memory_mb, isolated), program_of(response)
     try:
         if isinstance(reference, str) and reference.strip():
             word = secrets.token_hex(16)
             ended = sandbox.run(_ASSERTED.format(word=word, program=program, tests=reference))
             return float(ended.code == 0 and ended.output.endswith(b"\n" + word.encode()))
-        passed = [_passes(sandbox, program, test) for test in _tests(term, reference)]
+        tests = _tests(term, reference)
+        passed = [_passes(sandbox, program, test) for test in tests if not unwanted.is_set()]
     except (OSError, ValueError) as error:
         raise TermError("unavailable", f"{term.name}: the sandbox cannot run: {error}") from None
-    return sum(passed) / len(passed)
+    return sum(passed) / len(tests)
 
 
 def _tests(term: Code, reference: Any) -> list[dict[str, str]]:

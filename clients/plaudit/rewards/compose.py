@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -158,8 +159,14 @@ class Composer:
         own = reference_of(term, reference)
         if own is None:
             raise TermError("missing_reference", f"{term.name}: the item has no reference")
-        async with self._slots:
-            return await asyncio.to_thread(code, term, response, own, isolated=self._isolated)
+        unwanted = threading.Event()
+        await self._slots.acquire()
+        run = asyncio.ensure_future(asyncio.to_thread(code, term, response, own, unwanted, isolated=self._isolated))
+        run.add_done_callback(lambda _: self._slots.release())
+        try:  # cancelled, a thread runs on: it has its slot until its test has ended, and begins no other
+            return await asyncio.shield(run)
+        finally:
+            unwanted.set()
 
 
 def _client(term: Model) -> AsyncClient:

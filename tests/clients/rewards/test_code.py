@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import time
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 
 from plaudit.rewards import sandbox
 from plaudit.rewards.code import code, program_of
-from plaudit.rewards.config import Code
+from plaudit.rewards.compose import Candidate, Composer
+from plaudit.rewards.config import Code, Rewards
 from plaudit.rewards.sandbox import Ended, Sandbox, works
 from plaudit.rewards.terms import TermError
 
@@ -89,7 +92,7 @@ def test_a_sandbox_that_fails_is_no_wrong_answer(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sandbox, "_UNSHARE", ("false",))
     assert not works()
     with pytest.raises(TermError) as failure:
-        code(TERM, "print(1)", "assert True", isolated=True)
+        code(TERM, "print(1)", "assert True", Event(), isolated=True)
     assert failure.value.code == "unavailable"
 
 
@@ -113,14 +116,33 @@ TESTS = [{"input": "1 2\n", "output": "3"}, {"input": "5 5", "output": "10\n"}, 
     ],
 )
 def test_the_share_of_tests_that_pass(response: str, reference: Any, value: float) -> None:
-    assert code(TERM, response, reference, isolated=works()) == pytest.approx(value)
+    assert code(TERM, response, reference, Event(), isolated=works()) == pytest.approx(value)
 
 
 @pytest.mark.parametrize("reference", [[], [{"input": "x"}], " ", 7, {"input": "a", "output": "b"}, [3]])
 def test_a_reference_without_tests_is_an_error(reference: Any) -> None:
     with pytest.raises(TermError) as failure:
-        code(TERM, "print(1)", reference, isolated=works())
+        code(TERM, "print(1)", reference, Event(), isolated=works())
     assert failure.value.code == "bad_reference"
+
+
+def test_nothing_is_run_any_more_for_a_caller_that_has_gone(tmp_path: Path) -> None:
+    """A trainer that gives up asks again: what its first request left running would be in the way of the second."""
+    runs = tmp_path / "runs"
+    response = f"open({str(runs)!r}, 'a').write('x')"
+    asked = Candidate({"prompt": "p", "response": response}, response, TESTS * 20)
+
+    async def give_up() -> None:
+        composer = Composer(Rewards((TERM,)), allow_code=True, isolated=False)
+        asking = asyncio.create_task(composer.rewards_of([asked]))
+        while not runs.exists():
+            await asyncio.sleep(0.01)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+
+    asyncio.run(give_up())  # returns once its threads have ended
+    assert len(runs.read_text()) < len(TESTS * 20)
 
 
 def test_the_program_is_the_last_block() -> None:
