@@ -39,6 +39,16 @@ def shared_data() -> Path:
 
 
 @pytest.fixture
+def full_disk() -> Iterator[Callable[[int], None]]:
+    """`full_disk(n)` lets no file of this process become longer than n bytes, as a quota does."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda most: resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """`kernels("triton")`, and operations from then on are those of that implementation."""
     from plaudit_kernels import select

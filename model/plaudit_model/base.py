@@ -11,6 +11,7 @@ from typing import Any
 import tokenizers
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 
 from . import contract as contracts
@@ -70,7 +71,7 @@ def load_weights(directory: Path, **options: Any) -> tuple[nn.Module, set[str]]:
             directory, use_safetensors=True, local_files_only=True, ignore_mismatched_sizes=True,
             output_loading_info=True, **options,
         )  # fmt: skip
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{directory} could not be loaded: {error}") from error
     return module, set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
 

@@ -13,7 +13,6 @@ The reader verifies every hash and falls back, loudly, to the checkpoint before.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -21,15 +20,16 @@ import re
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .errors import CheckpointError
-from .store import sync
+from .store import hash_file, sync
 
 LOG = logging.getLogger("plaudit.checkpoint")
 
@@ -76,10 +76,10 @@ class Saver:
         try:
             save(self._root, snapshot, keep=self._keep, best=best)
             self.saved_at, self._failures = snapshot.step, 0
-        except OSError as error:
+        except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
             self._failures += 1
             if self._failures >= MOST_FAILURES:
-                raise
+                raise OSError(str(error)) from error
             LOG.error("no checkpoint at step %d, the one before is intact: %s", snapshot.step, error)
         now = time.monotonic()
         self._next = now + max(SHORTEST_INTERVAL, (now - begun) / SAVE_SHARE)
@@ -202,9 +202,7 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
 def _entry(path: Path) -> dict[str, Any]:
     """Size and hash of a file, as the manifest has them. Raises CheckpointError if it cannot be read."""
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"sha256": digest, "bytes": path.stat().st_size}
+        return asdict(hash_file(path))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
 

@@ -203,9 +203,12 @@ def read(directory: Path) -> RewardContract:
 
 
 def write(contract: RewardContract, directory: Path) -> None:
-    """Write `reward.json` into a directory."""
+    """Write `reward.json` into a directory, at once: a reader finds the old one or the new one. What a link led to, as
+    in the Hub's cache, stays as it was."""
     text = json.dumps(to_json(contract), indent=2, ensure_ascii=False, allow_nan=False)
-    (directory / FILE_NAME).write_text(text + "\n", encoding="utf-8")
+    hidden = directory / f".{FILE_NAME}.writing"
+    hidden.write_text(text + "\n", encoding="utf-8")
+    hidden.replace(directory / FILE_NAME)
 
 
 def json_schema() -> dict[str, Any]:

@@ -29,6 +29,7 @@ TOKENIZER_FILE = "tokenizer.json"
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 _GRAPH_FILES = ["model.onnx", "model.onnx.data"]  # of an exported model; other graphs of a repository are not ours
 _NO_LIMIT = 1 << 20
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def resolve(name: str | Path, revision: str | None = None) -> Path:
@@ -42,7 +43,7 @@ def resolve(name: str | Path, revision: str | None = None) -> Path:
         return path
     if str(name) == "starter":
         return _starter()
-    if path.is_absolute() or str(name).startswith(".") or str(name).count("/") != 1:
+    if path.is_absolute() or str(name).startswith(".") or not _HUB_ID.fullmatch(str(name)):
         raise CheckpointError(f"there is no directory {name} (and a Hub id has the form owner/name)")
     return _download(str(name), revision)
 

@@ -17,10 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from .contract import FILE_NAME, FileEntry, RewardContract
 from .errors import CheckpointError
 
-_CHUNK = 1 << 20
 _LARGE = 1 << 26
 _HASHED_AT_ONCE = 8
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -29,7 +30,7 @@ _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 @contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:
     """A directory to write into, renamed to `target` when the block ends well and removed when it does not.
-    An existing `target` is replaced."""
+    An existing `target` is replaced. Whoever may read the directory may read its files. Raises OSError."""
     target = target.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = target.parent / f".{target.name}.writing-{os.getpid()}"
@@ -38,20 +39,22 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     try:
         yield staging
         for path in sorted(staging.rglob("*"), reverse=True):  # deepest first
+            # safetensors lets nobody else read its files, such as the user that a server runs as
+            path.chmod(path.stat().st_mode | staging.stat().st_mode & 0o444)
             sync(path)
         sync(staging)
         _replace(staging, target)
+    except SafetensorError as error:
+        raise OSError(f"{target} could not be written: {error}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
 def hash_file(path: Path) -> FileEntry:
     """sha256 and size of a file."""
-    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return FileEntry(digest.hexdigest(), path.stat().st_size)
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return FileEntry(digest, path.stat().st_size)
 
 
 def hash_files(directory: Path, patterns: Iterable[str] = ("*",)) -> dict[str, FileEntry]:

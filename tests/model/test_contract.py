@@ -89,3 +89,13 @@ def test_the_published_schema_and_example_are_current() -> None:
     """`docs/reward.schema.json` and `docs/reward.example.json` are what the classes say today."""
     assert json.loads((DOCS / "reward.schema.json").read_text()) == contracts.json_schema()
     contracts.from_json(json.loads((DOCS / "reward.example.json").read_text()))
+
+
+def test_writing_a_contract_leaves_what_a_link_leads_to(tmp_path: Path) -> None:
+    blob, snapshot = tmp_path / "blob", tmp_path / "snapshot"
+    snapshot.mkdir()
+    blob.write_text("of other revisions, too")
+    (snapshot / contracts.FILE_NAME).symlink_to(blob)
+    contracts.write(example(), snapshot)
+    assert contracts.read(snapshot) == example() and blob.read_text() == "of other revisions, too"
+    assert [path.name for path in snapshot.iterdir()] == [contracts.FILE_NAME]

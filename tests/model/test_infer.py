@@ -96,7 +96,7 @@ def test_a_model_without_a_template_is_refused(bare: Path) -> None:
         infer.contract_for(bare)
 
 
-@pytest.mark.parametrize("name", ["/no/such/place", "./nowhere", "nowhere", "a/b/c"])
+@pytest.mark.parametrize("name", ["/no/such/place", "./nowhere", "nowhere", "a/b/c", "owner/name@main"])
 def test_a_name_that_is_nothing_says_so(name: str) -> None:
     with pytest.raises(CheckpointError, match=f"^there is no directory {name} "):
         infer.resolve(name)

@@ -184,6 +184,21 @@ def test_pickle_weights_are_refused(reward_model_dir: ModelDir, tmp_path: Path) 
         RewardModel.load(directory)
 
 
+@pytest.mark.parametrize("kept", [0, -100, None])
+def test_a_weight_file_that_is_cut_off_or_a_pointer_is_named(
+    reward_model_dir: ModelDir, tmp_path: Path, kept: int | None
+) -> None:
+    directory = copy(reward_model_dir("qwen3"), tmp_path / "m")
+    (directory / FILE_NAME).unlink()
+    weights = directory / "model.safetensors"
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:12\n"
+    weights.write_bytes(pointer if kept is None else weights.read_bytes()[:kept])
+    with pytest.raises(CheckpointError, match="could not be loaded"):
+        RewardModel.load(directory)
+    with pytest.raises(CheckpointError, match="could not be loaded"):
+        RewardModel.from_base(directory, seed=0)
+
+
 def test_a_contract_that_contradicts_the_weights_is_refused(reward_model_dir: ModelDir, tmp_path: Path) -> None:
     directory = copy(reward_model_dir("qwen3"), tmp_path / "m")
     data = json.loads((directory / FILE_NAME).read_text())

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from plaudit_model import contract as contracts
 from plaudit_model import store
@@ -111,3 +113,21 @@ def test_an_interrupt_does_not_wait_for_the_rest(
         threading.Timer(0.05, release.set).start()
         raise KeyboardInterrupt
     assert begun == ["model-0.safetensors"], "those that had not begun never do"
+
+
+def test_who_may_read_the_directory_may_read_its_files(tmp_path: Path) -> None:
+    with store.atomic_directory(tmp_path / "model") as staging:
+        (staging / "deep").mkdir()
+        for path in (staging / "model.safetensors", staging / "deep" / "file"):
+            path.touch(mode=0o600)
+    mode = (tmp_path / "model").stat().st_mode & 0o444
+    assert mode & 0o400 and all(p.stat().st_mode & 0o444 == mode for p in (tmp_path / "model").rglob("*"))
+
+
+def test_a_directory_that_a_quota_cuts_off_is_an_error_of_the_disk(
+    tmp_path: Path, full_disk: Callable[[int], None]
+) -> None:
+    full_disk(100)
+    with pytest.raises(OSError, match="model could not be written"), store.atomic_directory(tmp_path / "model") as half:
+        save_file({"w": torch.zeros(100)}, half / "model.safetensors")
+    assert not list(tmp_path.iterdir())

@@ -141,6 +141,12 @@ def test_labels_weights_and_margins_become_rows_of_all_responses(model: RewardMo
     assert total_weight(found, LossConfig(weight="record")) == 2
 
 
+def test_a_tie_has_no_margin_for_nothing_tells_which_response_it_would_favour(model: RewardModel) -> None:
+    ties = [record(Comparison(i, 1 - i, "tie", margin=2.0)) for i in (0, 1)]
+    pairs = pairs_of(encode_records(ties, model.encoder).examples, LossConfig())
+    assert pairs.margin.tolist() == [0, 0]
+
+
 # -- packing -------------------------------------------------------------------------------------------------
 
 

@@ -144,6 +144,18 @@ def test_an_implicit_prompt_in_text_ends_with_a_word(
     assert record.prompt == (Message("user", prompt),) and record.responses == responses
 
 
+@pytest.mark.parametrize("margin", [1e39, -1e7, "1e300"])
+def test_a_margin_that_would_cost_its_step_is_bad(margin: float | str) -> None:
+    assert reason("preference", {"prompt": "p", "chosen": "x", "rejected": "y", "margin": margin}) == "bad_margin"
+
+
+def test_what_would_change_the_text_that_is_scored_is_refused() -> None:
+    row = {"prompt": "p", "chosen": "x", "rejected": "y"}
+    assert reason("preference", row | {"chat_template_kwargs": {"enable_thinking": True}}) == "unsupported"
+    thought = [{"role": BOT, "content": "x", "reasoning_content": "because"}]
+    assert reason("preference", row | {"chosen": thought, "rejected": turns("y", roles=(BOT,))}) == "unsupported"
+
+
 @pytest.mark.parametrize("margin", [0.5, 2, "0.5", 0, -1.5])
 def test_margins(margin: float | str) -> None:
     row = {"prompt": "p", "chosen": "x", "rejected": "y", "margin": margin, "id": 12}

@@ -227,6 +227,7 @@ def test_columns_are_renamed_and_the_rest_is_reported(tmp_path: Path) -> None:
     assert records[0].prompt[0].content == "q" and records[0].responses == ("g", "b")
     assert report.files[0].format == "preference" and not report.files[0].detected
     assert list(report.files[0].columns_not_read) == ["note"]
+    assert report.sentences() == [f"columns not read: note ({path})"], "a run says so, too"
 
 
 def test_a_mapped_column_that_no_row_has(tmp_path: Path) -> None:

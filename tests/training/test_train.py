@@ -305,6 +305,26 @@ def test_too_many_of_them_stop_the_run(make_task: Callable[..., Task], tmp_path:
     assert Diverged.exit_code == 1
 
 
+def test_a_run_that_learned_nothing_is_no_success(make_task: Callable[..., Task], tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match="all 4 steps"):
+        run(poisoned(make_task(settings()), 1), tmp_path)
+
+
+def test_what_is_saved_already_is_not_saved_again_as_a_run_gives_way(
+    make_task: Callable[..., Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, saved = checkpoint.save, list[int]()
+
+    def save(root: Path, snapshot: Snapshot, **rest: Any) -> Path:
+        saved.append(snapshot.step)
+        return real(root, snapshot, **rest)
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    with pytest.raises(Interrupted, match="after step 1 of 4; go on"):
+        run(make_task(settings(checkpoint__every=1, optim__token_budget=10**6)), tmp_path, StopAt(2))
+    assert saved == [1]
+
+
 def test_early_stopping_keeps_the_best(make_task: Callable[..., Task], tmp_path: Path) -> None:
     config = settings(
         optim__learning_rate=0.3, optim__warmup_ratio=1.0, evaluation__every=1, evaluation__patience=2,
@@ -397,6 +417,7 @@ def test_a_tracker_that_does_not_start_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "wandb.py").write_text("def init(**kwargs):\n    raise ConnectionError('no route to the tracker')\n")
+    (tmp_path / "run.toml").touch()
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     trackers = make(("wandb", "mlflow"), tmp_path, {}, 0)

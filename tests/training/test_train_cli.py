@@ -207,6 +207,28 @@ def test_errors_are_one_line(
     assert said in error(plaudit)
 
 
+@pytest.mark.parametrize("name", ["model/thesis.txt", "metrics.jsonl", "checkpoints/mine", "tensorboard/mine"])
+def test_what_was_there_before_a_run_is_not_overwritten(
+    plaudit: Commands, files: Path, tmp_path: Path, name: str
+) -> None:
+    mine = tmp_path / name
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("years of work")
+    assert plaudit.run("train", files / "train.jsonl", "--out", tmp_path, *QUICK) == 2
+    assert f"holds {Path(name).parts[0]} and no run" in error(plaudit)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [mine]
+
+
+@pytest.mark.parametrize("fitted", [False, True])
+def test_the_starter_replaces_nothing_but_a_reward_model(plaudit: Commands, tmp_path: Path, fitted: bool) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / ("reward.json" if fitted else "thesis.txt")).write_text("years of work")
+    code = plaudit.run("train", "starter", "--out", mine, "--dry-run", "--set", "data.starter_records=60")
+    assert code == (0 if fitted else 2), plaudit.stderr
+    assert fitted or "is no reward model, and would be replaced" in error(plaudit)
+
+
 def test_a_missing_file_is_an_error_of_the_data(plaudit: Commands, tmp_path: Path, out: Path) -> None:
     code = plaudit.run("train", tmp_path / "absent.jsonl", "--base", out / "model", "--out", tmp_path / "run")
     assert code == 65 and "absent.jsonl" in error(plaudit)

@@ -116,6 +116,7 @@ class Recorder(types.ModuleType):
         super().__init__(name)
         self.__spec__ = types.SimpleNamespace(name=name)  # type: ignore[assignment]
         self.calls: list[str] = []
+        self.options: list[dict[str, Any]] = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -123,6 +124,7 @@ class Recorder(types.ModuleType):
 
         def call(*args: Any, **kwargs: Any) -> Recorder:
             self.calls.append(name)
+            self.options.append(kwargs)
             return self
 
         return call
@@ -137,7 +139,24 @@ def test_trackers_are_told_the_configuration_and_the_numbers(
 ) -> None:
     recorder = Recorder(name)
     monkeypatch.setitem(sys.modules, name, recorder)
+    (tmp_path / "run.toml").touch()
     trackers = callbacks.make((name,), tmp_path, {"seed": 0}, 0)
     trackers.log(1, {"train/loss": 0.5})
     trackers.close()
     assert recorder.calls == calls
+
+
+def test_a_resumed_run_is_the_same_to_wandb_and_another_of_its_name_is_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    recorder = Recorder("wandb")
+    monkeypatch.setitem(sys.modules, "wandb", recorder)
+    runs = [tmp_path / place / "first" for place in "ab"]
+    for number, out in enumerate(runs):
+        out.mkdir(parents=True)
+        (out / "run.toml").touch()
+        os.utime(out / "run.toml", (number, number))
+    for out in (*runs, runs[0]):
+        callbacks.make(("wandb",), out, {}, 0)
+    one, other, again = (options["id"] for options in recorder.options)
+    assert one == again != other and one.startswith("first-")

@@ -156,7 +156,7 @@ def pairs_of(examples: Sequence[Example], config: LossConfig) -> Pairs:
             chosen.append(row + first)
             rejected.append(row + second)
             share.append(votes if config.labels == "votes" else hard(comparison))
-            margin.append(comparison.margin or 0.0)
+            margin.append(0.0 if comparison.outcome == "tie" else comparison.margin or 0.0)
             weight.append(1.0 if config.weight == "comparison" else 1.0 / example.pairs)
         row += len(example.items)
     return Pairs(

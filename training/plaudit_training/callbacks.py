@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .config import ConfigError
+from .config_toml import FILE_NAME
 
 LOG = logging.getLogger("plaudit.training")
 
@@ -49,7 +50,9 @@ class WandB:
     def __init__(self, out: Path, config: Mapping[str, Any]) -> None:
         import wandb
 
-        self._run: Any = wandb.init(project="plaudit", name=out.name, id=out.name, resume="allow", config=dict(config))
+        begun = (out / FILE_NAME).stat().st_mtime_ns  # tells it from another run of that name, elsewhere or before
+        identity = f"{out.name}-{begun:x}"
+        self._run: Any = wandb.init(project="plaudit", name=out.name, id=identity, resume="allow", config=dict(config))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)

@@ -89,8 +89,6 @@ def _show(report: ReadReport, summary: Summary, as_json: bool) -> None:
     for file in report.files:
         how = "by its columns" if file.detected else "as named"
         _console.print(Text(f"{file.file}: format {file.format or 'unknown'} ({how}), {file.rows:,} rows"))
-        if file.columns_not_read:
-            _console.print(Text(f"  columns not read: {', '.join(file.columns_not_read)}"))
     _console.print(Text(report.conservation(), style="bold"))
     for sentence in (*report.sentences(), *summary.sentences()):
         _console.print(Text(f"- {sentence}"))

@@ -131,6 +131,9 @@ class ReadReport:
         for word, tally, meanings in tables:
             for reason, count in tally.by_frequency():
                 said.append(f"{word} {count:,} {reason}: {meanings[reason]} ({tally.places(reason)})")
+        for file in self.files:
+            if file.columns_not_read:
+                said.append(f"columns not read: {', '.join(file.columns_not_read)} ({file.file})")
         if self.strict_ids_missing:
             said.append(f"{self.strict_ids_missing:,} of the strict ids are in none of the files")
         return said

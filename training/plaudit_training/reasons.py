@@ -30,7 +30,7 @@ BAD: dict[BadReason, str] = {
     "empty_prompt": "there is no prompt, or only white space",
     "empty_response": "both responses are empty; one alone may be: policies do end at once",
     "lone_surrogate": "a text has half of a surrogate pair, which is no character",
-    "bad_margin": "the margin is no finite number",
+    "bad_margin": "the margin is no number, or a senseless one",
     "bad_transcript": "the turns of a conversation cannot be told apart, or do not end with the assistant's",
     "different_prompts": "the two responses answer different prompts",
     "unknown_label": "the label is none of those that the label map names",

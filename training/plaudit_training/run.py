@@ -22,6 +22,7 @@ from tempfile import TemporaryDirectory
 import torch
 from rich.console import Console
 
+from plaudit_model.contract import FILE_NAME
 from plaudit_model.interrupt import StopRequest
 from plaudit_model.json_lines import JsonLines, write_whole
 from plaudit_model.memory import keep_freed_memory
@@ -37,6 +38,9 @@ ENTRIES = frozenset({
     "run.toml", "metrics.jsonl", "quarantine.jsonl", "quarantine-eval.jsonl", "checkpoints", "tensorboard", "model",
     REPORT, "base", ".lock", ".run.toml.writing", f".{REPORT}.writing",
 })  # fmt: skip
+OUTPUTS = ("metrics.jsonl", "checkpoints", "tensorboard", "model", REPORT)
+"""What a run begins anew or replaces: never what was there before its `run.toml`."""
+
 OPEN = (None, "auto")
 """Values that a run resolves when it starts."""
 
@@ -56,10 +60,13 @@ class NotWritten(Exception):
 def settle(config: RunConfig, out: Path, *, resume: bool) -> RunConfig:
     """The configuration to go on with: that of the run in `out` if there is one to resume.
 
-    Raises RunExists if there is a run and no `resume`, ConfigError if `config` asks for something else.
+    Raises RunExists if there is a run and no `resume`, or something that is not of a run and would be overwritten;
+    ConfigError if `config` asks for something else.
     """
     path = out / config_toml.FILE_NAME
     if not path.exists():
+        if foreign := [name for name in OUTPUTS if (out / name).exists()]:
+            raise RunExists(f"{out} holds {foreign[0]} and no run: it would be overwritten; name another --out")
         return config
     if not resume:
         raise RunExists(f"{out} already holds a run: go on with --resume, or name another --out")
@@ -69,6 +76,12 @@ def settle(config: RunConfig, out: Path, *, resume: bool) -> RunConfig:
             known = get(stored, name)
             raise ConfigError(f"{name} is {value!r}, but the run in {out} has {known!r}: name another --out")
     return stored
+
+
+def check_target(model: Path) -> None:
+    """Raise RunExists if the directory that a reward model is to replace holds anything else."""
+    if model.exists() and not (model / FILE_NAME).is_file() and not (model.is_dir() and not any(model.iterdir())):
+        raise RunExists(f"{model} is there, is no reward model, and would be replaced: name another --out")
 
 
 def discard(out: Path) -> None:
@@ -99,6 +112,7 @@ def train_run(
     if not fresh and (out / REPORT).exists():
         console.print(f"the run in {out} is finished: {_model_of(out)}", soft_wrap=True)
         return None
+    check_target(model or out / "model")
     check_inputs(config)
     keep_freed_memory()
     with StopRequest() as stop:

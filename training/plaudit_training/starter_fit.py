@@ -47,7 +47,7 @@ def fit(
     from .prepare import SCRATCH
     from .run import settle, train_run
 
-    directory = directory or starter.directory()
+    directory = (directory or starter.directory()).resolve()
     if if_missing and _is_valid(directory):
         console.print(f"the starter model is in {directory}", soft_wrap=True)
         return

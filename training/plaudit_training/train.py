@@ -143,6 +143,8 @@ class Trainer:
                 self._step(outlets)
             except Interrupted as signal:
                 self._give_way(outlets, generators, signal)
+        if self.progress.skipped == self.progress.step:
+            raise Diverged(f"all {self._total} steps had a loss or gradient that is not finite: nothing was learned")
         if self._saver.saved_at != self.progress.step:
             self._save(outlets, generators)
         self._take_best()
@@ -281,7 +283,8 @@ class Trainer:
     def _give_way(self, outlets: Outlets, generators: Tensors, signal: Interrupted) -> None:
         """Drop the step that was begun, save the state before it, and leave."""
         self._optimizer.zero_grad(set_to_none=True)
-        self._save(outlets, generators)
+        if self._saver.saved_at != self.progress.step:
+            self._save(outlets, generators)
         step, saved = self.progress.step, self._saver.saved_at
         last = f"the last saved step is {saved}" if saved >= 0 else "no step is saved"
         lost = "" if saved == step else f", which could not be saved ({last})"

@@ -10,6 +10,9 @@ from plaudit_model.records import LabelSource, Message, Origin, Role
 from ..errors import BadRow
 from .format import Columns
 
+MOST_MARGIN = 1e6
+"""Beyond what any scale of scores needs: one that fp32 cannot hold would cost the whole step that it is in."""
+
 
 def value(row: Columns, key: str, path: str = "") -> Any:
     """The value of a column that must be there and not null."""
@@ -63,8 +66,8 @@ def margin(row: Columns) -> float | None:
         number = math.nan if isinstance(found, bool) else float(found)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number):
-        raise BadRow("bad_margin", "margin is no finite number")
+    if not abs(number) <= MOST_MARGIN:
+        raise BadRow("bad_margin", f"margin is no number within {MOST_MARGIN:g}")
     return number
 
 
@@ -92,7 +95,7 @@ def refuse(row: Columns, *keys: str, path: str = "") -> None:
 def _message(turn: Any, path: str) -> Message:
     if not isinstance(turn, dict):
         raise BadRow("wrong_type", f"{path} should be an object, is {type(turn).__name__}")
-    refuse(turn, "tool_calls", "function_call", path=f"{path}.")
+    refuse(turn, "tool_calls", "function_call", "reasoning_content", path=f"{path}.")
     if isinstance(turn.get("content"), list):
         raise BadRow("unsupported", f"{path}.content has parts; only text is read")
     role, content = value(turn, "role", f"{path}.role"), text(turn, "content", f"{path}.content")

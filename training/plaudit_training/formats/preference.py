@@ -14,7 +14,7 @@ def _matches(row: Columns) -> bool:
 
 
 def _parse(row: Columns, origin: Origin) -> Reading:
-    fields.refuse(row, "tools", "images")
+    fields.refuse(row, "tools", "images", "chat_template_kwargs")
     prompt, pair = prompt_and_pair(row, "chosen", "rejected")
     comparison = Comparison(0, 1, "first", margin=fields.margin(row))
     return pair_reading(fields.record_id(row, origin), prompt, pair, comparison, origin)
@@ -23,7 +23,7 @@ def _parse(row: Columns, origin: Origin) -> Reading:
 FORMAT = Format(
     name="preference",
     description="TRL: chosen, rejected; prompt, margin, id",
-    columns=frozenset({"id", "prompt", "chosen", "rejected", "margin", "tools", "images"}),
+    columns=frozenset({"id", "prompt", "chosen", "rejected", "margin", "tools", "images", "chat_template_kwargs"}),
     matches=_matches,
     parse=_parse,
 )
