@@ -49,11 +49,15 @@ READY_PAUSES = (0.1, 2.0)
 SCORE_OPTIONS = ("model", "overlong", "transform", "priority", "include")
 COMPARE_OPTIONS = ("model", "overlong", "priority")
 
+CHANCE = random.SystemRandom()
+"""Not the global generator: that is the trainer's, seeded alike on all ranks, and must not see that a server hiccuped.
+"""
+
 
 class Core:
     """The plans of one client. `draw` gives random numbers in [0, 1) for the retry pauses."""
 
-    def __init__(self, settings: Settings, draw: Callable[[], float] = random.random) -> None:
+    def __init__(self, settings: Settings, draw: Callable[[], float] = CHANCE.random) -> None:
         self.settings = settings
         self._draw = draw
         self._limits: Limits | None = None
@@ -68,6 +72,8 @@ class Core:
         return (yield from self.score_items([item]))[0]
 
     def score_responses(self, prompt: Prompt, responses: Sequence[str]) -> Plan[Scores]:
+        if isinstance(responses, str):
+            raise InvalidInput("responses must be a list of texts, got one text: its letters are no responses")
         return (yield from self.score_items([{"prompt": prompt, "responses": list(responses)}]))
 
     def score_items(self, items: Iterable[Item]) -> Plan[Scores]:

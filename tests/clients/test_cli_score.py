@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import io
 import json
@@ -89,6 +90,15 @@ def test_a_second_run_scores_only_what_is_missing(server: WireServer, run: Calla
     assert sum(map(len, sent)) == 40 - earlier and max(map(len, sent)) == 8
     identity = {"model": "tiny", "revision": "rev1", "numerics": "exact/float32/torch/cpu"}
     assert json.loads(out) == {"rows": 40, "failed": 0, "earlier": earlier, "identity": identity}
+
+
+def test_a_file_that_is_being_written_is_left_alone(server: WireServer, run: Callable[..., Any]) -> None:
+    source = write_rows(many(3))
+    with Path("out.jsonl").open("ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        code, _, err = run("score", source, "--out", "out.jsonl", "--url", server.url)
+    assert code == 65 and "is being written by another run" in err and not server.seen
+    assert run("score", source, "--out", "out.jsonl", "--url", server.url)[0] == 0 and len(read_rows()) == 3
 
 
 def test_a_file_of_another_model_is_not_continued(server: WireServer, run: Callable[..., Any]) -> None:
