@@ -6,8 +6,9 @@ minibatches are the same in every process as they would be in one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ from .scoring import Group, Rewards
 from .sft import batches
 from .shaping import Scores
 from .world import World
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,10 +79,20 @@ class Collector:
 
         Raises in all processes if one of them fails: Interrupted, PlauditError, LoopError.
         """
+        return self._together(lambda: self._share(step, chosen, stop))
+
+    def score_reference(self, chosen: Sequence[int], stop: StopRequest) -> Scores:
+        """Scores (E, S) of one response of the starting policy to each of the rows: the main process's, in all of them.
+        Raises as `collect` does."""
+        keys = [(i, 0) for i in range(len(chosen))]
+        return self._together(lambda: [self._scored("reference", chosen, keys, stop)[2]])[0]
+
+    def _together(self, work: Callable[[], list[T]]) -> list[T]:
+        """What the processes have found, in their order; raises in all of them if one fails."""
         failure: Exception | None = None
-        mine: list[Sample] = []
+        mine: list[T] = []
         try:
-            mine = self._share(step, chosen, stop)
+            mine = work()
         except Exception as error:
             failure = error
         told = self._world.gather([f"{type(failure).__name__}: {failure}" if failure else ""])
@@ -89,10 +102,6 @@ class Collector:
             raise PeerFailed(f"another process stopped: {next(filter(None, told))}")
         return self._world.gather(mine)
 
-    def score_reference(self, chosen: Sequence[int], stop: StopRequest) -> Scores:
-        """Scores (E, S) of one response of the starting policy to each of the rows."""
-        return self._scored("reference", chosen, [(i, 0) for i in range(len(chosen))], stop)[2]
-
     def _share(self, step: int, chosen: Sequence[int], stop: StopRequest) -> list[Sample]:
         group, mine = self._config.rollout.group_size or 1, self._world.share(chosen)
         first = self._world.rank * len(self._world.share(chosen)) * group
@@ -100,32 +109,37 @@ class Collector:
             self._fill_baselines(mine, stop)
         keys = [(step, first + i) for i in range(len(mine) * group)]
         responses, texts, scores_ES = self._scored("rollout", mine, keys, stop)
-        failed = float(np.isnan(scores_ES).any(0).mean())
-        if failed > self._config.reward.max_failed:
-            raise Unavailable(f"{failed:.0%} of a step's responses have no score, more than reward.max_failed allows")
         return self._evaluated([i for i in mine for _ in range(group)], responses, texts, scores_ES)
 
     def _fill_baselines(self, rows: Sequence[int], stop: StopRequest) -> None:
-        """Mean scores (E,) of the starting policy on each prompt, sampled when the prompt is met first."""
+        """Mean scores (E,) of the starting policy on each prompt, of the responses that have one, sampled when the
+        prompt is met first, and again as long as none has."""
         count = self._config.reward.reference_samples
-        new = [i for i in dict.fromkeys(rows) if i not in self._baselines]
+        new = [i for i in dict.fromkeys(rows) if np.isnan(self._baselines.get(i, np.nan)).any()]
         if new:
             keys = [(i, sample) for i in new for sample in range(count)]
             *_, scores_ES = self._scored("reference", new, keys, stop)
-            means_NE = scores_ES.reshape(len(scores_ES), len(new), count).mean(2).T
+            scores_ENC = scores_ES.reshape(len(scores_ES), len(new), count)
+            with np.errstate(invalid="ignore"):  # 0 / 0: no baseline
+                means_NE = (np.nansum(scores_ENC, 2) / np.isfinite(scores_ENC).sum(2)).T
             self._baselines |= dict(zip(new, means_NE, strict=True))
 
     def _scored(
         self, stream: Stream, rows: Sequence[int], keys: Sequence[Key], stop: StopRequest
     ) -> tuple[list[Response], list[str], Scores]:
         """Responses, len(keys) / len(rows) to a row, their texts and their scores: a chunk is scored while the next is
-        generated."""
+        generated. Raises Unavailable if too many have none."""
         responses, texts, promises = list[Response](), list[str](), []
         for groups, made in self._generated(stream, rows, keys, stop):
             promises.append(self._rewards.submit(groups))
             responses += made
             texts += [text for _, group in groups for text in group]
-        return responses, texts, np.concatenate([promise() for promise in promises], 1)
+        with stop.while_waiting():  # for a server that may be as gone as the node that is being reclaimed
+            scores_ES = np.concatenate([promise() for promise in promises], 1)
+        failed = float(np.isnan(scores_ES).any(0).mean())
+        if failed > self._config.reward.max_failed:
+            raise Unavailable(f"{failed:.0%} of a step's responses have no score, more than reward.max_failed allows")
+        return responses, texts, scores_ES
 
     def _generated(
         self, stream: Stream, rows: Sequence[int], keys: Sequence[Key], stop: StopRequest

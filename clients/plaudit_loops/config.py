@@ -251,6 +251,8 @@ def _check_rl(config: RlConfig) -> None:
         raise ConfigError("reward.length_ramp is longer than rollout.max_new_tokens")
     if config.kl.kl_in == "reward" and config.kl.kl_estimator in ("k2", "k3"):
         raise ConfigError("kl.kl_estimator in the reward must be k1: the others have another gradient there")
+    if config.kl.kl_in == "loss" and config.kl.kl_estimator == "k1" and config.kl.kl_coef != 0:
+        raise ConfigError("kl.kl_estimator in the loss must be k2 or k3: the gradient of k1 is 0 in the mean there")
 
 
 def resolved(config: RlConfig) -> RlConfig:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -25,6 +27,8 @@ class StopRequest:
     `patient` is for when there is something to save. Without it the signal raises Interrupted where it strikes.
     """
 
+    _waiting = False
+
     def __init__(self) -> None:
         self.patient = True
         self._received = ""
@@ -43,11 +47,23 @@ class StopRequest:
         if self._received:
             raise Interrupted(self._received)
 
+    @contextmanager
+    def while_waiting(self) -> Iterator[None]:
+        """A block that changes nothing and may take for ever: a signal, also one from before, ends it where it is."""
+        self._waiting = True
+        try:
+            self.check()
+            yield
+        finally:
+            self._waiting = False
+
     def _note(self, number: int, _: FrameType | None) -> None:
         self._received = signal.Signals(number).name
         self._restore()
         if not self.patient:
             raise Interrupted(f"{self._received} outside the training loop; go on with --resume")
+        if self._waiting:
+            self.check()
         LOG.warning("%s: stopping at the next safe place; once more to stop at once", self._received)
 
     def _restore(self) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,19 @@ def test_an_item_that_cannot_be_scored_is_no_number(served: Any, source: Callabl
     scores = lenient.submit(groups)()
     assert scores[0, 0] == scores[0, 0] and scores[0, 1] != scores[0, 1]
     assert lenient.counts()["reward/failed"] == 1 and lenient.counts()["reward/failed"] == 0
+
+
+def test_a_server_that_is_silent_is_left_without_waiting(source: Callable[..., Served]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        served = Served([f"http://127.0.0.1:{silent.getsockname()[1]}"], RewardConfig(timeout=0))
+        served.submit([("a", ["b"])])
+        connection, _ = silent.accept()
+        leaving = threading.Thread(target=served.close, daemon=True)
+        leaving.start()
+        leaving.join(60)
+        assert not leaving.is_alive(), "close waits for an answer that does not come"
+        assert all(one.daemon for one in threading.enumerate() if one.name.startswith("plaudit")), "so does the exit"
+        connection.close()
 
 
 def command(*arguments: str | Path) -> list[str]:
