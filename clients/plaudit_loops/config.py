@@ -52,7 +52,8 @@ class OptimConfig:
     weight_decay: float = option(0.0, "on matrices, never on norms and biases", low=0)
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0: they are not", low=0)
     micro_batch: int = option(32, "sequences in one forward pass: memory and speed, not the result", low=1)
-    max_skipped: int = option(5, "updates skipped because a gradient is not finite; one more stops the run", low=0)
+    max_skipped: int = option(5, "updates skipped because a gradient is not finite; one more stops the run", low=0,
+                              changes=True)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,6 @@ class Dpo:
         }  # fmt: skip
 
     def take(self, step: int, stop: StopRequest) -> Done:
-        stop.check()
         config = self._config
         chosen = members(len(self._rows), config.batch_size, config.run.seed, step)
         sums = torch.zeros(4, dtype=torch.float64)

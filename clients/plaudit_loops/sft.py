@@ -33,7 +33,6 @@ class Sft:
         }  # fmt: skip
 
     def take(self, step: int, stop: StopRequest) -> Done:
-        stop.check()
         chosen = members(len(self._rows), self._config.batch_size, self._config.run.seed, step)
         pairs = [(self._rows[i].prompt_ids, self._rows[i].responses[0]) for i in chosen]
         total, loss = sum(len(response) for _, response in pairs), 0.0

@@ -22,16 +22,17 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """While entered, the first SIGTERM or SIGINT is noted for `check`; a second one acts as it always did.
+    """While entered, the first SIGTERM or SIGINT is noted for `check`, its name in `received`; a second one acts as it
+    always did.
 
     `patient` is for when there is something to save. Without it the signal raises Interrupted where it strikes.
     """
 
-    _waiting = False
+    _at_once = False
 
     def __init__(self) -> None:
         self.patient = True
-        self._received = ""
+        self.received = ""
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -44,27 +45,27 @@ class StopRequest:
 
     def check(self) -> None:
         """Raise Interrupted if a signal has come."""
-        if self._received:
-            raise Interrupted(self._received)
+        if self.received:
+            raise Interrupted(self.received)
 
     @contextmanager
-    def while_waiting(self) -> Iterator[None]:
-        """A block that changes nothing and may take for ever: a signal, also one from before, ends it where it is."""
-        self._waiting = True
+    def at_once(self) -> Iterator[None]:
+        """A block that changes nothing and may take long: a signal, also one from before, ends it where it is."""
+        self._at_once = True
         try:
             self.check()
             yield
         finally:
-            self._waiting = False
+            self._at_once = False
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        self._received = signal.Signals(number).name
+        self.received = signal.Signals(number).name
         self._restore()
         if not self.patient:
-            raise Interrupted(f"{self._received} outside the training loop; go on with --resume")
-        if self._waiting:
+            raise Interrupted(f"{self.received} outside the training loop; go on with --resume")
+        if self._at_once:
             self.check()
-        LOG.warning("%s: stopping at the next safe place; once more to stop at once", self._received)
+        LOG.warning("%s: stopping at the next safe place; once more to stop at once", self.received)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

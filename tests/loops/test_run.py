@@ -320,8 +320,9 @@ def test_what_a_run_refuses(
         loop.settle(config, out, resume=False)
     with pytest.raises(ConfigError, match="steps is 9, but the run"):
         loop.settle(config_toml.build(RlConfig, {"steps": 9}, config), out, resume=True)
-    moved = config_toml.build(RlConfig, {"reward.url": ["http://elsewhere"]}, config)
-    assert loop.settle(moved, out, resume=True).reward.url == ("http://elsewhere",)
+    moved = config_toml.build(RlConfig, {"reward.url": ["http://elsewhere"], "optim.max_skipped": 9}, config)
+    settled = loop.settle(moved, out, resume=True)
+    assert settled.reward.url == ("http://elsewhere",) and settled.optim.max_skipped == 9
     long = rl_config(tiny_policy_dir, prompts, **{"rollout.max_new_tokens": 62})
     with pytest.raises(ConfigError, match="may have 65 tokens, but the policy reads 64: lower --max-new-tokens"):
         verbs.rl(long, tmp_path / "long", quiet, computed(pays))
