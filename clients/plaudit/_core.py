@@ -61,7 +61,7 @@ class Core:
         self.settings = settings
         self._draw = draw
         self._limits: Limits | None = None
-        self._endpoints = Endpoints(settings.urls, settings.revision, settings.pin)
+        self.endpoints = Endpoints(settings.urls, settings.revision, settings.pin)
 
     def score(self, prompt: Prompt, response: str) -> Plan[ScoreResult]:
         return (yield from self.score_item({"prompt": prompt, "response": response}))
@@ -160,7 +160,7 @@ class Core:
         return (yield Sleep(0)).now + self.settings.timeout
 
     def _exchange(self, request: Request, deadline: float | None, *how: Any) -> Plan[Any]:
-        return exchange(self.settings, self._endpoints, self._draw, request, deadline, *how)
+        return exchange(self.settings, self.endpoints, self._draw, request, deadline, *how)
 
     def _chunks(self, encoded: Sequence[Piece], deadline: float | None) -> Plan[list[Chunk]]:
         """The items cut into requests; among several servers a long list is cut so that each gets a few parts."""

@@ -125,6 +125,7 @@ def open_scorer(
         model=model,
         revision=revision,
         timeout=timeout or None,
+        retry=RetryPolicy(retries=None),  # `timeout` is the limit, as its help says
         attempt_timeout=attempt_timeout or None,
         concurrency=concurrency,
         overlong=overlong,

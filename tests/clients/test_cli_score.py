@@ -130,6 +130,15 @@ def test_a_server_that_goes_away_leaves_a_file_that_can_be_taken_up(
     assert run(*args)[0] == 0 and [row["response"] for row in read_rows()] == [row["response"] for row in many(20)]
 
 
+def test_a_server_that_is_restarted_is_waited_for(
+    server: WireServer, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("plaudit._client.time.sleep", lambda seconds: None)
+    server.fail(*[{"status": 503, "body": {}}] * 40)
+    assert run("score", write_rows(many(3)), "--out", "out.jsonl", "--url", server.url)[0] == 0
+    assert len(read_rows()) == 3 and not server.faults
+
+
 def test_standard_input_and_output(
     server: WireServer, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
