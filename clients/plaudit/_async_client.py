@@ -138,6 +138,9 @@ class AsyncClient(BaseClient):
         if (line := self._lines.get(loop)) is None:
             from . import _http
 
+            for other in filter(None, [reference() for reference in self._lines.keyrefs()]):
+                if other.is_closed():  # its connections hold it, and both would stay for ever
+                    self._lines.pop(other, None)
             opened = _http.open_async(self.settings)
             self._lines[loop] = line = opened, asyncio.Semaphore(self.settings.concurrency)
         return line

@@ -59,10 +59,13 @@ class BaseClient:
         return self._core.settings
 
     def with_options(self, **changes: Any) -> Self:
-        """The same client with other `Settings`. Connections and slots are shared with this one."""
+        """The same client with other `Settings`. Connections and slots are shared with this one and, unless another
+        model may answer, what is known of the servers and what is pinned."""
         other = object.__new__(type(self))
         other.__setstate__(dataclasses.replace(self.settings, **changes))
         other._lines = self._lines
+        if not changes.keys() & {"url", "model", "revision", "pin"}:
+            other._core.endpoints = self._core.endpoints
         return other
 
     def __getstate__(self) -> Settings:

@@ -136,13 +136,14 @@ def in_order(jobs: Iterable[B], work: Callable[[B], T], ahead: int) -> Iterator[
         if len(window) == ahead:
             first, future = window.popleft()
             yield first, future.result()
-        window.append((job, _started(work, job)))
+        window.append((job, started(work, job)))
     while window:
         first, future = window.popleft()
         yield first, future.result()
 
 
-def _started(work: Callable[[B], T], job: B) -> Future[T]:
+def started(work: Callable[[B], T], job: B) -> Future[T]:
+    """What `work(job)` will have come to, in a daemon thread: an exit of the process does not wait for it."""
     future: Future[T] = Future()
 
     def fulfil() -> None:

@@ -38,15 +38,19 @@ READY_PAUSES = (0.1, 2.0)
 SCORE_OPTIONS = ("model", "overlong", "transform", "priority", "include")
 COMPARE_OPTIONS = ("model", "overlong", "priority")
 
+CHANCE = random.SystemRandom()
+"""Not the global generator: that is the trainer's, seeded alike on all ranks, and must not see that a server hiccuped.
+"""
+
 
 class Core:
     """The plans of one client. `draw` gives random numbers in [0, 1) for the retry pauses."""
 
-    def __init__(self, settings: Settings, draw: Callable[[], float] = random.random) -> None:
+    def __init__(self, settings: Settings, draw: Callable[[], float] = CHANCE.random) -> None:
         self.settings = settings
         self._draw = draw
         self._limits: Limits | None = None
-        self._endpoints = Endpoints(settings.urls, settings.revision, settings.pin)
+        self.endpoints = Endpoints(settings.urls, settings.revision, settings.pin)
 
     def score(self, prompt: Prompt, response: str) -> Plan[ScoreResult]:
         return (yield from self.score_item({"prompt": prompt, "response": response}))
@@ -57,6 +61,8 @@ class Core:
         return (yield from self.score_items([item]))[0]
 
     def score_responses(self, prompt: Prompt, responses: Sequence[str]) -> Plan[Scores]:
+        if isinstance(responses, str):
+            raise InvalidInput("responses must be a list of texts, got one text: its letters are no responses")
         return (yield from self.score_items([{"prompt": prompt, "responses": list(responses)}]))
 
     def score_items(self, items: Iterable[Item]) -> Plan[Scores]:
@@ -143,7 +149,7 @@ class Core:
         return (yield Sleep(0)).now + self.settings.timeout
 
     def _exchange(self, request: Request, deadline: float | None, *how: Any) -> Plan[Any]:
-        return exchange(self.settings, self._endpoints, self._draw, request, deadline, *how)
+        return exchange(self.settings, self.endpoints, self._draw, request, deadline, *how)
 
     def _chunks(self, encoded: Sequence[Piece], deadline: float | None) -> Plan[list[Chunk]]:
         """The items cut into requests; among several servers a long list is cut so that each gets a few parts."""

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from . import _checked as checked
 from ._client import Client
+from ._retry import RetryPolicy
 from ._settings import ENDPOINT_KEY_VARIABLE, endpoint_key
 from ._wire import Reply, Request, object_fields
 from .errors import Unauthorized
@@ -41,6 +42,8 @@ class Endpoint:
         base = url.rstrip("/").removesuffix("/v1")
         self._client = Client(base, api_key=endpoint_key(), concurrency=concurrency, **limits)
 
+        self._patient = self._client.with_options(retry=RetryPolicy(retries=None))
+
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
@@ -49,10 +52,12 @@ class Endpoint:
         """`parse` of the answer's JSON object. Raises Refused, Unavailable, ResponseInvalid."""
         request = Completion("POST", path, object_fields(fields))
         try:
-            return self._client._run(self._client._core._ask(request, lambda reply: parse(_object(reply))))
+            answer = self._client._run(self._client._core._ask(request, lambda reply: parse(_object(reply))))
         except Unauthorized as error:
             why = f"{self._client.settings.base_url} does not take the key: {error.reason}"
             raise Unauthorized(f"{why}; set {ENDPOINT_KEY_VARIABLE}", url=error.url, status=error.status) from None
+        self._client = self._patient  # it is there: from now on, for all of `timeout`
+        return answer
 
 
 def choices_of(answer: Mapping[str, Any], n: int) -> list[Mapping[str, Any]]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-RETRYABLE_STATUS = frozenset({408, 429, 500, 502, 503, 504})
+RETRYABLE_STATUS = frozenset({408, 429, *range(500, 600)}) - {501, 505}
+"""Proxies have 5xx of their own, as a tunnel's 530 while the server behind it restarts."""
 
-FULL_STATUS = frozenset({429, 502, 503})
+FULL_STATUS = frozenset({429, 502, 503, *range(520, 531)})
 
 FailureKind = Literal["connect", "broken", "timeout", "status", "identity"]
 
@@ -20,7 +21,8 @@ FailureKind = Literal["connect", "broken", "timeout", "status", "identity"]
 class RetryPolicy:
     """`retries` after the first attempt (None: as many as the deadline allows); times in seconds.
 
-    `longest_wait`: a server that asks for more than this is believed, and the request given up.
+    `longest_wait`: a server that asks for more than this is believed, and the request given up; where retries have no
+    limit, it is asked again after so long.
     """
 
     retries: int | None = 10
@@ -79,9 +81,12 @@ def decide(
         return GiveUp("refused")
     if policy.retries is not None and attempt >= policy.retries:
         return GiveUp("retries")
-    if failure.retry_after is not None and failure.retry_after > policy.longest_wait:
-        return GiveUp("asked to wait too long")
-    seconds = pause(policy, attempt, failure.retry_after, draw)
+    asked = failure.retry_after
+    if asked is not None and asked > policy.longest_wait:
+        if policy.retries is not None:
+            return GiveUp("asked to wait too long")
+        asked = policy.longest_wait
+    seconds = pause(policy, attempt, asked, draw)
     if deadline is not None and now + seconds >= deadline:
         return GiveUp("deadline")
     return RetryAfter(seconds)

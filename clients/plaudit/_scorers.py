@@ -102,6 +102,7 @@ def open_scorer(
         yield LocalScorer(found[0].load()(model, overlong=overlong), revision)
         return
     limits: dict[str, Any] = {"timeout": timeout or None, "attempt_timeout": attempt_timeout or None}
+    limits["retry"] = RetryPolicy(retries=None)  # `timeout` is the limit, as its help says
     about: dict[str, Any] = {"model": model, "revision": revision, "overlong": overlong, "priority": priority}
     with Client(url, concurrency=concurrency, **limits, **about) as client:
         yield ServerScorer(client, ahead=concurrency)

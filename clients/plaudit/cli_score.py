@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -67,14 +67,17 @@ def score(
     """
     from ._bulk import Tally, batches, score_batches, take_up
     from ._jsonl import STANDARD, open_input, open_output, read_rows
+    from ._row_files import sole_writer
     from ._scorers import open_scorer
 
-    with open_input(source) as lines:
+    place = Path(out)
+    continued = out != STANDARD and (place.is_file() or not place.exists())  # neither a device nor a pipe
+    with open_input(source) as lines, sole_writer(place) if continued else nullcontext():
         rows = read_rows(lines, prefix)
         tally = Tally()
-        if out != STANDARD and Path(out).is_file():
+        if continued:
             refuse_same(source, out)
-            tally, rows = take_up(Path(out), rows, overlong=overlong, prefix=prefix)
+            tally, rows = take_up(place, rows, overlong=overlong, prefix=prefix)
         options: dict[str, Any] = {"timeout": timeout, "attempt_timeout": attempt_timeout, "overlong": overlong}
         with (
             open_scorer(url, model, revision=revision, concurrency=concurrency, priority="batch", **options) as scorer,

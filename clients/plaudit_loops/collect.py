@@ -6,8 +6,9 @@ minibatches are the same in every process as they would be in one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ from .scoring import Group, Rewards
 from .sft import batches
 from .shaping import Scores
 from .world import World
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,10 +79,22 @@ class Collector:
 
         Raises in all processes if one of them fails: Interrupted, PlauditError, LoopError.
         """
+        return self._together(lambda: self._share(step, chosen), stop)
+
+    def score_reference(self, chosen: Sequence[int], stop: StopRequest) -> Scores:
+        """Scores (E, S) of one response of the starting policy to each of the rows: the main process's, in all of them.
+        Raises as `collect` does."""
+        keys = [(i, 0) for i in range(len(chosen))]
+        return self._together(lambda: [self._scored("reference", chosen, keys)[2]], stop)[0]
+
+    def _together(self, work: Callable[[], list[T]], stop: StopRequest) -> list[T]:
+        """What the processes have found, in their order; raises in all of them if one fails. A signal is not kept
+        waiting for long responses, nor for a server that may be as gone as the node that is being reclaimed."""
         failure: Exception | None = None
-        mine: list[Sample] = []
+        mine: list[T] = []
         try:
-            mine = self._share(step, chosen, stop)
+            with stop.at_once():
+                mine = work()
         except Exception as error:
             failure = error
         told = self._world.gather([f"{type(failure).__name__}: {failure}" if failure else ""])
@@ -89,51 +104,50 @@ class Collector:
             raise PeerFailed(f"another process stopped: {next(filter(None, told))}")
         return self._world.gather(mine)
 
-    def score_reference(self, chosen: Sequence[int], stop: StopRequest) -> Scores:
-        """Scores (E, S) of one response of the starting policy to each of the rows."""
-        return self._scored("reference", chosen, [(i, 0) for i in range(len(chosen))], stop)[2]
-
-    def _share(self, step: int, chosen: Sequence[int], stop: StopRequest) -> list[Sample]:
+    def _share(self, step: int, chosen: Sequence[int]) -> list[Sample]:
         group, mine = self._config.rollout.group_size or 1, self._world.share(chosen)
         first = self._world.rank * len(mine) * group
         if self._config.reward.normalize == "prompt":
-            self._fill_baselines(mine, stop)
+            self._fill_baselines(mine)
         keys = [(step, first + i) for i in range(len(mine) * group)]
-        responses, texts, scores_ES = self._scored("rollout", mine, keys, stop)
-        failed = float(np.isnan(scores_ES).any(0).mean())
-        if failed > self._config.reward.max_failed:
-            raise Unavailable(f"{failed:.0%} of a step's responses have no score, more than reward.max_failed allows")
+        responses, texts, scores_ES = self._scored("rollout", mine, keys)
         return self._evaluated([i for i in mine for _ in range(group)], responses, texts, scores_ES)
 
-    def _fill_baselines(self, rows: Sequence[int], stop: StopRequest) -> None:
-        """Mean scores (E,) of the starting policy on each prompt, sampled when the prompt is met first."""
+    def _fill_baselines(self, rows: Sequence[int]) -> None:
+        """Mean scores (E,) of the starting policy on each prompt, of the responses that have one, sampled when the
+        prompt is met first, and again as long as none has."""
         count = self._config.reward.reference_samples
-        new = [i for i in dict.fromkeys(rows) if i not in self._baselines]
+        new = [i for i in dict.fromkeys(rows) if np.isnan(self._baselines.get(i, np.nan)).any()]
         if new:
             keys = [(i, sample) for i in new for sample in range(count)]
-            *_, scores_ES = self._scored("reference", new, keys, stop)
-            means_NE = scores_ES.reshape(len(scores_ES), len(new), count).mean(2).T
+            *_, scores_ES = self._scored("reference", new, keys)
+            scores_ENC = scores_ES.reshape(len(scores_ES), len(new), count)
+            with np.errstate(invalid="ignore"):  # 0 / 0: no baseline
+                means_NE = (np.nansum(scores_ENC, 2) / np.isfinite(scores_ENC).sum(2)).T
             self._baselines |= dict(zip(new, means_NE, strict=True))
 
     def _scored(
-        self, stream: Stream, rows: Sequence[int], keys: Sequence[Key], stop: StopRequest
+        self, stream: Stream, rows: Sequence[int], keys: Sequence[Key]
     ) -> tuple[list[Response], list[str], Scores]:
         """Responses, len(keys) / len(rows) to a row, their texts and their scores: a chunk is scored while the next is
-        generated."""
+        generated. Raises Unavailable if too many have none."""
         responses, texts, promises = list[Response](), list[str](), []
-        for groups, made in self._generated(stream, rows, keys, stop):
+        for groups, made in self._generated(stream, rows, keys):
             promises.append(self._rewards.submit(groups))
             responses += made
             texts += [text for _, group in groups for text in group]
-        return responses, texts, np.concatenate([promise() for promise in promises], 1)
+        scores_ES = np.concatenate([promise() for promise in promises], 1)
+        failed = float(np.isnan(scores_ES).any(0).mean())
+        if failed > self._config.reward.max_failed:
+            raise Unavailable(f"{failed:.0%} of a step's responses have no score, more than reward.max_failed allows")
+        return responses, texts, scores_ES
 
     def _generated(
-        self, stream: Stream, rows: Sequence[int], keys: Sequence[Key], stop: StopRequest
+        self, stream: Stream, rows: Sequence[int], keys: Sequence[Key]
     ) -> Iterator[tuple[list[Group], list[Response]]]:
         settings, group = self._config.rollout, len(keys) // len(rows)
         size = max(1, settings.rollout_batch // group)
         for start in range(0, len(rows), size):
-            stop.check()
             part = [self._rows[i] for i in rows[start : start + size]]
             noise_ST = uniforms(
                 self._config.run.seed, stream, keys[start * group : (start + size) * group], settings.max_new_tokens

@@ -26,7 +26,6 @@ class Dpo(Supervised[DpoConfig]):
         self._reference = Reference(policy)
 
     def take(self, step: int, stop: StopRequest) -> Done:
-        stop.check()
         config = self._config
         sums = torch.zeros(4, dtype=torch.float64)
         for part in batches(self.trainable.world.share(self._chosen(step)), config.optim.micro_batch):

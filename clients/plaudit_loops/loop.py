@@ -218,6 +218,8 @@ class _Loop:
         scale = lr_scale(self.step, self._stage.total, settings.warmup_ratio, settings.min_lr_ratio)
         rate = self._stage.trainable.set_rate(scale)
         try:
+            if told := max(self._place.world.gather([stop.received])):  # all stop, or none: a step takes them all
+                raise Interrupted(told)
             done = self._stage.take(self.step, stop)
         except Diverged:
             raise  # within a step: the last checkpoint is the state to go back to

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from plaudit import Unavailable
 from plaudit_model.checkpoint import Tensors
 from plaudit_model.interrupt import StopRequest
 
@@ -107,6 +108,8 @@ class Rl:
             return self._statistics
         chosen = members(len(self._rows), self._per_step * settings.reference_samples, self._config.run.seed, 0)
         scores_ES = self._collector.score_reference(chosen, stop)
+        if np.isnan(scores_ES).all(1).any():
+            raise Unavailable("no response of the starting policy has a score to normalise by")
         deviation_E = np.nanstd(scores_ES, 1)
         self._statistics = np.stack([np.nanmean(scores_ES, 1), np.where(deviation_E > 0, deviation_E, 1.0)])
         return self._statistics

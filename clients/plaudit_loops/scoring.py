@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
 
 from plaudit import Client, Identity, Prompt, RetryPolicy, RevisionChanged
 from plaudit import Scores as Answer
+from plaudit._bulk import started
 
 from .config import RewardConfig
 from .shaping import Scores
@@ -60,7 +60,6 @@ class Served:
         ]  # fmt: skip
         self._pins: list[Identity] = []
         self._counts: Counter[str] = Counter()
-        self._pool = ThreadPoolExecutor(max_workers=2 * len(self._clients), thread_name_prefix="plaudit-score")
 
     def connect(self) -> list[str]:
         """Ask every endpoint who it is, and hold it to that. Raises PlauditError; a line for each."""
@@ -72,7 +71,7 @@ class Served:
 
     def submit(self, groups: Sequence[Group]) -> Promise:
         items = [{"prompt": prompt, "responses": list(responses)} for prompt, responses in groups if responses]
-        begun = [self._pool.submit(client.score_items, items) for client in self._clients]
+        begun = [started(client.score_items, items) for client in self._clients]
 
         def wait() -> Scores:
             return np.stack([self._checked(place, future.result()) for place, future in enumerate(begun)])
@@ -97,7 +96,6 @@ class Served:
             self._compare(place, identity)
 
     def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
         for client in self._clients:
             client.close()
 

@@ -50,7 +50,6 @@ class Sft(Supervised[SftConfig]):
     """The stage of `plaudit sft`."""
 
     def take(self, step: int, stop: StopRequest) -> Done:
-        stop.check()
         pairs = [(row.prompt_ids, row.responses[0]) for row in self._chosen(step)]
         total, loss = sum(len(response) for _, response in pairs), 0.0
         for part in batches(self.trainable.world.share(pairs), self._config.optim.micro_batch):

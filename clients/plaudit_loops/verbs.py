@@ -65,7 +65,7 @@ def rl(config: RlConfig, out: Path, console: Console, rewards: Rewards | None = 
             config, trainable = _ready(config, "rl", policy, place, extra)
             settings = config.rollout
             prompts = data.prompt_rows(settings.prompts, settings.starter_prompts, config.run.seed)
-            rows = _encoded(prompts, policy, settings.max_prompt_tokens, place)
+            rows = _encoded(prompts, policy, settings.max_prompt_tokens, place, settings.max_new_tokens)
             loop.run(Rl(policy, values, trainable, rows, source, config), config, place)
         finally:
             source.close()
@@ -129,8 +129,17 @@ def _ready(config: Any, verb: Verb, policy: Policy, place: loop.Place, extra: Ma
     return config, Trainable({"policy": policy.module, **extra}, rates, config.optim, place.world)
 
 
-def _encoded(rows: list[data.Row], policy: Policy, max_length: int, place: loop.Place) -> list[data.Encoded]:
+def _encoded(
+    rows: list[data.Row], policy: Policy, max_length: int, place: loop.Place, more: int = 0
+) -> list[data.Encoded]:
+    """The rows as token ids. Raises ConfigError if one, with `more` tokens that are sampled, is longer than the policy:
+    responses may grow that long in the middle of a run, and what is read beyond is noise, or no row of a table."""
     encoded, dropped = data.encode(rows, policy, max_length=max_length)
+    longest = more + max(len(row.prompt_ids) + max(map(len, row.responses), default=0) for row in encoded)
+    reads = getattr(policy.module.config, "max_position_embeddings", None) or longest
+    if longest > reads:
+        raise ConfigError(f"a prompt and its response may have {longest} tokens, but the policy reads {reads}: lower "
+                          + ("--max-new-tokens or --max-prompt-tokens" if more else "--max-length"))  # fmt: skip
     tokens = sum(len(row.prompt_ids) + sum(map(len, row.responses)) for row in encoded)
     place.console.print(
         f"{len(encoded):,} rows, {tokens:,} tokens; {dropped:,} longer than {max_length} left out\n"

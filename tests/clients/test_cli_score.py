@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import io
 import json
@@ -91,6 +92,15 @@ def test_a_second_run_scores_only_what_is_missing(server: WireServer, run: Calla
     assert json.loads(out) == {"rows": 40, "failed": 0, "earlier": earlier, "identity": identity}
 
 
+def test_a_file_that_is_being_written_is_left_alone(server: WireServer, run: Callable[..., Any]) -> None:
+    source = write_rows(many(3))
+    with Path("out.jsonl").open("ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        code, _, err = run("score", source, "--out", "out.jsonl", "--url", server.url)
+    assert code == 65 and "is being written by another run" in err and not server.seen
+    assert run("score", source, "--out", "out.jsonl", "--url", server.url)[0] == 0 and len(read_rows()) == 3
+
+
 def test_a_file_of_another_model_is_not_continued(server: WireServer, run: Callable[..., Any]) -> None:
     source = write_rows(many(3))
     run("score", source, "--out", "out.jsonl", "--url", server.url)
@@ -118,6 +128,15 @@ def test_a_server_that_goes_away_leaves_a_file_that_can_be_taken_up(
     assert code == 69 and "not everything could be scored: bug" in err and len(read_rows()) == 10
     assert all(row["score"] is not None for row in read_rows())
     assert run(*args)[0] == 0 and [row["response"] for row in read_rows()] == [row["response"] for row in many(20)]
+
+
+def test_a_server_that_is_restarted_is_waited_for(
+    server: WireServer, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("plaudit._client.time.sleep", lambda seconds: None)
+    server.fail(*[{"status": 503, "body": {}}] * 40)
+    assert run("score", write_rows(many(3)), "--out", "out.jsonl", "--url", server.url)[0] == 0
+    assert len(read_rows()) == 3 and not server.faults
 
 
 def test_standard_input_and_output(

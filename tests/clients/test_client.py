@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
+import random
 import socket
 import threading
+import weakref
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
@@ -275,6 +278,39 @@ def test_an_async_client_serves_one_event_loop_after_the_other(server: WireServe
         return score
 
     assert asyncio.run(run()) == asyncio.run(run()) == server.score_of("p", "r")
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("transport", ["httpx", "aiohttp"])
+def test_connections_do_not_outlive_their_event_loops_by_more_than_one(server: WireServer, transport: Any) -> None:
+    loops: list[weakref.ref[Any]] = []
+
+    async def run(client: AsyncClient) -> list[float | None]:
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        return [(await client.score("p", "r")).score, *(await client.score_items([("p", "r")])).scores]
+
+    def gone(client: AsyncClient) -> list[bool]:
+        assert [asyncio.run(run(client)) for _ in range(4)] == [[server.score_of("p", "r")] * 2] * 4
+        gc.collect()
+        return [loop() is None for loop in loops]
+
+    assert gone(AsyncClient(server.url, retry=FAST, transport=transport)) == [True, True, True, False]
+    gc.collect()  # what complains of its loop's end does so in here
+
+
+def test_a_retry_leaves_the_trainers_random_numbers_alone(server: WireServer, through: Callable[..., Any]) -> None:
+    random.seed(1)
+    before = random.getstate()
+    server.fail({"status": 503, "body": {}}, {"kind": "reset"})
+    assert through(server.url, lambda c: c.score("p", "r")).score is not None
+    assert random.getstate() == before
+
+
+def test_a_text_is_no_list_of_responses(server: WireServer, through: Callable[..., Any]) -> None:
+    for call in (lambda c: c.score_responses("p", "abc"), lambda c: c.rank("p", "abc")):
+        with pytest.raises(errors.InvalidInput, match="a list of texts, got one text"):
+            through(server.url, call)
+    assert not server.seen
 
 
 def test_an_async_client_serves_two_event_loops_at_the_same_time(server: WireServer) -> None:

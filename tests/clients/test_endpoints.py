@@ -63,6 +63,17 @@ def test_sticky_calls_go_to_one_server(server: WireServer, twin: WireServer) -> 
     assert not [items for items in asked[0] if items in asked[1]], "equal requests have one home"
 
 
+def test_other_options_know_the_servers_and_the_pin(server: WireServer, twin: WireServer) -> None:
+    with Client([server.url, twin.url], pin=True, retry=FAST) as client:
+        for _ in range(6):
+            client.with_options(overlong="error").score("p", "r")
+        assert len(server.seen) == len(twin.seen) == 3
+        server.identity["revision"] = twin.identity["revision"] = "rev2"
+        with pytest.raises(errors.RevisionChanged):
+            client.with_options(on_error="none").score("p", "r")
+        assert client.with_options(model="tiny").score("p", "r").score is not None, "another model may be another"
+
+
 def test_one_that_fails_is_left_alone_longer_each_time_and_proves_itself_with_one_request() -> None:
     endpoints, now = Endpoints((A, B)), 0.0
     for pause in (1.0, 2.0, 4.0):

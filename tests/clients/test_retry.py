@@ -44,13 +44,13 @@ def test_no_retry_starts_after_the_deadline(
     assert isinstance(decision, GiveUp) or now + decision.seconds < now + left
 
 
-@pytest.mark.parametrize("code", [408, 429, 500, 502, 503, 504])
+@pytest.mark.parametrize("code", [408, 429, 500, 502, 503, 504, 507, 520, 524, 530])
 def test_a_temporary_status_is_retried_unless_the_server_says_no(code: int) -> None:
     assert may_help(status(code)) and may_help(status(code, retryable=True))
     assert not may_help(status(code, retryable=False))
 
 
-@pytest.mark.parametrize("code", [302, 400, 401, 403, 404, 409, 413, 422, 501])
+@pytest.mark.parametrize("code", [302, 400, 401, 403, 404, 409, 413, 422, 501, 505])
 def test_any_other_status_is_not_retried_whatever_the_server_says(code: int) -> None:
     assert not may_help(status(code)) and not may_help(status(code, retryable=True))
 
@@ -83,3 +83,6 @@ def test_without_a_limit_of_retries_only_the_deadline_ends_them() -> None:
     policy = RetryPolicy(retries=None)
     assert isinstance(decide(policy, REFUSED, attempt=10**6, now=0.0, deadline=None, draw=0.5), RetryAfter)
     assert decide(policy, REFUSED, attempt=0, now=9.0, deadline=9.0, draw=0.5) == GiveUp("deadline")
+    long = status(503, retry_after=86400.0)
+    assert decide(policy, long, attempt=0, now=0.0, deadline=600.0, draw=0.5) == RetryAfter(132.0)
+    assert decide(policy, long, attempt=0, now=500.0, deadline=600.0, draw=0.5) == GiveUp("deadline")

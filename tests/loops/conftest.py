@@ -63,23 +63,28 @@ class Computed:
     """Rewards from a function of the response's text; None for what cannot be scored."""
 
     def __init__(self, reward: Callable[[str], float | None]) -> None:
-        self.reward, self.calls, self.failed = reward, 0, 0
+        self.reward, self.calls, self.answered, self.failed = reward, 0, 0, 0
 
     def submit(self, groups: Sequence[tuple[Any, Sequence[str]]]) -> Callable[[], Scores]:
         self.calls += 1
         found = [self.reward(text) for _, texts in groups for text in texts]
         self.failed += found.count(None)
-        return lambda: np.array([[np.nan if x is None else x for x in found]])
+
+        def answer() -> Scores:
+            self.answered += 1
+            return np.array([[np.nan if x is None else x for x in found]])
+
+        return answer
 
     def counts(self) -> Mapping[str, float]:
         failed, self.failed = self.failed, 0
         return {"reward/failed": float(failed)}
 
     def state(self) -> Mapping[str, Any]:
-        return {"calls": self.calls}
+        return {"answered": self.answered}
 
     def put_back(self, state: Mapping[str, Any]) -> None:
-        self.calls = state["calls"]
+        self.calls = self.answered = state["answered"]
 
     def close(self) -> None:
         return None

@@ -53,6 +53,7 @@ def test_help_names_every_option(verb: Any, kind: Any) -> None:
         ({"kl.kl_coef": "much"}, "kl.kl_coef: expected a finite number"),
         ({"run.report_to": "tensorboard"}, "run.report_to: expected a list"),
         ({"kl.kl_in": "reward", "kl.kl_estimator": "k3"}, "kl.kl_estimator in the reward must be k1"),
+        ({"algorithm.algo": "grpo", "kl.kl_estimator": "k1"}, "kl.kl_estimator in the loss must be k2 or k3"),
         ({"algorithm.algo": "rloo", "rollout.group_size": 1}, "rollout.group_size must be at least 2"),
         ({"algorithm.minibatches": 64}, "fewer than algorithm.minibatches"),
     ],

@@ -6,10 +6,12 @@ import hashlib
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -92,6 +94,29 @@ def test_a_signal_saves_and_exits_with_75(
     assert fingerprint(tmp_path / "out") == fingerprint(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("normalize", ["none", "reference", "prompt"])
+def test_a_signal_does_not_wait_for_a_server_that_is_silent(
+    normalize: str, tiny_policy_dir: Path, prompts: Path, computed: Any, tmp_path: Path, quiet: Console
+) -> None:
+    class Silent(computed):  # type: ignore[misc]
+        def submit(self, groups: Any) -> Any:
+            answer = super().submit(groups)
+
+            def never() -> Any:
+                os.kill(os.getpid(), signal.SIGTERM)
+                threading.Event().wait(60)
+                return answer()
+
+            return never if self.calls == 4 else answer
+
+    config = rl_config(tiny_policy_dir, prompts, **{"run.checkpoint_every": 0, "reward.normalize": normalize})
+    verbs.rl(config, tmp_path / "whole", quiet, computed(pays))
+    with pytest.raises(Interrupted, match="SIGTERM after step [1-3] of 6; go on with --resume"):
+        verbs.rl(config, tmp_path / "out", quiet, Silent(pays))
+    verbs.rl(config, tmp_path / "out", quiet, computed(pays))
+    assert (tmp_path / "out/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+
+
 def test_a_server_that_is_gone_costs_no_step(
     tiny_policy_dir: Path, prompts: Path, computed: Any, tmp_path: Path, quiet: Console
 ) -> None:
@@ -136,6 +161,46 @@ def test_too_many_without_a_score_stop_the_run(
     config = rl_config(tiny_policy_dir, prompts, **{"reward.normalize": "none"})
     with pytest.raises(LoopError, match="100% of a step's responses have no score"):
         verbs.rl(config, tmp_path / "out", quiet, computed(lambda text: None))
+
+
+def failing(computed: Any, fails: Callable[[int], bool]) -> Any:
+    """Rewards without a score for the first call's texts, those at the places for which `fails` is true."""
+
+    class Failing(computed):  # type: ignore[misc]
+        def submit(self, groups: Any) -> Any:
+            answer, first = super().submit(groups), self.calls == 1
+            return lambda: np.array([[np.nan if first and fails(i) else x for i, x in enumerate(answer()[0])]])
+
+    return Failing(pays)
+
+
+@pytest.mark.parametrize("normalize", ["reference", "prompt"])
+def test_an_outage_is_no_number_to_normalise_by(
+    normalize: str, tiny_policy_dir: Path, prompts: Path, computed: Any, tmp_path: Path, quiet: Console
+) -> None:
+    config = rl_config(tiny_policy_dir, prompts, **{"reward.normalize": normalize, "steps": 3})
+    verbs.rl(config, tmp_path / "whole", quiet, computed(pays))
+    with pytest.raises(LoopError, match="100% of a step's responses have no score"):
+        verbs.rl(config, tmp_path / "out", quiet, failing(computed, lambda place: True))
+    verbs.rl(config, tmp_path / "out", quiet, computed(pays))
+    assert (tmp_path / "out/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+
+
+def test_what_the_starting_policy_got_no_score_for_is_left_out_of_the_mean_or_asked_for_again(
+    tiny_policy_dir: Path, prompts: Path, computed: Any, tmp_path: Path, quiet: Console
+) -> None:
+    changes = {"reward.max_failed": 1.0, "steps": 2, "reward.reference_samples": 3}
+    config = rl_config(tiny_policy_dir, prompts, **changes, **{"reward.normalize": "prompt"})
+    verbs.rl(config, tmp_path / "some", quiet, failing(computed, lambda place: place % 3 == 0))
+    verbs.rl(config, tmp_path / "none", quiet, failing(computed, lambda place: True))
+    used = {
+        name: [json.loads(line)["val/used"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("some", "none")
+    }
+    assert used == {"some": [1.0, 1.0], "none": [0.0, 1.0]}
+    config = rl_config(tiny_policy_dir, prompts, **changes)
+    with pytest.raises(LoopError, match="no response of the starting policy has a score to normalise by"):
+        verbs.rl(config, tmp_path / "all", quiet, failing(computed, lambda place: True))
 
 
 def test_a_changed_model_stops_the_run(
@@ -255,8 +320,12 @@ def test_what_a_run_refuses(
         loop.settle(config, out, resume=False)
     with pytest.raises(ConfigError, match="steps is 9, but the run"):
         loop.settle(config_toml.build(RlConfig, {"steps": 9}, config), out, resume=True)
-    moved = config_toml.build(RlConfig, {"reward.url": ["http://elsewhere"]}, config)
-    assert loop.settle(moved, out, resume=True).reward.url == ("http://elsewhere",)
+    moved = config_toml.build(RlConfig, {"reward.url": ["http://elsewhere"], "optim.max_skipped": 9}, config)
+    settled = loop.settle(moved, out, resume=True)
+    assert settled.reward.url == ("http://elsewhere",) and settled.optim.max_skipped == 9
+    long = rl_config(tiny_policy_dir, prompts, **{"rollout.max_new_tokens": 62})
+    with pytest.raises(ConfigError, match="may have 65 tokens, but the policy reads 64: lower --max-new-tokens"):
+        verbs.rl(long, tmp_path / "long", quiet, computed(pays))
     prompts.write_text('{"prompt": "a"}\n')
     with pytest.raises(CheckpointError, match="another data"):
         verbs.rl(config, out, quiet, computed(pays))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -79,6 +82,19 @@ def test_an_item_that_cannot_be_scored_is_no_number(served: str, source: Callabl
     assert lenient.counts()["reward/failed"] == 1 and lenient.counts()["reward/failed"] == 0
 
 
+def test_a_server_that_is_silent_is_left_without_waiting(source: Callable[..., Served]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        served = Served([f"http://127.0.0.1:{silent.getsockname()[1]}"], RewardConfig(timeout=0))
+        served.submit([("a", ["b"])])
+        connection, _ = silent.accept()
+        leaving = threading.Thread(target=served.close, daemon=True)
+        leaving.start()
+        leaving.join(60)
+        assert not leaving.is_alive(), "close waits for an answer that does not come"
+        assert all(one.daemon for one in threading.enumerate() if one.name.startswith("plaudit")), "so does the exit"
+        connection.close()
+
+
 def command(*arguments: str | Path) -> list[str]:
     verb = (
         "from plaudit_loops import cli; import typer; app = typer.Typer(); app.command()(getattr(cli, sys.argv.pop(1)))"
@@ -90,6 +106,32 @@ def run(*arguments: str | Path) -> str:
     done = subprocess.run(command(*arguments), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def two_processes(*arguments: str | Path) -> list[subprocess.Popen[str]]:
+    """The command as `torchrun --nproc-per-node 2` starts it."""
+    port, both = str(20_000 + os.getpid() % 20_000), []
+    for rank in ("0", "1"):
+        world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_PORT": port,
+                 "MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}  # fmt: skip
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        both.append(subprocess.Popen(command(*arguments), env={**os.environ, **world}, **pipes))
+    return both
+
+
+@pytest.mark.soak
+def test_a_signal_to_one_of_two_processes_stops_both_with_everything_saved(tmp_path: Path) -> None:
+    options = ["--starter-records", "64", "--epochs", "500", "--batch-size", "4", "--device", "cpu"]
+    both = two_processes("sft", "starter", *options, "--out", tmp_path / "out")
+    metrics = tmp_path / "out/metrics.jsonl"
+    while both[0].poll() is None and not (metrics.exists() and metrics.stat().st_size):
+        os.sched_yield()
+    both[1].send_signal(signal.SIGTERM)  # the one that does not save
+    for process in both:
+        _, errors = process.communicate(timeout=600)
+        assert "Interrupted: SIGTERM after step" in errors, errors
+    (saved,) = (tmp_path / "out/checkpoints").iterdir()
+    assert int(saved.name.removeprefix("step-")) == len(metrics.read_text().splitlines())
 
 
 @pytest.mark.soak
@@ -129,14 +171,7 @@ def test_two_processes_compute_what_one_does(served: str, tmp_path: Path, quiet:
         "--value-warmup-steps", "1", "--learning-rate", "1e-4", "--minibatches", "2",
     ]  # fmt: skip
     run("rl", *options, "--out", tmp_path / "one")
-    port = str(20_000 + os.getpid() % 20_000)
-    both = []
-    for rank in ("0", "1"):
-        world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_PORT": port,
-                 "MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}  # fmt: skip
-        started = command("rl", *options, "--out", tmp_path / "two")
-        both.append(subprocess.Popen(started, env={**os.environ, **world}, stderr=subprocess.PIPE, text=True))
-    for process in both:
+    for process in two_processes("rl", *options, "--out", tmp_path / "two"):
         _, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors
     one, two = ([json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]

@@ -109,6 +109,19 @@ def test_retries_and_retry_after(openai: WireServer, bon: Bon, write: Write) -> 
     assert len(openai.paths()) == 6
 
 
+def test_an_endpoint_that_was_there_is_waited_for(
+    openai: WireServer, bon: Bon, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("plaudit._client.time.sleep", lambda seconds: None)
+    away = {"status": 503, "body": {"error": {"message": "loading"}}}
+    openai.fail(*[away] * 40)
+    code, _, err = bon("generate", write("p.jsonl", PROMPTS[:2]), *options(openai, "--concurrency", "1"))
+    assert code == 69 and "retries; 11 attempts" in err, "a URL that was mistyped is an error soon"
+    openai.faults.clear()
+    openai.fail({}, *[away] * 40)
+    assert bon("generate", "p.jsonl", *options(openai, "--concurrency", "1"))[0] == 0
+
+
 def test_a_refused_prompt_is_kept_and_counted(openai: WireServer, bon: Bon, write: Write, read: Read) -> None:
     source = write("p.jsonl", [PROMPTS[0], {"prompt": "LONG"}, PROMPTS[1]])
     code, out, err = bon("generate", source, *options(openai, "--json"))
