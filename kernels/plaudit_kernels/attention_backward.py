@@ -132,19 +132,77 @@ def _query_gradient(
 
 @triton.jit
 def _visited(
-    first, prefix, length, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
-):
-    """Own rows low .. high of a visiting segment whose queries see the keys at logical positions first ..
-    first + BLOCK_N."""
+    first, last, known, length, prefix,
+    SPLIT: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """(low, clear, end, high): the own rows low .. high of a visiting segment, from a multiple of BLOCK_M, are the queries
+    that see any of the keys at its logical positions first .. last, of which it knows those before `known`. In the
+    whole blocks clear .. end every query sees all of them, and no mask is needed."""
     low, high = 0, length
     if CAUSAL:
         low = tl.maximum(first - prefix, 0)
         if WINDOW:
-            high = tl.minimum(length, first + BLOCK_N + WINDOW - 1 - prefix)
+            high = tl.minimum(length, last + WINDOW - 1 - prefix)
     elif WINDOW:
         low = tl.maximum(first - WINDOW // 2 - prefix, 0)
-        high = tl.minimum(length, first + BLOCK_N + WINDOW // 2 - prefix)
-    return low // BLOCK_M * BLOCK_M, high
+        high = tl.minimum(length, last + WINDOW // 2 - prefix)
+    low = low // BLOCK_M * BLOCK_M
+    if not SPLIT:
+        return low, low, low, high
+    clear, end = low, high // BLOCK_M * BLOCK_M
+    if CAUSAL:
+        clear = tl.cdiv(tl.maximum(last - 1 - prefix, 0), BLOCK_M) * BLOCK_M
+    clear = tl.where((first < 0) | (last > known), end, tl.minimum(clear, end))
+    return low, clear, end, high
+
+
+@triton.jit
+def _scatter(
+    totals, key, value, keys, kv_head, visitor, low, clear, jump, blocks,
+    q, q_row, q_head, q_tiles, grad, g_row, g_head, grad_tiles, lse, delta, tokens, inner, outer,
+    CHECKED: tl.constexpr, FOLD: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dK and dV, without the scale, from `blocks` blocks of a visitor's queries, those of each of FOLD heads: from its own
+    row `low`, with a jump ahead at `clear`. One loop over heads and blocks: short responses keep it full."""
+    total_dk, total_dv = totals
+    start, length, prefix = visitor
+    head = kv_head * FOLD
+    block = 0
+    for _ in range(0, FOLD * blocks):
+        at = low + block * BLOCK_M
+        if CHECKED:
+            at += tl.where(at < clear, 0, jump)
+        within = at + tl.arange(0, BLOCK_M)
+        asked = within < length
+        rows = start + within
+        if q_tiles is not None:  # rows behind the visitor's end are another's: their weights are 0
+            column = head.to(tl.int32) * WIDTH
+            query = q_tiles.load([start + at, column])
+            gradient = grad_tiles.load([start + at, column])
+        else:
+            query = load_rows(q + head * (q_head * 8), rows, q_row, asked, WIDTH, BLOCK_D)
+            gradient = load_rows(grad + head * (g_head * 8), rows, g_row, asked, WIDTH, BLOCK_D)
+        if CHECKED:
+            norm = tl.load(lse + head * tokens + rows, mask=asked, other=0.0)
+            offset = tl.load(delta + head * tokens + rows, mask=asked, other=0.0)
+        else:
+            place = head * tokens + start + at + tl.arange(0, BLOCK_M)
+            norm = tl.load(lse + place)
+            offset = tl.load(delta + place)
+        x, factor, slope = logits(tl.dot(key, tl.trans(query), input_precision=PRECISION), inner, outer, CAPPED)
+        if CHECKED:
+            queries = tl.where(asked, prefix + within, -1)
+            x = tl.where(sees(queries[None, :], keys[:, None], CAUSAL, WINDOW), x, MASKED)
+        weight = tl.exp2(x * factor - norm[None, :])
+        total_dv = tl.dot(weight.to(gradient.dtype), gradient, total_dv, input_precision=PRECISION)
+        dweight = tl.dot(value, tl.trans(gradient), input_precision=PRECISION)
+        dx = weight * (dweight - offset[None, :]) * slope
+        total_dk = tl.dot(dx.to(query.dtype), query, total_dk, input_precision=PRECISION)
+        block += 1
+        head += tl.where(block == blocks, 1, 0)
+        block = tl.where(block == blocks, 0, block)
+    return total_dk, total_dv
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
@@ -162,45 +220,39 @@ def _key_gradient(
     length = total - prefix
     if first >= length:
         return
+    SPLIT: tl.constexpr = q_tiles is not None  # then there is no window; through pointers a second loop spills
     kv_head = tl.program_id(1).to(tl.int64)
     offsets = first + tl.arange(0, BLOCK_N)
     rows = start + offsets
     own = offsets < length
     key = load_rows(k + kv_head * (k_head * 8), rows, k_row, own, WIDTH, BLOCK_D)
     value = load_rows(v + kv_head * (v_head * 8), rows, v_row, own, WIDTH, BLOCK_D)
-    total_dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    total_dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    totals = (tl.zeros([BLOCK_N, BLOCK_D], tl.float32), tl.zeros([BLOCK_N, BLOCK_D], tl.float32))
     for visit in range(tl.load(visitor_offsets + number), tl.load(visitor_offsets + number + 1)):
         visitor = tl.load(visitors + visit)
         its_start, its_length, its_prefix_start, its_prefix = fields_of(segments, visitor)
         # Where the visitor meets these rows: as its own, or in its prefix.
-        origin = tl.where(visitor == number, start - prefix, its_prefix_start)
-        keys = rows - origin
-        real = own & ((visitor == number) | ((keys >= 0) & (keys < its_prefix)))
-        low, high = _visited(start + first - origin, its_prefix, its_length, CAUSAL, WINDOW, BLOCK_M, BLOCK_N)
-        blocks = tl.maximum(tl.cdiv(high - low, BLOCK_M), 0)
-        for step in range(0, FOLD * blocks):  # one loop over heads and blocks: short responses keep it full
-            head = kv_head * FOLD + step // blocks
-            at = low + step % blocks * BLOCK_M
-            within = at + tl.arange(0, BLOCK_M)
-            asked = within < its_length
-            query_rows = its_start + within
-            if q_tiles is not None:  # rows behind the visitor's end are another's: their weights are 0
-                column = head.to(tl.int32) * WIDTH
-                query = q_tiles.load([its_start + at, column])
-                gradient = grad_tiles.load([its_start + at, column])
-            else:
-                query = load_rows(q + head * (q_head * 8), query_rows, q_row, asked, WIDTH, BLOCK_D)
-                gradient = load_rows(grad + head * (g_head * 8), query_rows, g_row, asked, WIDTH, BLOCK_D)
-            norm = tl.load(lse + head * tokens + query_rows, mask=asked, other=UNREAD)
-            offset = tl.load(delta + head * tokens + query_rows, mask=asked, other=0.0)
-            x, factor, slope = logits(tl.dot(key, tl.trans(query), input_precision=PRECISION), inner, outer, CAPPED)
-            seen = sees((its_prefix + within)[None, :], keys[:, None], CAUSAL, WINDOW) & real[:, None]
-            weight = tl.exp2(tl.fma(tl.where(seen, x, MASKED), factor, -norm[None, :]))
-            total_dv = tl.dot(weight.to(gradient.dtype), gradient, total_dv, input_precision=PRECISION)
-            dweight = tl.dot(value, tl.trans(gradient), input_precision=PRECISION)
-            dx = weight * (dweight - offset[None, :]) * slope
-            total_dk = tl.dot(dx.to(query.dtype), query, total_dk, input_precision=PRECISION)
+        itself = visitor == number
+        origin = tl.where(itself, start - prefix, its_prefix_start)
+        keys, known = rows - origin, tl.where(itself, total, its_prefix)
+        keys = tl.where((keys >= 0) & (keys < known), keys, 1 << 30 if CAUSAL else -1)  # seen by nobody
+        at = start + first - origin
+        last = at + tl.minimum(BLOCK_N, length - first)
+        low, clear, end, high = _visited(at, last, known, its_length, its_prefix, SPLIT, CAUSAL, WINDOW, BLOCK_M)
+        fields = (its_start, its_length, its_prefix)
+        checked = (clear - low) // BLOCK_M + tl.cdiv(high - end, BLOCK_M)
+        totals = _scatter(
+            totals, key, value, keys, kv_head, fields, low, clear, end - clear, checked,
+            q, q_row, q_head, q_tiles, grad, g_row, g_head, grad_tiles, lse, delta, tokens, inner, outer,
+            True, FOLD, CAUSAL, WINDOW, CAPPED, WIDTH, BLOCK_D, BLOCK_M, PRECISION,
+        )  # fmt: skip
+        if SPLIT:
+            totals = _scatter(
+                totals, key, value, keys, kv_head, fields, clear, clear, 0, (end - clear) // BLOCK_M,
+                q, q_row, q_head, q_tiles, grad, g_row, g_head, grad_tiles, lse, delta, tokens, inner, outer,
+                False, FOLD, CAUSAL, WINDOW, CAPPED, WIDTH, BLOCK_D, BLOCK_M, PRECISION,
+            )  # fmt: skip
+    total_dk, total_dv = totals
     store_rows(dk + kv_head * (o_head * 8), rows, o_row, own, total_dk * scale, WIDTH, BLOCK_D)
     store_rows(dv + kv_head * (o_head * 8), rows, o_row, own, total_dv, WIDTH, BLOCK_D)
 

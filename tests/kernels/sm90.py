@@ -57,8 +57,8 @@ class Cost:
     hidden_exponentials: int
     """How many of the code are computed while a product of the matrix unit is under way."""
 
-    def fits(self) -> bool:
-        return self.spills == 0 and self.shared <= SHARED_LIMIT[self.chip]
+    def fits(self, spills: int = 0) -> bool:
+        return self.spills <= spills and self.shared <= SHARED_LIMIT[self.chip]
 
 
 def costs(kernels: list[Kernel]) -> list[Cost]:

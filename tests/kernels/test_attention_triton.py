@@ -82,6 +82,8 @@ CASES = {
     "one token": (grouped([(0, [1])]), 2, 2, 32, {}),
     "tile edges": (grouped([(0, [TILE - 1]), (0, [TILE]), (0, [TILE + 1])]), 1, 1, 32, {}),
     "shared": (grouped([(70, [3, 61]), (0, [123])]), 2, 1, 64, {}),
+    "whole blocks, seen by all": (grouped([(70, [130, 61]), (0, [200])]), 2, 1, 64, {}),
+    "parts of a segment": ([(0, 200, 0, 0), (200, 150, 0, 70), (350, 70, 90, 60)], 2, 1, 64, {}),
     "prefix of a whole tile": (grouped([(TILE, [1, 5])]), 4, 1, 80, {}),
     "responses of one token": (grouped([(33, [1] * 20)]), 1, 1, 32, {}),
     "chain": (CHAIN, 2, 1, 40, {}),
