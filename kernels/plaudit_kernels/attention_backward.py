@@ -135,9 +135,9 @@ def _visited(
     first, last, known, length, prefix,
     SPLIT: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """(low, clear, end, high): the own rows low .. high of a visiting segment, from a multiple of BLOCK_M, are the queries
-    that see any of the keys at its logical positions first .. last, of which it knows those before `known`. In the
-    whole blocks clear .. end every query sees all of them, and no mask is needed."""
+    """(low, clear, end, high): the own rows low .. high of a visiting segment, from a multiple of BLOCK_M, are the
+    queries that see any of the keys at its logical positions first .. last, of which it knows those before `known`.
+    In the whole blocks clear .. end every query sees all of them, and no mask is needed."""
     low, high = 0, length
     if CAUSAL:
         low = tl.maximum(first - prefix, 0)
@@ -163,8 +163,8 @@ def _scatter(
     CHECKED: tl.constexpr, FOLD: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr,
     WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dK and dV, without the scale, from `blocks` blocks of a visitor's queries, those of each of FOLD heads: from its own
-    row `low`, with a jump ahead at `clear`. One loop over heads and blocks: short responses keep it full."""
+    """dK and dV, without the scale, from `blocks` blocks of a visitor's queries, those of each of FOLD heads: from its
+    own row `low`, with a jump ahead at `clear`. One loop over heads and blocks: short responses keep it full."""
     total_dk, total_dv = totals
     start, length, prefix = visitor
     head = kv_head * FOLD

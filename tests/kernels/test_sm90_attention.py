@@ -11,7 +11,6 @@ from plaudit_kernels.chips import TableName, table_in_words, table_of
 from .shipped import DELTA, FEATURES, MOST, PASSES, WIDTHS, attention, grid
 from .sm90 import Kernel, costs
 
-
 SPILLING = [
     attention("_key_gradient", dtype, 128, plain, "plain")
     for dtype in ("bf16", "fp16")
