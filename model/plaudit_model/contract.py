@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from .errors import ContractError
+from .json_lines import write_whole
 
 SCHEMA_VERSION = 1
 FILE_NAME = "reward.json"
@@ -206,9 +207,7 @@ def write(contract: RewardContract, directory: Path) -> None:
     """Write `reward.json` into a directory, at once: a reader finds the old one or the new one. What a link led to, as
     in the Hub's cache, stays as it was."""
     text = json.dumps(to_json(contract), indent=2, ensure_ascii=False, allow_nan=False)
-    hidden = directory / f".{FILE_NAME}.writing"
-    hidden.write_text(text + "\n", encoding="utf-8")
-    hidden.replace(directory / FILE_NAME)
+    write_whole(directory / FILE_NAME, text + "\n")
 
 
 def json_schema() -> dict[str, Any]:
