@@ -177,6 +177,7 @@ class TritonNorm(torch.autograd.Function):
         _forward[(blocks(rows, block.rows),)](
             hidden, residual, weight, bias, normed, total, rows, hidden.stride(0), residual_stride, eps,
             width, centre, unit_offset, block.rows, block.columns, num_warps=block.num_warps,
+            enable_fp_fusion=False,  # rows of a tile that round unlike each other would know their company
         )  # fmt: skip
         ctx.save_for_backward(hidden if total is None else total, weight)
         ctx.options = eps, centre, unit_offset, None if bias is None else bias.dtype
