@@ -84,7 +84,7 @@ def apply_head(module: nn.Module, pooled_ND: torch.Tensor) -> torch.Tensor:
     count, kind = len(pooled_ND), pooled_ND.device.type
     size = rows_at_once(count, kind)
     with torch.autocast(kind, enabled=False):
-        parts = pad(pooled_ND.float(), (0, 0, 0, -count % size)).split(size)
+        parts = torch.split(pad(pooled_ND.float(), (0, 0, 0, -count % size)), size)
         return torch.cat([head_layers(module, part) for part in parts])[:count]
 
 
