@@ -166,7 +166,7 @@ def _losses(bench: Bench) -> dict[str, Callable[[], Fused]]:
         scores = random(bench, count, dtype=torch.float32)
         ranking = torch.arange(count, device=bench.device)
         offsets = torch.arange(0, count + 1, 64, device=bench.device)
-        return Fused(inference(lambda: plackett_luce(scores, ranking, offsets)), count * (4 + 8 + 4))
+        return Fused(inference(lambda: plackett_luce(scores, ranking, offsets)), count * (4 + 8 + 4 + 4))
 
     return {"bradley_terry": pairs, "plackett_luce, 64 a group": rankings}
 

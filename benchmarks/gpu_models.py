@@ -17,9 +17,10 @@ from torch import nn
 
 from plaudit_model.contract import RewardContract, Template
 from plaudit_model.encode import Encoded
+from plaudit_model.infer import ENCODERS
 from plaudit_model.reward_model import RewardModel
 from plaudit_model.starter import write_base
-from plaudit_model.template import CHATML
+from plaudit_model.template import CHATML, PAIR_PROMPT
 
 _QWEN3 = {"vocab_size": 151936, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8,
           "head_dim": 128}  # fmt: skip
@@ -34,6 +35,16 @@ SHAPES: dict[str, tuple[str, dict[str, int]]] = {
     "Llama-3.1-8B": (
         "llama",
         {**_LLAMA, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "head_dim": 128},
+    ),
+    "BERT-base": (
+        "bert",
+        {
+            "vocab_size": 30522,
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+        },
     ),
 }
 """transformers' architecture and the sizes of the released models."""
@@ -84,9 +95,9 @@ def model_of(bench: Bench, module: nn.Module, dtype: str, mode: str) -> RewardMo
 
 
 def unfrozen(bench: Bench, module: nn.Module, dtype: str, mode: str = "fast") -> RewardModel:
-    contract = RewardContract(
-        architecture=type(module).__name__, template=Template.of("chat", CHATML), max_length=4096, pooling="last"
-    )
+    pair = module.config.model_type in ENCODERS  # type: ignore[union-attr, operator]
+    template, pooling = (Template.of("pair", PAIR_PROMPT), "first") if pair else (Template.of("chat", CHATML), "last")
+    contract = RewardContract(architecture=type(module).__name__, template=template, max_length=4096, pooling=pooling)
     return RewardModel(module, contract, _tokenizer(), device=str(bench.device), dtype=dtype, mode=mode)
 
 

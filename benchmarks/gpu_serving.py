@@ -100,7 +100,7 @@ print(json.dumps(model.laps.seconds))
 
 def ready(bench: Bench) -> None:
     """From the start of a process to a model that is warm, over the time that its bytes take to be read."""
-    case = Case("ready", "Llama-3.1-8B", "warm page cache, without HTTP", seconds=45)
+    case = Case("ready", "Llama-3.1-8B", "warm page cache, without HTTP", seconds=80)
     bench.run(case, lambda: _ready(bench))
 
 

@@ -80,8 +80,16 @@ def compiled() -> list[list[str]]:
 
 
 def traffic(name: str) -> dict[str, Any]:
-    """What warm-up compiled for a model, and what ragged traffic compiled after it."""
+    """What warm-up compiled for a model, what ragged traffic compiled after it, and the kernels of both in which a
+    product and a sum may become one instruction."""
     forget()
+    fused: set[str] = set()
+
+    def note(**event: Any) -> None:
+        if event["compile"]["enable_fp_fusion"]:
+            fused.add(f"{event['fn'].module}.{event['fn'].name}")
+
+    triton.knobs.runtime.jit_post_compile_hook = note
     directory, mode, dtype = name.split(":")
     model = RewardModel.load(directory, mode=mode, dtype=dtype)
     seen, told = watch_compilations(), []
@@ -90,7 +98,7 @@ def traffic(name: str) -> dict[str, Any]:
     seen.clear()
     for items in ragged(model.contract.max_length):
         model.score_encoded(items, token_budget=BUDGET)
-    return {"warmed": warmed, "late": list(seen), "told": told}
+    return {"warmed": warmed, "late": list(seen), "told": told, "fused": sorted(fused)}
 
 
 def forget() -> None:

@@ -114,10 +114,11 @@ def _quantize(
     column = tl.arange(0, COLUMNS)[None, :]
     mask = (row < rows)[:, None] & (column < WIDTH)
     values = tl.load(a + row[:, None] * stride + column, mask, 0.0).to(tl.float32)
-    largest = tl.max(tl.abs(values), 1)
+    # A maximum passes over NaN. Of a row that has one the scale is infinite, and so no product of it is a number.
+    largest = tl.max(tl.where(values == values, tl.abs(values), float("inf")), 1)
     step = tl.where(largest > 0.0, largest / 448.0, 1.0)
-    values = tl.minimum(tl.maximum(values / step[:, None], -448.0), 448.0)
-    tl.store(quantised + row[:, None] * WIDTH + column, values.to(tl.float8e4nv), mask)
+    # The conversion saturates.
+    tl.store(quantised + row[:, None] * WIDTH + column, (values / step[:, None]).to(tl.float8e4nv), mask)
     tl.store(scale + row, step, row < rows)
 
 

@@ -122,7 +122,7 @@ def _scaled(values, inverse, factor, dtype: tl.constexpr, UNIT_OFFSET: tl.conste
 
 @jit
 def _turned(straight, crossed, angle: tl.constexpr):
-    """The sum of two products, each rounded first."""
+    """The sum of two products, each rounded first: in bf16 too the compiler would fuse one with the sum if it might."""
     return (straight.to(angle).to(tl.float32) + crossed.to(angle).to(tl.float32)).to(angle)
 
 
@@ -263,8 +263,9 @@ class TritonRotary(torch.autograd.Function):
         programs, sizes, constants = _launch(query, key, cos, HEADS, eps, unit_offset)
         groups = blocks(query.shape[1], HEADS) + blocks(key.shape[1], HEADS)
         _forward[(programs * groups,)](
-            query, key, query_out, key_out, query_norm, key_norm, cos, sin, *sizes, *constants, num_warps=4
-        )
+            query, key, query_out, key_out, query_norm, key_norm, cos, sin, *sizes, *constants, num_warps=4,
+            enable_fp_fusion=False,
+        )  # fmt: skip
         ctx.save_for_backward(query, key, cos, sin, query_norm, key_norm)
         ctx.options = eps, unit_offset
         return query_out, key_out

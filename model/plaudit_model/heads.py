@@ -78,11 +78,20 @@ def last_hidden_state(module: nn.Module, **arguments: Any) -> torch.Tensor:
 def apply_head(module: nn.Module, pooled_ND: torch.Tensor) -> torch.Tensor:
     """Attributes (N, A) fp32 from pooled hidden states (N, d) of any dtype.
 
-    The rows are rounded up to whole blocks, so that the product's kernel does not depend on N.
+    The rows are rounded up to whole blocks, or computed so many at a time, so that the product's kernel does not depend
+    on N.
     """
-    count = len(pooled_ND)
-    with torch.autocast(pooled_ND.device.type, enabled=False):
-        return head_layers(module, pad(pooled_ND.float(), (0, 0, 0, -count % BLOCK)))[:count]
+    count, kind = len(pooled_ND), pooled_ND.device.type
+    size = rows_at_once(count, kind)
+    with torch.autocast(kind, enabled=False):
+        parts = torch.split(pad(pooled_ND.float(), (0, 0, 0, -count % size)), size)
+        return torch.cat([head_layers(module, part) for part in parts])[:count]
+
+
+def rows_at_once(count: int, kind: str) -> int:
+    """Rows of a product of `count` on a device of this kind. On CUDA a library has other kernels for other numbers of
+    rows; the CPU's differ for very few alone."""
+    return 256 if kind == "cuda" else -(-count // BLOCK) * BLOCK
 
 
 def head_layers(module: nn.Module, hidden_ND: torch.Tensor) -> torch.Tensor:

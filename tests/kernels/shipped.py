@@ -95,11 +95,16 @@ def grid(
 DELTA = attention("_delta", "bf16", 128, Launch(0, 0, 4, 1), "plain")
 
 
+UNFUSED = ("norm._forward", "rotary._forward")
+"""Several rows a program, each with instructions of its own: nothing may be fused in one and not in another."""
+
+
 def kernel(name: str, types: dict[str, str], launch: dict[str, int] | None = None, **constants: Any) -> Kernel:
     """`types` maps a type to the arguments that have it; `name` is module.function."""
     module, function = name.split(".")
     signature = {argument: kind for kind, arguments in types.items() for argument in arguments.split()}
-    return Kernel(f"plaudit_kernels.{module}", function, signature, constants, **(launch or {"num_warps": 8}))
+    options: dict[str, Any] = {**(launch or {"num_warps": 8}), "fusion": name not in UNFUSED}
+    return Kernel(f"plaudit_kernels.{module}", function, signature, constants, **options)
 
 
 def norms(width: int, centre: bool) -> list[Kernel]:

@@ -52,6 +52,10 @@ class Cost:
     async_copies: int
     fusible: int
     """Products and sums that ptxas may fuse, here and not there."""
+    fused: int
+    """Those that it did fuse, in fp32."""
+    roots: int
+    """Reciprocal square roots of the code: a norm has as many as there are copies of what it does to a row."""
     serialised: bool
     """Whether ptxas waits for every product of the matrix unit at once."""
     hidden_exponentials: int
@@ -104,7 +108,7 @@ def _cost(kernel: Kernel) -> Cost:
                 "enable_fp_fusion": kernel.fusion,
             },  # fmt: skip
         )
-    ptx = compiled.asm["ptx"]
+    ptx, code = compiled.asm["ptx"], _code(compiled.asm["cubin"])
     return Cost(
         chip=kernel.chip,
         registers=_number(r"Used (\d+) registers", words.getvalue()),
@@ -113,23 +117,30 @@ def _cost(kernel: Kernel) -> Cost:
         wgmma=ptx.count("wgmma.mma_async"),
         async_copies=ptx.count("cp.async.c") + ptx.count("cp.async.bulk.tensor"),
         fusible=len(re.findall(r"\b(?:mul|add|sub)(?:\.ftz)?\.f32\b", ptx)),
+        fused=sum(" FFMA" in f" {line}" for line in code) - len(re.findall(r"\bfma\.rn(?:\.ftz)?\.f32\b", ptx)),
+        roots=sum("MUFU.RSQ" in line for line in code),
         serialised="wgmma.mma_async instructions are serialized" in words.getvalue(),
-        hidden_exponentials=_hidden(compiled.asm["cubin"]) if function.is_gluon() else 0,
+        hidden_exponentials=_hidden(code) if function.is_gluon() else 0,
     )
 
 
-def _hidden(cubin: bytes) -> int:
-    """The exponentials between the last product that is issued and the next wait for one. Raises AssertionError
-    where a register is written that a product under way reads as its left operand: nobody tells ptxas of it."""
+def _code(cubin: bytes) -> list[str]:
+    """The instructions of the chip, one after another."""
     import triton
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         command = [triton.knobs.nvidia.nvdisasm.path, "-c", file.name]
-        code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return re.findall(r"/\*[0-9a-f]{4,}\*/ +(.*?) *;", text)
+
+
+def _hidden(code: list[str]) -> int:
+    """The exponentials between the last product that is issued and the next wait for one. Raises AssertionError
+    where a register is written that a product under way reads as its left operand: nobody tells ptxas of it."""
     hidden, since, read = 0, 0, set[int]()
-    for line in re.findall(r"/\*[0-9a-f]{4,}\*/ +(.*?) *;", code):
+    for line in code:
         if product := re.search(r"HGMMA\S+ R\d+, (?:R(\d+), )?", line):
             since, read = 0, read | ({int(product[1]) + i for i in range(4)} if product[1] else set())
         elif "WARPGROUP.DEPBAR" in line:

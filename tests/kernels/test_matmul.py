@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 
+import numpy as np
 import pytest
 import torch
 
@@ -76,6 +77,18 @@ def test_quantised_rows(shape: tuple[int, int], dtype: torch.dtype, device: torc
         assert bool((apart <= step)[judged if values is ours[0] and device.type == "cpu" else ...].all())
         assert float(scale[-1]) == 1 and not values[-1].float().any()
         assert shape[0] == 1 or float(values.float().abs().max()) == E4M3_MAX
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_row_that_is_no_number_does_not_become_one(bad: float, device: torch.device) -> None:
+    a, (b, scale) = random(5, 64).to(device, torch.float32), quantize_rows(random(8, 64, seed=1).to(device).float())
+    expected = scaled_product(*triton_quantize_rows(a), b, scale, torch.float32)
+    a[2, 7] = bad
+    with np.errstate(invalid="ignore"):
+        ours = scaled_product(*triton_quantize_rows(a), b, scale, torch.float32)
+    assert not ours[2].isfinite().any()
+    ours[2] = expected[2]
+    assert torch.equal(ours, expected)
 
 
 @pytest.mark.parametrize("shape", [(1, 64, 128), (129, 70, 200), (131, 136, 208)])

@@ -1,4 +1,5 @@
-"""Every kernel but attention compiles for its chip with the launch it ships with: nothing spills, all fits."""
+"""Every kernel but attention compiles for its chip with the launch it ships with: nothing spills, all fits, and a row
+is rounded in one way wherever it lies in a tile."""
 
 from __future__ import annotations
 
@@ -20,3 +21,9 @@ def test_it_fits(kernels: list[Kernel]) -> None:
         assert cost.fits(), (one, cost)
         if one.function == "_product" and one.signature["a"] != "*fp32":
             assert cost.async_copies and (cost.wgmma or one.chip != 90)
+        # What a row of scoring goes through: ptxas decides nothing, or decides it once for all rows.
+        assert one.fusion or cost.fusible == 0, (one, cost)
+        if one.function in ("_gated_forward", "_bias_forward", "_quantize", "_product", "_described_product"):
+            assert cost.fused == 0, (one, cost)
+        if one.module.endswith("head"):
+            assert cost.roots == 1, (one, cost)

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from plaudit_kernels import linear, matmul, select
+from plaudit_model import heads
 from plaudit_model.encode import Encoded
 from plaudit_model.packing import PackedBatch, group_items, pack
 from plaudit_model.reward_model import RewardModel
@@ -80,6 +81,23 @@ def test_exact_scores_are_the_same_bits_in_any_company(frozen: tuple[RewardModel
     together = model.score_encoded(items())
     assert np.array_equal(together, np.concatenate([model.score_encoded([item]) for item in items()]))
     np.testing.assert_allclose(together, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+def test_a_head_on_cuda_is_computed_so_many_rows_at_a_time(
+    reward_model_dir: ModelDir, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a library picks another kernel, and with it other bits, for another number of rows."""
+    assert {heads.rows_at_once(count, "cuda") for count in (1, 32, 33, 257)} == {256}
+    module = RewardModel.load(reward_model_dir(family)).module
+    pooled_ND = torch.randn(70, 64, generator=torch.Generator().manual_seed(0))
+    expected = heads.apply_head(module, pooled_ND)
+    monkeypatch.setattr(heads, "rows_at_once", lambda *_: 32)
+    seen: list[int] = []
+    for layer in (part for part in heads.head_modules(module)[0].modules() if isinstance(part, torch.nn.Linear)):
+        layer.register_forward_pre_hook(lambda _, rows: seen.append(len(rows[0])))
+    torch.testing.assert_close(heads.apply_head(module, pooled_ND), expected)
+    assert seen == [32, 32, 32]
 
 
 def test_joined_weights_are_held_once_and_saved(
