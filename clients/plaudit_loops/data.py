@@ -118,6 +118,7 @@ def _row(path: Path, number: int, line: str, read: Callable[[Mapping[str, Any]],
         row = json.loads(line)
         if not isinstance(row, dict):
             raise DataError("a row is a JSON object")
+        json.dumps(row, ensure_ascii=False).encode()  # a lone surrogate is no text that a tokenizer takes
         return read(row)
     except ValueError as error:
         raise DataError(f"{path}, line {number}: not JSON: {error}") from None
@@ -129,6 +130,8 @@ def _split(row: Mapping[str, Any], *, needs_response: bool) -> tuple[Prompt, tup
     if "messages" in row:
         turns = _messages(row["messages"], "messages")
         has_response = turns[-1]["role"] == "assistant"
+        if has_response and len(turns) == 1:
+            raise DataError("'messages' hold a response and nothing that it answers")
         if needs_response and not has_response:
             raise DataError("'messages' must end with the assistant's turn, which is what is learned")
         return (turns[:-1], (turns[-1]["content"],)) if has_response else (turns, ())

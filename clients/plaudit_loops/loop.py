@@ -107,8 +107,8 @@ def opened(out: Path, console: Console, device: str) -> Iterator[Place]:
     """The directory of a run, locked: two processes that write one run would each prune the other's checkpoints."""
     keep_freed_memory()
     world = World(device)
-    out.mkdir(parents=True, exist_ok=True)
     try:
+        out.mkdir(parents=True, exist_ok=True)
         with (out / ".lock").open("w") if world.is_main else nullcontext() as file:
             if file is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -18,7 +18,7 @@ from rich.console import Console
 from plaudit import RevisionChanged, Unavailable
 from plaudit_loops import config_toml, loop, verbs
 from plaudit_loops.config import DpoConfig, RlConfig, SftConfig
-from plaudit_loops.errors import ConfigError, DataError, LoopError, RunExists
+from plaudit_loops.errors import ConfigError, DataError, LoopError, NotWritten, RunExists
 from plaudit_model.errors import CheckpointError
 from plaudit_model.interrupt import Interrupted
 
@@ -316,6 +316,8 @@ def test_what_a_run_refuses(
     verbs.rl(config, out, quiet, computed(pays))
     stored = config_toml.read(out / "run.toml", RlConfig)
     assert stored.algorithm.ppo_epochs == 4 and stored.optim.learning_rate == 3e-3, "what was resolved is written"
+    with pytest.raises(NotWritten, match="Not a directory"):
+        verbs.rl(config, prompts / "out", quiet, computed(pays))
     with pytest.raises(RunExists, match="already holds a run"):
         loop.settle(config, out, resume=False)
     with pytest.raises(ConfigError, match="steps is 9, but the run"):
@@ -339,6 +341,8 @@ def test_what_a_run_refuses(
         ("[1]", "line 1: a row is a JSON object"),
         ('{"messages": [{"role": "user"}]}', "'messages' must be a text or a list of messages"),
         ("", "there are no rows"),
+        ('{"prompt": "a \\ud800"}', "line 1: .*surrogates not allowed"),
+        ('{"messages": [{"role": "assistant", "content": "b"}]}', "line 1: .* nothing that it answers"),
     ],
 )
 def test_bad_rows_are_named(
