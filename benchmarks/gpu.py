@@ -8,7 +8,8 @@ rates are shares of what the same run measured (section `matrix`).
     python benchmarks/gpu.py --sections all --budget-seconds 540 --resume --results OUT --commit abc1234
     python benchmarks/gpu.py --sections all --dry-run   # tiny shapes on the CPU, no rows: does it run?
 
-`--resume` leaves out the cases that have rows of this commit and card, in `--results` or among the checked-in ones.
+`--resume` leaves out the cases that have rows of this commit and card, in `--results` or among the checked-in ones. A
+case that hangs ends the process, one that breaks the card's context the run: go on with `--resume --without CASE`.
 Without a Git checkout name the commit. `http` needs the packages of the server and says so where they are absent.
 Most of `correctness` is compiling: eight processes, `--shard 0/8` to `--shard 7/8`, share it, and the kernels that they
 leave in Triton's cache are not compiled again. What is timed must run alone. `all` is all but `gluon`, a candidate for
@@ -62,7 +63,7 @@ def main() -> int:
     deadline = time.monotonic() + arguments.budget_seconds
     bench = Bench(
         device, arguments.dry_run, arguments.results, commit, arguments.resume, deadline, shard(arguments.shard),
-        patience=arguments.patience,
+        without=arguments.without, patience=arguments.patience,
     )  # fmt: skip
     for wanted in (*arguments.first, ""):
         bench.wanted = wanted
@@ -84,6 +85,7 @@ def parsed() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--budget-seconds", type=float, default=float("inf"), help="begin no case that would end later")
     parser.add_argument("--first", nargs="*", default=[], metavar="REGEX", help="cases that go before all others")
+    parser.add_argument("--without", default="", metavar="REGEX", help="cases to leave out: one that hangs")
     parser.add_argument(
         "--patience", type=float, default=1.0, help="how long is measured: 0.3 is a third of the rounds"
     )

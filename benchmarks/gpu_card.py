@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import faulthandler
 import re
 import time
 import traceback
@@ -78,8 +79,8 @@ class Row:
 @dataclass
 class Bench:
     """One run. `dry`: tiny shapes, no rows; any device. `deadline` is on the monotonic clock; of `shard` (K, N) every
-    Nth case is measured, from K; of the others those alone whose name `wanted` finds. `patience` scales how long is
-    measured."""
+    Nth case is measured, from K; of the others those alone whose name `wanted` finds, but none that `without` finds.
+    `patience` scales how long is measured. `lost`: a kernel has ended the context, and nothing runs in it any more."""
 
     device: torch.device
     dry: bool
@@ -89,7 +90,9 @@ class Bench:
     deadline: float = float("inf")
     shard: tuple[int, int] = (0, 1)
     wanted: str = ""
+    without: str = ""
     patience: float = 1.0
+    lost: bool = False
     left: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
@@ -104,11 +107,13 @@ class Bench:
             return
         if str(case) in (*self.measured, *self.failed, *self.skipped, *self.left):
             return
+        if self.lost or (self.without and re.search(self.without, str(case))):
+            return
         if time.monotonic() + (0.0 if self.dry else case.seconds) > self.deadline:
             self.left.append(str(case))
             return
         start = time.monotonic()
-        with self.guarded(str(case)):
+        with self.guarded(str(case)), self._limited(case):
             cells = [row.cells() for row in measure()]
             self.measured.append(str(case))
             self._write(case, cells, time.monotonic() - start)
@@ -168,10 +173,27 @@ class Bench:
             else:
                 rows.append(FILE, {**name, **row}, self.about, self.results)
 
+    @contextlib.contextmanager
+    def _limited(self, case: Case) -> Iterator[None]:
+        """What hangs on a card hangs for ever: the process ends with a traceback, and the next one can go on without
+        the case."""
+        if self.device.type != "cuda":
+            yield
+            return
+        faulthandler.dump_traceback_later(120 + 5 * case.seconds, exit=True)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
     def _tidy(self) -> None:
         if self.device.type == "cuda":
-            torch.cuda.synchronize()
-            torch.cuda.empty_cache()
+            try:
+                torch.cuda.synchronize()
+                torch.cuda.empty_cache()
+            except RuntimeError as error:
+                self.lost = True
+                print(f"the card is lost to this process ({error}): go on with --resume --without CASE", flush=True)
 
     # -- the clock -------------------------------------------------------------------------------------------
 

@@ -163,6 +163,14 @@ def test_a_case_that_fails_leaves_no_row_and_the_next_is_measured(
     assert "ZeroDivisionError" in told and "not finite" in told and "no tool" in told
 
 
+def test_a_case_can_be_left_out_and_a_lost_card_ends_the_run(gpu_card: Any, tmp_path: Path) -> None:
+    measured = bench(gpu_card, tmp_path, without="^fused . hangs")
+    for name in ("hangs", "whole", "lost", "after"):
+        measured.lost = name in ("lost", "after")
+        measured.run(gpu_card.Case("fused", name, "8 rows"), lambda: [gpu_card.Row("rate", [1.0], "x")])
+    assert [row["subject"] for row in recorded(tmp_path)] == ["whole"]
+
+
 def test_no_case_begins_that_would_end_too_late(gpu_card: Any, tmp_path: Path) -> None:
     late = bench(gpu_card, tmp_path, deadline=0.0)
     late.run(gpu_card.Case("fused", "one", "8 rows"), lambda: [gpu_card.Row("rate", [1.0], "x")])
