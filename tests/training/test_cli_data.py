@@ -71,6 +71,13 @@ def test_bad_rows_are_shown_and_then_fail(data: Path) -> None:
     assert tolerant.exit_code == 0 and "bad 1 unknown_label" in tolerant.output.replace("\n", "")
 
 
+def test_a_file_without_a_readable_row_has_no_format(data: Path) -> None:
+    data.write_bytes("prompt,chosen,rejected\ncafé,a,b\n".encode("latin-1"))
+    result = RUNNER.invoke(app, ["inspect", str(data)])
+    assert isinstance(result.exception, BadRows)
+    assert "data.csv: no row to tell the format by, 1 rows" in result.output.replace("\n", "")
+
+
 def test_a_wrong_option_is_a_usage_error(data: Path) -> None:
     result = RUNNER.invoke(app, ["inspect", str(data), "--ties", "maybe"])
     assert isinstance(result.exception, OptionError) and OptionError.exit_code == 2

@@ -230,10 +230,43 @@ def test_columns_are_renamed_and_the_rest_is_reported(tmp_path: Path) -> None:
     assert report.sentences() == [f"columns not read: note ({path})"], "a run says so, too"
 
 
+def test_columns_that_are_not_read_are_named_in_their_order(tmp_path: Path) -> None:
+    others = [f"column {number}" for number in range(9)]
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps(ROWS[0] | dict.fromkeys(others, 1)))
+    _, report = load([str(path)], ReadOptions())
+    assert list(report.files[0].columns_not_read) == others
+
+
+def test_a_mapped_column_that_the_format_does_not_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps({"prompt": "p", "a": "x", "b": "y", "winner": "B"}))
+    options = read_options(columns="chosen=a,rejected=b,label=winner")  # else the first would win in every row
+    with pytest.raises(DataError, match="--columns names label, which the format preference does not read"):
+        load([str(path)], options)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
+def test_a_spreadsheet_of_a_country_with_a_decimal_comma(tmp_path: Path, suffix: str) -> None:
+    stream = io.StringIO()
+    writer = csv.writer(stream, delimiter=";", lineterminator="\r\n")
+    writer.writerows([["prompt", "chosen", "rejected"], ["a;b, c?", "yes, it is", "no"]])
+    data = b"\xef\xbb\xbf" + stream.getvalue().encode()
+    path = tmp_path / f"data{suffix}"
+    path.write_bytes(gzip.compress(data) if suffix.endswith(".gz") else data)
+    assert texts([str(path)]) == [("a;b, c?", "yes, it is", "no", 2)]
+
+
+def test_a_header_with_commas_is_read_with_commas(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text("prompt,chosen,rejected,a;b\nq,g;h,r,1\n")
+    assert texts([str(path)]) == [("q", "g;h", "r", 2)]
+
+
 def test_a_mapped_column_that_no_row_has(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text("\n".join(LINES))
-    with pytest.raises(DataError, match="no row has the column 'query'.*there are chosen, rejected"):
+    with pytest.raises(DataError, match="no row has the column 'query'.*there are prompt, chosen, rejected"):
         load([str(path)], ReadOptions(columns={"prompt": "query"}))
 
 

@@ -88,7 +88,8 @@ def _show(report: ReadReport, summary: Summary, as_json: bool) -> None:
         return
     for file in report.files:
         how = "by its columns" if file.detected else "as named"
-        _console.print(Text(f"{file.file}: format {file.format or 'unknown'} ({how}), {file.rows:,} rows"))
+        told = f"format {file.format} ({how})" if file.format else "no row to tell the format by"
+        _console.print(Text(f"{file.file}: {told}, {file.rows:,} rows"))
     _console.print(Text(report.conservation(), style="bold"))
     for sentence in (*report.sentences(), *summary.sentences()):
         _console.print(Text(f"- {sentence}"))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .errors import BadRow, DataError, Defect
-from .frames import BOM, Frame, FrameBuilder, Row, Stream, read_line
+from .frames import BOM, PIECE, Frame, FrameBuilder, Row, Stream, read_line
 
 Cells = list[str] | Defect
 
@@ -25,6 +25,13 @@ def cell_rows(stream: Stream, limit: int, delimiter: str) -> Iterator[Row]:
             yield Row(frame, _columns(frame, cells, header))
         except BadRow as bad:
             yield Row(frame, bad.defect)
+
+
+def separator(stream: Stream) -> str:
+    """Of a .csv: the comma, or `;` where the header has one and no comma, as spreadsheets write it in countries with a
+    decimal comma. With commas such a header is one column, of which no comparison can be made."""
+    header = stream.peek(PIECE).partition(b"\n")[0]
+    return ";" if b";" in header and b"," not in header else ","
 
 
 def _header(first: tuple[Frame, Cells] | None) -> list[str]:

@@ -116,24 +116,27 @@ class _Reader:
     def _format(self, file: FileReport) -> Format | None:
         """The file's format. None if no row of it can be read: then there is nothing to tell it by."""
         rows = file_rows(Path(file.file), self._options.max_row_bytes)
-        sample = [self._renamed(row) for row in islice(_sample(rows), _SAMPLE_ROWS)]
-        if sample:
-            self._check_columns(sample)
+        found = list(islice(_sample(rows), _SAMPLE_ROWS))
+        if found:
+            self._check_columns(found)
+        sample = [self._renamed(row) for row in found]
         name = self._options.format if self._options.format != "auto" else named_by(self._options.columns)
         if name is None and not sample:
             return None
         file.detected = name is None
         format = self._formats[name] if name else formats.detect(sample, self._formats)
         file.format = format.name
+        if unread := [ours for ours in self._options.columns if ours not in format.columns]:
+            raise DataError(f"--columns names {', '.join(unread)}, which the format {format.name} does not read")
         LOG.info("%s: format %s%s", file.file, format.name, ", by its columns" if file.detected else "")
         return format
 
     def _check_columns(self, sample: Sequence[Columns]) -> None:
         """A mapped column that no row has is a mistake in the map, not in the rows."""
-        for ours, theirs in self._options.columns.items():
-            if not any(ours in row for row in sample):
-                found = ", ".join(dict.fromkeys(key for row in sample for key in row))
-                raise DataError(f"no row has the column {theirs!r} that --columns names; there are {found}")
+        for theirs in self._options.columns.values():
+            if not any(theirs in row for row in sample):
+                there = ", ".join(dict.fromkeys(key for row in sample for key in row))
+                raise DataError(f"no row has the column {theirs!r} that --columns names; there are {there}")
 
     def _renamed(self, row: Columns) -> dict[str, Any]:
         columns = self._options.columns
@@ -163,7 +166,7 @@ class _Reader:
         if format is None:
             raise DataError("the file changed while it was read")
         columns = self._renamed(row.content)
-        file.ignore(columns.keys() - format.columns)
+        file.ignore(key for key in columns if key not in format.columns)
         return format.parse(columns, origin)
 
     def _screened(self, reading: Reading) -> Record | None:
@@ -197,7 +200,7 @@ def file_rows(path: Path, limit: int) -> Iterator[Row]:
         elif kind == ".json":
             yield from json_rows.file_rows(stream, limit)
         elif kind in (".csv", ".tsv"):
-            yield from csv_rows.cell_rows(stream, limit, "," if kind == ".csv" else "\t")
+            yield from csv_rows.cell_rows(stream, limit, csv_rows.separator(stream) if kind == ".csv" else "\t")
         else:
             raise DataError("only files named .jsonl, .ndjson, .json, .csv or .tsv are read, each also with .gz")
 
