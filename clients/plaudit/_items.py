@@ -64,7 +64,8 @@ def check(item: Mapping[str, Any]) -> None:
     for key, value in item.items():
         fits, wanted = _TYPES[key]
         if not fits(value):
-            raise InvalidInput(f"{key!r} must be {wanted}, got {_described(value)}")
+            several = "; for several, score_responses or rank" if key == "response" and isinstance(value, list) else ""
+            raise InvalidInput(f"{key!r} must be {wanted}, got {_described(value)}{several}")
     if "messages" in item and (not item["messages"] or item["messages"][-1]["role"] != "assistant"):
         raise InvalidInput("'messages' must end with the assistant's turn, which is what is scored")
 

@@ -73,6 +73,7 @@ def test_a_pair_is_an_item() -> None:
         ({"prompt": "p"}, "an item is one of"),
         ({"prompt": "p", "response": "r", "text": "t"}, "an item is one of"),
         ({"prompt": "p", "response": None}, "'response' must be a text, got null"),
+        ({"prompt": "p", "response": ["r"]}, "got list; for several, score_responses or rank"),
         ({"prompt": ["p"], "response": "r"}, "'prompt' must be a text or a list of"),
         ({"prompt": "p", "responses": "r"}, "'responses' must be a list of texts"),
         ({"messages": [{"role": "user", "content": "hi"}]}, "must end with the assistant's turn"),

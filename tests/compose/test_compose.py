@@ -141,6 +141,23 @@ def test_rewards_of_a_real_server_and_of_what_can_be_verified(
     assert process.wait(30) == 0
 
 
+def test_what_a_models_server_refuses_is_said_at_the_start_and_never_to_be_tried_again(
+    compose: Compose, serve: Callable[..., Any], reward_model_dir: Callable[[str], Path]
+) -> None:
+    directory = reward_model_dir("qwen3")
+    model = serve(f"one={directory}")
+    text = FILE.replace("URL", model.url)
+    with pytest.raises(AssertionError, match="exit code 78: error: .*no such model is served here; there is one"):
+        compose(text.replace('kind = "model"', 'kind = "model"\nmodel = "other"'))
+    url, _ = compose(text.replace('kind = "model"', 'kind = "model"\nmodel = "one"'))
+    assert model.end() == 0
+    serve(f"other={directory}", "--port", model.url.rpartition(":")[2])
+    failed = httpx.post(url + "/score", json={"prompt": "p", "response": "4", "reference": 4}, timeout=30)
+    error = failed.json()["error"]
+    assert (failed.status_code, error["code"], error["retryable"]) == (422, "scoring_failed", False)
+    assert "preference: " in error["message"] and "no such model is served here" in error["message"]
+
+
 def test_without_a_model_it_needs_no_server_and_code_must_be_allowed(compose: Compose, tmp_path: Path) -> None:
     terms = '[[terms]]\nkind = "json_schema"\nschema = { type = "array" }\n[[terms]]\nkind = "code"\nweight = 2\n'
     with pytest.raises(AssertionError, match=r"exit code 78: error: .*--allow-code"):

@@ -15,6 +15,7 @@ from .. import _bulk
 from .._endpoint import Endpoint
 from .._jsonl import open_input, open_output
 from .._row_files import sole_writer
+from ..bon.report import lines as report_lines
 from ..cli_score import AttemptOption, JsonOption, TimeoutOption, progress, refuse_same
 from . import agreement
 from . import label as labelling
@@ -95,6 +96,8 @@ def label(
                     write(done.line)
                     advance(done)
     report(str(out), as_json)
+    if tally.earlier:
+        typer.echo(f"{tally.earlier} of {tally.rows} rows are from an earlier run", err=True)
     if tally.failed:
         raise typer.Exit(1)
 
@@ -139,6 +142,9 @@ def gate(
     about = {**asdict(found), "min_kappa": min_kappa, "min_comparisons": min_comparisons, "passed": passed}
     _show({**about, "left_to_people": left, "without_a_human_label": unlabelled}, as_json)
     if not passed:
+        why = "kappa is below --min-kappa" if found.kappa is not None else "one label alone: chance explains it all"
+        few = found.comparisons < min_comparisons
+        typer.echo(f"not passed: {'fewer comparisons than --min-comparisons' if few else why}", err=True)
         raise typer.Exit(1)
 
 
@@ -158,5 +164,4 @@ def _new(pairs: Iterator[labelling.Pair], judge: labelling.Judge, have: set[str]
 
 
 def _show(found: Mapping[str, Any], as_json: bool) -> None:
-    plain = (f"{name}: {'not computable' if value is None else value}" for name, value in found.items())
-    typer.echo(json.dumps(found, allow_nan=False) if as_json else "\n".join(plain))
+    typer.echo(json.dumps(found, allow_nan=False) if as_json else "\n".join(report_lines(found)))

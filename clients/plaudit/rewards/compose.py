@@ -13,7 +13,7 @@ from typing import Any
 from .._async_client import AsyncClient
 from .._row_files import digest
 from .._settings import Overlong
-from ..errors import ConfigurationError, PlauditError
+from ..errors import ConfigurationError, PlauditError, ResponseInvalid, Unavailable
 from ..types import Identity, Item, ItemError
 from .code import code
 from .config import Code, Exact, JsonSchema, Model, Regex, Rewards, Term
@@ -80,10 +80,11 @@ class Composer:
         return Identity(self.rewards.name, digest([self.rewards.sha256, models])[:16], numerics)
 
     async def start(self, seconds: float) -> None:
-        """Return when every model's server has answered. Raises Unavailable, Refused."""
+        """Return when every model's server has scored a pair. Raises Unavailable, Refused, RevisionChanged."""
 
         async def ask(name: str, client: AsyncClient) -> None:
             await client.wait_until_ready(seconds)
+            await client.score("Hello.", "Hello.")  # refused: the term names no model, or none that is served there
             self._identities[name] = (await client.info()).identity
 
         await asyncio.gather(*(ask(name, client) for name, client in self._clients.items()))
@@ -112,8 +113,10 @@ class Composer:
         client = self._clients[name].with_options(overlong=overlong)
         try:
             scores = await client.score_items([candidate.item for candidate in candidates])
-        except PlauditError as error:  # the server's own trouble, or ours with it: of no item in particular
-            return [Value(error=_down(name, str(error)))] * len(candidates)
+        except PlauditError as error:  # of no item in particular; where the server refuses, patience does not help
+            passing = isinstance(error, (Unavailable, ResponseInvalid))
+            said = _down(name, str(error)) if passing else ItemError("scoring_failed", f"{name}: {error}")
+            return [Value(error=said)] * len(candidates)
         if scores.identity is not None:
             self._identities[name] = scores.identity
         return [

@@ -66,12 +66,15 @@ def test_the_gate_opens_only_above_its_kappa_and_with_enough_comparisons(judge: 
     found = json.loads(out)
     assert code == 0 and found["kappa"] == pytest.approx(0.4) and found["comparisons"] == 50
     assert found["left_to_people"] == 7 and found["without_a_human_label"] == 1  # 7 that nobody would train on
-    assert judge(*arguments, "--min-kappa", "0.41")[0] == 1
-    assert judge(*arguments, "--min-kappa", "0.39", "--min-comparisons", "51")[0] == 1
+    code, _, err = judge(*arguments, "--min-kappa", "0.41")
+    assert code == 1 and "not passed: kappa is below --min-kappa" in err
+    code, _, err = judge(*arguments, "--min-kappa", "0.39", "--min-comparisons", "51")
+    assert code == 1 and "not passed: fewer comparisons than --min-comparisons" in err
     assert judge(*arguments[:3])[0] == 1  # 0.6 by default
     write({"aa": 40})
-    code, out, _ = judge("gate", "labels.jsonl", "human.jsonl")
-    assert code == 1 and "kappa: not computable" in out
+    code, out, err = judge("gate", "labels.jsonl", "human.jsonl")
+    assert code == 1 and "kappa: not computable" in out and "confusion.a.a: 40" in out
+    assert "not passed: one label alone" in err
     Path("human.jsonl").write_text('{"prompt": "q", "label": "A better"}\n')
     code, _, err = judge(*arguments)
     assert code == 65 and "line 1" in err
