@@ -148,7 +148,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing") from error
+        below = path.parent / "model"  # where `plaudit train` writes it in the folder of its run
+        raise CheckpointError(f"{path} is missing" + f": name {below}?" * (below / path.name).is_file()) from error
     except ValueError as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
     if not isinstance(data, dict):

@@ -28,6 +28,8 @@ SHAPES = (
     '{"prompt", "response"}, {"prompt", "responses": [..]}, {"messages": [..]}, or {"items": [..]} with items of '
     'those shapes, {"text"}, or {"input_ids", "prompt_tokens"?}'
 )
+_BESIDE = '; beside them "model" (id or id@revision), "overlong", "priority", "deadline_ms"'
+_SCORED = _BESIDE + ', "transform", "include"'
 _SCORE = TypeAdapter[Any](schema.ScoreRequest)
 _RANK = TypeAdapter[Any](schema.RankRequest)
 _COMPARE = TypeAdapter[Any](schema.CompareRequest)
@@ -88,7 +90,7 @@ class Call:
 
 def read_score(body: bytes) -> Call:
     """`POST /score`. Raises RequestError."""
-    request = _checked(_SCORE, body, SHAPES)
+    request = _checked(_SCORE, body, SHAPES + _SCORED)
     items = request["items"] if "items" in request else [_without_options(request)]
     candidates = [candidate for index, item in enumerate(items) for candidate in _flatten(item, index)]
     if len(candidates) > MAX_ITEMS:
@@ -98,14 +100,14 @@ def read_score(body: bytes) -> Call:
 
 def read_rank(body: bytes) -> Call:
     """`POST /rank`. Raises RequestError."""
-    request = _checked(_RANK, body, '{"prompt", "responses": [..], "top_n"?}')
+    request = _checked(_RANK, body, '{"prompt", "responses": [..], "top_n"?}' + _SCORED)
     item = {"prompt": request["prompt"], "responses": request["responses"]}
     return Call(list(_flatten(item, 0)), _options(request), top_n=request.get("top_n"))
 
 
 def read_compare(body: bytes) -> Call:
     """`POST /compare`: two candidates. Raises RequestError."""
-    request = _checked(_COMPARE, body, '{"prompt", "response_a", "response_b"}')
+    request = _checked(_COMPARE, body, '{"prompt", "response_a", "response_b"}' + _BESIDE)
     item = {"prompt": request["prompt"], "responses": [request["response_a"], request["response_b"]]}
     return Call(list(_flatten(item, 0)), _options(request))
 
@@ -233,7 +235,7 @@ def _fault(detail: ErrorDetails, path: str, shapes: str) -> tuple[str, str]:
     if kind.startswith("union_tag"):
         return "invalid_shape", f"has none of the shapes that are known here: {shapes}"
     if kind in ("extra_forbidden", "string_unicode"):
-        return "unknown_field", f"has a field that is not known here: {shapes}, and the documented options"
+        return "unknown_field", f"has a field that is not known here: {shapes}"
     if path.endswith("prompt") and kind in ("is_instance_of", "list_type"):
         return "invalid_request", 'must be text or a list of {"role", "content"} messages'
     if kind == "is_instance_of":

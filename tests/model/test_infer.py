@@ -44,6 +44,15 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(data))
 
 
+def test_the_folder_of_a_run_is_told_from_the_model_in_it(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json is missing$"):
+        infer.read_json(tmp_path / "config.json")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"config\.json is missing: name .*model\?$"):
+        infer.read_json(tmp_path / "config.json")
+
+
 def test_a_contract_is_inferred_and_scores_alike(bare: Path, reward_model_dir: ModelDir) -> None:
     contract = infer.contract_for(bare)
     assert (contract.pooling, contract.template.kind, contract.max_length) == ("last", "chat", 512)

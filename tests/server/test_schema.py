@@ -113,6 +113,12 @@ def test_a_lone_surrogate_reaches_its_item_and_nothing_else():
     assert refused(read_score, {"prompt": "p", "response": "r", "overlong": "\ud800"}).param == "overlong"
 
 
+@pytest.mark.parametrize(("read", "body"), [(read_score, PAIR), (read_rank, {"prompt": "p", "responses": ["r"]})])
+def test_the_refusal_of_an_unknown_field_names_the_known_ones(read, body):
+    said = refused(read, body | {"revision": "r"}).message
+    assert all(name in said for name in ("id@revision", "overlong", "priority", "deadline_ms", "transform", "include"))
+
+
 def test_4096_scores_are_the_most_of_one_request():
     assert len(read_score(json.dumps({"items": [PAIR] * 4096}).encode()).candidates) == 4096
     several = {"prompt": "p", "responses": ["a"] * 2049}
