@@ -1,7 +1,8 @@
 """What every kernel costs on the chip that its block sizes are for: registers, shared memory and spills, without a GPU.
 
 Each kernel is compiled by Triton for sm_90, or for sm_89 where the table is the default one, and translated by the
-ptxas that comes with Triton. One row a kernel and combination of features; all must have no spills. It takes a second
+ptxas that comes with Triton. One row a kernel and combination of features; all must have no spills, but for one launch that
+is faster with some. It takes a second
 of CPU a row.
 
     python benchmarks/compiled.py --tables sm_90 default
@@ -17,7 +18,7 @@ import rows
 import triton
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from tests.kernels.shipped import DEFAULT_PRODUCTS, DELTA, FEATURES, PASSES, PRODUCTS, ROWS, WIDTHS, grid
+from tests.kernels.shipped import DEFAULT_PRODUCTS, DELTA, FEATURES, PASSES, PRODUCTS, ROWS, WIDTHS, grid, spilled
 from tests.kernels.sm90 import Kernel, costs
 
 from plaudit_kernels.chips import TableName
@@ -73,7 +74,7 @@ def record(table: str, what: str, kernel: Kernel, cost: object) -> None:
             "triton": triton.__version__,
         },
     )
-    if figures["spills"]:
+    if figures["spills"] > spilled(kernel):
         raise SystemExit(f"{kernel} spills")
 
 

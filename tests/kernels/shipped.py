@@ -92,6 +92,20 @@ def grid(
     return kernels
 
 
+SPILLING = [
+    attention("_key_gradient", dtype, 128, plain, "plain")
+    for dtype in ("bf16", "fp16")
+    if (plain := launches(128, 2, "sm_90").plain_key_gradient)
+]
+SPILLED = 100
+"""Bytes of a thread that lie outside the loops over blocks: with half of that it was measured to be the fastest."""
+
+
+def spilled(kernel: Kernel) -> int:
+    """The bytes that this kernel may spill."""
+    return SPILLED if kernel in SPILLING else 0
+
+
 DELTA = attention("_delta", "bf16", 128, Launch(0, 0, 4, 1), "plain")
 
 
