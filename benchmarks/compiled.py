@@ -1,9 +1,8 @@
 """What every kernel costs on the chip that its block sizes are for: registers, shared memory and spills, without a GPU.
 
 Each kernel is compiled by Triton for sm_90, or for sm_89 where the table is the default one, and translated by the
-ptxas that comes with Triton. One row a kernel and combination of features; all must have no spills, but for one launch that
-is faster with some. It takes a second
-of CPU a row.
+ptxas that comes with Triton. One row a kernel and combination of features; all must have no spills,
+but for one launch that is faster with some. It takes a second of CPU a row.
 
     python benchmarks/compiled.py --tables sm_90 default
 """
