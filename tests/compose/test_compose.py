@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +15,9 @@ import httpx
 import pytest
 
 from plaudit import Client, cli
-from plaudit.rewards.config import ENDS
+from plaudit.errors import NotFound
+from plaudit.rewards.compose import Candidate, Composer, Reward
+from plaudit.rewards.config import ENDS, read_rewards
 from plaudit_compose.envelope import response_in
 
 PROGRAM = """
@@ -141,21 +144,27 @@ def test_rewards_of_a_real_server_and_of_what_can_be_verified(
     assert process.wait(30) == 0
 
 
-def test_what_a_models_server_refuses_is_said_at_the_start_and_never_to_be_tried_again(
-    compose: Compose, serve: Callable[..., Any], reward_model_dir: Callable[[str], Path]
+def test_what_a_models_server_refuses_is_met_at_the_start_and_is_no_outage(
+    served_url: Callable[[str], str], tmp_path: Path
 ) -> None:
-    directory = reward_model_dir("qwen3")
-    model = serve(f"one={directory}")
-    text = FILE.replace("URL", model.url)
-    with pytest.raises(AssertionError, match="exit code 78: error: .*no such model is served here; there is one"):
-        compose(text.replace('kind = "model"', 'kind = "model"\nmodel = "other"'))
-    url, _ = compose(text.replace('kind = "model"', 'kind = "model"\nmodel = "one"'))
-    assert model.end() == 0
-    serve(f"other={directory}", "--port", model.url.rpartition(":")[2])
-    failed = httpx.post(url + "/score", json={"prompt": "p", "response": "4", "reference": 4}, timeout=30)
-    error = failed.json()["error"]
-    assert (failed.status_code, error["code"], error["retryable"]) == (422, "scoring_failed", False)
-    assert "preference: " in error["message"] and "no such model is served here" in error["message"]
+    """A trainer goes on asking for minutes where it is told that a model is unavailable."""
+    path = tmp_path / "rewards.toml"
+    path.write_text(FILE.replace("URL", served_url("qwen3")).replace('"model"', '"model"\nmodel = "other"'))
+
+    async def refusals() -> list[Reward]:
+        composer = Composer(read_rewards(path))
+        candidate = Candidate({"prompt": "p", "response": "4"}, "4", 4)
+        try:
+            with pytest.raises(NotFound, match="no such model is served here"):
+                await composer.start(30.0)
+            return await composer.rewards_of([candidate] * 2)
+        finally:
+            await composer.close()
+
+    for reward in asyncio.run(refusals()):
+        assert reward.score is None and reward.error is not None
+        assert reward.error.code == "scoring_failed" and not reward.error.retryable
+        assert reward.error.message.startswith("preference: ")
 
 
 def test_without_a_model_it_needs_no_server_and_code_must_be_allowed(compose: Compose, tmp_path: Path) -> None:
