@@ -4,9 +4,8 @@ A row is chosen by chip, head size and bytes of the dtype, never by the batch: b
 is, bit for bit, so no row depends on the number of tokens, and none is tuned while it serves. Every row compiles
 without spills and fits the shared memory of a block whatever window, soft-cap and direction: 227 KB on sm_90, 99 KB
 on what `default` is for (tests/kernels/test_sm90_attention.py; benchmarks/results/compiled.csv has the figures). One
-launch is let off: the plain gradient of keys of 128, which keeps up to 100 bytes aside around its loops, and was the
-fastest by a tenth to a fifth with half of that (docs/log.md). fp32
-products are exact, on plain multiply-adds: small blocks.
+launch is let off, the plain gradient of keys of 128 with up to 100 bytes: it was the fastest by a twelfth to a fifth
+with half of that (docs/log.md). fp32 products are exact, on plain multiply-adds: small blocks.
 """
 
 from __future__ import annotations
@@ -38,30 +37,31 @@ class Launches(NamedTuple):
 Table = dict[tuple[int, int], Launches]
 """(bytes of the dtype, head size up to) -> launches."""
 
-# Above each row the registers a thread and the KB of shared memory of each launch, the most over window, soft-cap and
-# direction, by the ptxas of triton 3.7; with 3.6 they differ a little, and nothing else spills either.
+# Above each row the registers a thread and the KB of shared memory of each launch (the last: of both gradients of
+# keys), the most over window, soft-cap and direction, by the ptxas of triton 3.7; with 3.6 they differ a little, and
+# nothing else spills either.
 SM_90: Table = {
-    # 95 28, 150 32, 162 24
+    # 95 28, 150 32, 145 24
     (2, 32): Launches(
         Launch(64, 64, 4, 3, True), Launch(64, 64, 4, 3, True), Launch(32, 128, 8, 2), Launch(32, 128, 8, 2, True)
     ),
-    # 135 41, 167 49, 194 48
+    # 135 41, 167 49, 212 49
     (2, 64): Launches(
         Launch(64, 64, 4, 2, True), Launch(64, 64, 4, 2, True), Launch(32, 128, 8, 2), Launch(64, 64, 4, 2, True)
     ),
-    # 191 113, 182 81, 250 96
+    # 191 113, 182 81, 255 97
     (2, 128): Launches(
         Launch(64, 64, 4, 3, True), Launch(64, 32, 4, 3, True), Launch(32, 128, 8, 2), Launch(64, 64, 4, 2, True)
     ),
-    # 254 96, 253 192, 190 66
+    # 254 96, 253 192, 183 66
     (2, 256): Launches(Launch(64, 32, 4, 2), Launch(128, 32, 8, 2), Launch(32, 32, 8, 2)),
-    # 86 20, 70 16, 66 20
+    # 86 20, 70 16, 69 20
     (4, 32): Launches(Launch(64, 32, 8, 1), Launch(32, 32, 8, 1), Launch(32, 32, 8, 1)),
     # 72 20, 72 32, 80 36
     (4, 64): Launches(Launch(32, 32, 8, 1), Launch(32, 32, 8, 1), Launch(32, 32, 8, 1)),
     # 80 25, 80 64, 96 33
     (4, 128): Launches(Launch(16, 16, 4, 2), Launch(32, 32, 8, 1), Launch(16, 16, 4, 1)),
-    # 140 33, 80 128, 115 132
+    # 140 33, 80 128, 100 132
     (4, 256): Launches(Launch(16, 16, 4, 1), Launch(32, 32, 16, 1), Launch(32, 32, 16, 1)),
 }
 

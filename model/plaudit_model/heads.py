@@ -91,7 +91,7 @@ def apply_head(module: nn.Module, pooled_ND: torch.Tensor) -> torch.Tensor:
 def rows_at_once(count: int, kind: str) -> int:
     """Rows of a product of `count` on a device of this kind. On CUDA a library has other kernels for other numbers of
     rows; the CPU's differ for very few alone."""
-    return 256 if kind == "cuda" else -(-count // BLOCK) * BLOCK
+    return 256 if kind == "cuda" else max(1, -(-count // BLOCK)) * BLOCK
 
 
 def head_layers(module: nn.Module, hidden_ND: torch.Tensor) -> torch.Tensor:

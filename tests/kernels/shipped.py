@@ -98,7 +98,8 @@ SPILLING = [
     if (plain := launches(128, 2, "sm_90").plain_key_gradient)
 ]
 SPILLED = 100
-"""Bytes of a thread that lie outside the loops over blocks: with half of that it was measured to be the fastest."""
+"""Bytes of a thread, of which a step without masks reads one register at most: with half of that it was measured to be
+the fastest."""
 
 
 def spilled(kernel: Kernel) -> int:

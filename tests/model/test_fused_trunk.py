@@ -92,6 +92,7 @@ def test_a_head_on_cuda_is_computed_so_many_rows_at_a_time(
     module = RewardModel.load(reward_model_dir(family)).module
     pooled_ND = torch.randn(70, 64, generator=torch.Generator().manual_seed(0))
     expected = heads.apply_head(module, pooled_ND)
+    assert len(heads.apply_head(module, pooled_ND[:0])) == 0
     monkeypatch.setattr(heads, "rows_at_once", lambda *_: 32)
     seen: list[int] = []
     for layer in (part for part in heads.head_modules(module)[0].modules() if isinstance(part, torch.nn.Linear)):

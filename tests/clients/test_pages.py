@@ -1,9 +1,10 @@
-"""The examples of docs/trainers.md run as they stand, against a server at the address that they name."""
+"""The examples of the pages run as they stand, against a server at the address that they name."""
 
 from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +16,19 @@ from plaudit.adapters.trl import Reward
 if TYPE_CHECKING:
     from conftest import WireServer
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "trainers.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+PAGES = [Path(__file__).resolve().parents[2] / "docs" / name for name in ("trainers.md", "serving.md")]
+BLOCKS = [
+    block for page in PAGES for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+]
+ADDRESS = "http://127.0.0.1:8000"
 CHAT = [{"role": "user", "content": "hi"}]
 
 
-def example(name: str, url: str) -> dict[str, Any]:
-    """What the example that begins with `# name` defines."""
+def example(name: str, url: str, address: str = ADDRESS) -> dict[str, Any]:
+    """What the example that begins with `# name` defines, with `url` for the address in it."""
     (code,) = [block for block in BLOCKS if block.startswith(f"# {name}\n")]
     scope: dict[str, Any] = {}
-    exec(compile(code.replace("http://127.0.0.1:8000", url), name, "exec"), scope)
+    exec(compile(code.replace(address, url), name, "exec"), scope)
     return scope
 
 
@@ -35,7 +39,7 @@ def close(scope: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_every_example_is_python(block: str) -> None:
-    compile(block, "trainers.md", "exec")
+    compile(block, "a page", "exec")
 
 
 def test_rejection_sampling(server: WireServer) -> None:
@@ -79,3 +83,28 @@ def test_verifiers(server: WireServer) -> None:
             return float(await scope["plaudit_reward"](CHAT, [{"role": "assistant", "content": "a"}], answer="4"))
 
     assert asyncio.run(run()) == server.score_of(CHAT, "a")
+
+
+def test_calling_a_server(served_url: Callable[[str], str]) -> None:
+    url = served_url("qwen3")
+    scope = example("the client", url)
+    identity = scope["client"].info().identity
+    close(scope)
+    assert len(scope["rewards"]) == 2
+    pinned = "/m/first@69bd3a7cc98b8dc0/score"
+    ask = example("plain HTTP", f"{url}/m/{identity.model}@{identity.revision}/score", ADDRESS + pinned)["scores"]
+    assert ask(scope["prompt"], scope["responses"]) == scope["rewards"]
+    other = example("plain HTTP", f"{url}/m/{identity.model}@0123456789abcdef/score", ADDRESS + pinned)["scores"]
+    with pytest.raises(RuntimeError, match="unknown_model"):
+        other(scope["prompt"], scope["responses"])
+
+
+def test_plain_http_waits_for_a_server_and_not_for_ever(server: WireServer) -> None:
+    ask = example("plain HTTP", server.url, ADDRESS + "/m/first@69bd3a7cc98b8dc0")["scores"]
+    busy = {"code": "overloaded", "message": "full", "retryable": True, "retry_after_ms": 20}
+    server.fail({"status": 503, "body": {"error": busy}}, {"body": {"scores": [0.5, None]}})
+    assert ask("p", ["a", "b"]) == [0.5, None]
+    server.fail(*[{"status": 503, "body": {"error": busy}}] * 99)
+    with pytest.raises(TimeoutError, match="no scores"):
+        ask("p", ["a", "b"], patience=0.1)
+    assert 2 < len(server.seen) < 99
