@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -132,6 +133,31 @@ class Running:
         """Ask it to leave; its exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)
+
+    def hosts(self) -> list[int]:
+        """The process of each model that forks its workers."""
+        return _children(self.process.pid)
+
+    def workers(self) -> list[int]:
+        """The processes that compute."""
+        return [worker for host in self.hosts() for worker in _children(host)]
+
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """The workers compute nothing meanwhile: what they were given stays in flight, the rest in the queue."""
+        workers = self.workers()
+        assert workers
+        for worker in workers:
+            os.kill(worker, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for worker in workers:
+                os.kill(worker, signal.SIGCONT)
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @pytest.fixture(scope="session")

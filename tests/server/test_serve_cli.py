@@ -89,18 +89,13 @@ def test_weights_of_int8_are_served(serve, tiny_model_dir):
 def test_cpus_and_waiting_are_the_workers(both):
     running, _ = both
     cpu = str(min(os.sched_getaffinity(0)))
-    hosts = children(running.process.pid)
-    workers = [worker for host in hosts for worker in children(host)]
+    hosts, workers = running.hosts(), running.workers()
     assert len(hosts) == len(workers) == 2
     assert all(b"OMP_WAIT_POLICY=passive" in Path(f"/proc/{host}/environ").read_bytes() for host in hosts)
     allowed = [Path(f"/proc/{pid}/status").read_text().split("Cpus_allowed_list:")[1].split()[0] for pid in workers]
     assert allowed == [cpu, cpu]
     assert os.sched_getaffinity(running.process.pid) == os.sched_getaffinity(0)
     assert "M parameters loaded and proven in" in running.log.read_text()
-
-
-def children(pid):
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @pytest.mark.parametrize("wrong", ["x", "1-", "-3", "0,,1", "3-1", "0-99999999", "4096"])
