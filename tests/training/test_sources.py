@@ -149,7 +149,7 @@ rows_of_text = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(rows=rows_of_text, piece=st.integers(1, 9), indent=st.sampled_from([None, 1]))
 def test_an_array_is_cut_where_its_elements_end(rows: list[Any], piece: int, indent: int | None) -> None:
     data = json.dumps(rows, ensure_ascii=False, indent=indent).encode()
@@ -165,7 +165,7 @@ def test_an_array_is_cut_where_its_elements_end(rows: list[Any], piece: int, ind
 cell = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cells=st.lists(st.tuples(cell, cell), max_size=6))
 def test_tables_keep_their_cells_and_places(cells: list[tuple[str, str]]) -> None:
     out = io.StringIO(newline="")
