@@ -164,7 +164,7 @@ def test_the_key_covers_every_route_but_the_probes(both):
 
 def test_a_full_queue_a_client_that_leaves_and_a_drain(serve, tiny_model_dir, fault_variable, fault_text):
     """A hung worker holds everything still, so that each of these can be seen."""
-    running = serve(tiny_model_dir, "--queue-tokens", "8", "--drain-seconds", "1", **fault_variable)
+    running = serve(tiny_model_dir, "--queue-tokens", "8", "--drain-seconds", "5", **fault_variable)
     host, port = running.url.removeprefix("http://").split(":")
     with httpx2.Client(base_url=running.url, timeout=60) as client:
         hung = threading.Thread(target=lambda: answers.append(ask(fault_text["hang"])))
@@ -213,7 +213,9 @@ def test_a_full_queue_a_client_that_leaves_and_a_drain(serve, tiny_model_dir, fa
 
 def test_accepted_work_is_finished_before_it_leaves(serve, tiny_model_dir):
     running = serve(tiny_model_dir, "--token-budget", "512")
-    responses = [f"{n} " + "word " * 60 for n in range(400)]
+    responses = [f"{n} " + "word " * 60 for n in range(40)]
+    [worker] = [worker for host in children(running.process.pid) for worker in children(host)]
+    os.kill(worker, signal.SIGSTOP)  # until the signal has come
     got = []
 
     def ask():
@@ -222,11 +224,16 @@ def test_accepted_work_is_finished_before_it_leaves(serve, tiny_model_dir):
 
     asking = threading.Thread(target=ask)
     asking.start()
-    while httpx2.get(running.url + "/info").json()["queued_tokens"] == 0:
+    with httpx2.Client(base_url=running.url) as client:
+        while client.get("/info").json()["queued_tokens"] == 0:
+            pass
+    running.process.send_signal(signal.SIGTERM)
+    while "leaving" not in running.log.read_text():
         pass
-    assert running.end() == 0
+    os.kill(worker, signal.SIGCONT)
+    assert running.process.wait(60) == 0
     asking.join()
-    assert got[0].status_code == 200 and None not in got[0].json()["scores"] and len(got[0].json()["scores"]) == 400
+    assert got[0].status_code == 200 and None not in got[0].json()["scores"] and len(got[0].json()["scores"]) == 40
 
 
 @pytest.mark.soak
