@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -259,6 +261,19 @@ class Commands:
         self.start(*arguments)
         return self.wait()
 
+    def stopped(self, *arguments: str | Path, out: Path, steps: int) -> int:
+        """The exit code of a run that is asked to stop once it has taken so many steps. One that was done before the
+        signal came begins again: the test may have stood still meanwhile."""
+        while True:
+            process, metrics = self.start(*arguments, "--out", out), out / "metrics.jsonl"
+            while not metrics.exists() or metrics.read_bytes().count(b"\n") < steps:
+                time.sleep(0.001)
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGTERM)
+            if code := self.wait():
+                return code
+            shutil.rmtree(out)
+
     @property
     def stdout(self) -> str:
         return (self.folder / "stdout").read_text()
@@ -286,8 +301,6 @@ def plaudit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
 @pytest.fixture(scope="session")
 def foreign_dir(write_base: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """`foreign_dir("distilbert")` is a checkpoint of transformers' own making: no contract, scores well apart."""
-    import shutil
-
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
