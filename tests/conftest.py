@@ -435,8 +435,16 @@ BUDGET_SECONDS = {
 _spent: dict[str, float] = {}
 
 
+LONG = (
+    "attention_triton", "gpu_dry_run", "lanes", "sm90_attention", "serve_cli", "engine", "onnx", "sm90_rows", "worker",
+    "sleep", "compose", "end_to_end", "resume", "best_of_n", "served", "parity",
+)  # fmt: skip
+"""Modules of ten seconds and more: they begin first, so that no process still has one when the other is done."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes long by design has its own limit, however the tests are started and whatever else the machine does."""
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
     for item in items:
         if item.get_closest_marker("soak"):
             item.add_marker(pytest.mark.timeout(3600))
