@@ -225,14 +225,15 @@ def test_single_requests_at_once_are_batched_and_each_gets_its_own_score(http, s
 
     before = batches(http)
     [host] = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
-    [worker] = map(int, Path(f"/proc/{host}/task/{host}/children").read_text().split())
-    os.kill(worker, signal.SIGSTOP)  # until all are there
+    while len(workers := Path(f"/proc/{host}/task/{host}/children").read_text().split()) != 1:
+        pass  # those that other tests have ended are collected
+    os.kill(int(workers[0]), signal.SIGSTOP)  # until all are there
     threads = [threading.Thread(target=one, args=(n,)) for n in range(24)]
     for thread in threads:
         thread.start()
     while metric(http, "plaudit_queue_items", model="calibrated") < 24:
         pass
-    os.kill(worker, signal.SIGCONT)
+    os.kill(int(workers[0]), signal.SIGCONT)
     for thread in threads:
         thread.join()
     assert [found[n] for n in range(24)] == scores_of(*items)

@@ -44,8 +44,6 @@ def test_a_bad_model_or_configuration_exits_78_with_one_clear_line(plaudit, tmp_
         file.write(b"\x00\x00\x80\x3f")
     code, line = refused(broken, "--port", "0")
     assert code == 78 and "model.safetensors" in line
-    code, line = refused(tiny_model_dir, "--port", "0", "--memory-cap", "0.001")
-    assert code == 78 and "more than the cap of 0.001 GiB" in line
     code, line = refused(tiny_model_dir, "--device", "cuda:0,cuda:0")
     assert code == 78 and "two workers on cuda:0 would only share it" in line
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -160,6 +158,39 @@ def test_the_key_covers_every_route_but_the_probes(both):
                 assert (stranger.request(method, path).status_code == 401) is not open_to_all, (method, path)
         assert stranger.get("/metrics", headers={"x-api-key": KEY}).status_code == 200
         assert stranger.get(running.url.replace("http://", f"http://any:{KEY}@") + "/info").status_code == 200
+
+
+def test_one_of_two_sleeps_then_both_and_what_is_patient_is_answered_once_they_wake(both):
+    _, client = both
+    body = {"model": "first", "prompt": "p", "response": "over http"}
+    answers = []
+
+    def ask(**options):
+        return client.post("/score", content=json.dumps(body | options))
+
+    first = ask().json()
+    foreign = client.post("/sleep", headers={"origin": "https://elsewhere.example"})
+    assert (foreign.status_code, foreign.json()["error"]["code"]) == (403, "foreign_page")
+    assert client.get("/readyz").status_code == 200
+    assert client.post("/m/first/sleep").json() == {"models": {"first": "asleep"}}
+    ready = client.get("/readyz")
+    assert ready.status_code == 503
+    assert ready.json() == {"status": "asleep", "models": {"first": "asleep", "bert": "ready"}}
+    assert 'plaudit_asleep{model="first"} 1.0' in client.get("/metrics").text
+    refused = ask(response="another")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "asleep")
+    assert int(refused.headers["retry-after"]) >= 1 and refused.json()["error"]["retryable"]
+    assert ask(model="bert").status_code == 200
+    waits = threading.Thread(target=lambda: answers.append(ask(response="patient", priority="batch")))
+    waits.start()
+    while 'plaudit_queue_items{model="first"} 1.0' not in client.get("/metrics").text:
+        pass
+    assert client.post("/sleep").json() == {"models": {"first": "asleep", "bert": "asleep"}}
+    assert client.post("/wake").json() == {"models": {"first": "ready", "bert": "ready"}}
+    waits.join()
+    assert answers[0].status_code == 200 and answers[0].json()["revision"] == first["revision"]
+    assert client.get("/readyz").status_code == 200
+    assert ask(model=f"first@{first['revision']}").json()["score"] == first["score"]
 
 
 def test_a_full_queue_a_client_that_leaves_and_a_drain(serve, tiny_model_dir, fault_variable, fault_text):
