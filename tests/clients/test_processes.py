@@ -55,20 +55,8 @@ def test_a_client_crosses_fork_and_pickle(server: WireServer, tmp_path: Path) ->
 
 
 def test_importing_the_client_imports_nothing_heavy() -> None:
-    heavy = (
-        "torch",
-        "numpy",
-        "pydantic",
-        "transformers",
-        "httpx2",
-        "httpx",
-        "typer",
-        "rich",
-        "plaudit_model",
-        "plaudit_server",
-        "plaudit_training",
-        "plaudit_kernels",
-    )
+    ours = [f"plaudit_{package}" for package in ("kernels", "model", "server", "training")]
+    heavy = ["torch", "numpy", "pydantic", "transformers", "httpx2", "httpx", "typer", "rich", *ours]
     assert python("-c", f"import plaudit, sys; print([m for m in {heavy} if m in sys.modules])").strip() == "[]"
 
 

@@ -32,25 +32,8 @@ def run(*arguments: str | Path, code: int = 0, **options: Any) -> subprocess.Com
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Preferences for more `indeed`: something that a tiny model learns in seconds."""
     rng, folder = random.Random(0), tmp_path_factory.mktemp("data")
-    words = [
-        "the",
-        "of",
-        "and",
-        "to",
-        "a",
-        "in",
-        "is",
-        "it",
-        "you",
-        "that",
-        "he",
-        "was",
-        "for",
-        "on",
-        "are",
-        "with",
-        "as",
-    ]
+    words = ["the", "of", "and", "to", "a", "in", "is", "it", "you", "that", "he", "was", "for", "on", "are", "with",
+             "as"]  # fmt: skip
     paths = folder / "train.jsonl", folder / "held-out.jsonl"
     for path, count in zip(paths, (600, 150), strict=True):
         rows = []

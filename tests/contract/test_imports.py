@@ -35,8 +35,7 @@ LIGHT = {
     "plaudit_model.cli": ["torch", "transformers"],
     "plaudit_loops.cli": ["torch", "transformers", "numpy"],
     "plaudit_training.cli": ["torch", "transformers"],
-    "plaudit_server.cli": ["torch", "transformers"],
-    "plaudit_server.app": ["torch", "transformers"],
+    "plaudit_server.cli": ["fastapi", "pydantic", "numpy", "tokenizers", "uvicorn", "torch", "transformers"],
     "plaudit_training.run": ["pydantic", "fastapi", "peft"],  # with plaudit_model.reward_model
 }
 

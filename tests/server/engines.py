@@ -114,12 +114,3 @@ def halted(host: WorkerHost) -> Iterator[None]:
         yield
     finally:
         os.kill(host._process.pid, signal.SIGCONT)
-
-
-class Clock:
-    """Stands in for the module `time` where moments are compared with deadlines; `ahead` of it by so many seconds."""
-
-    ahead = 0.0
-
-    def monotonic(self) -> float:
-        return time.monotonic() + self.ahead

@@ -179,13 +179,7 @@ def test_a_run_is_not_resumed_on_another_base(plaudit: Commands, data: Path, bas
     ],
 )
 def test_errors_are_one_line(
-    plaudit: Commands,
-    data: Path,
-    base: Path,
-    write_base: ModelDir,
-    tmp_path: Path,
-    arguments: list[str],
-    said: str,
+    plaudit: Commands, data: Path, base: Path, write_base: ModelDir, tmp_path: Path, arguments: list[str], said: str
 ) -> None:
     given = [str(write_base("qwen3")) if word == "UNTRAINED" else word for word in arguments]
     code = plaudit.run("train", data, "--base", base, "--out", tmp_path / "out", *given)

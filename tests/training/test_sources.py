@@ -50,8 +50,7 @@ def test_identical_pairs_of_real_data_are_dropped_and_do_not_stop_the_run(shared
 
 
 @pytest.mark.parametrize(
-    ("part", "rows", "identical", "ties", "unlabelled"),
-    [("train", 11076, 10, 2202, 517), ("dev", 2380, 2, 631, 160)],
+    ("part", "rows", "identical", "ties", "unlabelled"), [("train", 11076, 10, 2202, 517), ("dev", 2380, 2, 631, 160)]
 )
 def test_real_votes(shared_data: Path, part: str, rows: int, identical: int, ties: int, unlabelled: int) -> None:
     path = str(shared_data / "ukpconvarg1" / f"{part}.jsonl.gz")
