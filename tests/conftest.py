@@ -167,7 +167,8 @@ class Running:
             yield
         finally:
             for worker in workers:
-                os.kill(worker, signal.SIGCONT)
+                with suppress(ProcessLookupError):  # one that an earlier test has ended may be collected only now
+                    os.kill(worker, signal.SIGCONT)
 
 
 def _children(pid: int) -> list[int]:

@@ -2,11 +2,8 @@
 
 import json
 import math
-import os
-import signal
 import socket
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -224,16 +221,12 @@ def test_single_requests_at_once_are_batched_and_each_gets_its_own_score(http, s
         found[index] = post(http, "/score", items[index])["score"]
 
     before = batches(http)
-    [host] = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
-    while len(workers := Path(f"/proc/{host}/task/{host}/children").read_text().split()) != 1:
-        pass  # those that other tests have ended are collected
-    os.kill(int(workers[0]), signal.SIGSTOP)  # until all are there
     threads = [threading.Thread(target=one, args=(n,)) for n in range(24)]
-    for thread in threads:
-        thread.start()
-    while metric(http, "plaudit_queue_items", model="calibrated") < 24:
-        pass
-    os.kill(int(workers[0]), signal.SIGCONT)
+    with server.standing_still():
+        for thread in threads:
+            thread.start()
+        while metric(http, "plaudit_queue_items", model="calibrated") < 24:
+            pass
     for thread in threads:
         thread.join()
     assert [found[n] for n in range(24)] == scores_of(*items)

@@ -245,8 +245,6 @@ def test_a_full_queue_a_client_that_leaves_and_a_drain(serve, tiny_model_dir, fa
 def test_accepted_work_is_finished_before_it_leaves(serve, tiny_model_dir):
     running = serve(tiny_model_dir, "--token-budget", "512")
     responses = [f"{n} " + "word " * 60 for n in range(40)]
-    [worker] = [worker for host in children(running.process.pid) for worker in children(host)]
-    os.kill(worker, signal.SIGSTOP)  # until the signal has come
     got = []
 
     def ask():
@@ -254,14 +252,13 @@ def test_accepted_work_is_finished_before_it_leaves(serve, tiny_model_dir):
         got.append(httpx2.post(running.url + "/score", content=body, timeout=60))
 
     asking = threading.Thread(target=ask)
-    asking.start()
-    with httpx2.Client(base_url=running.url) as client:
+    with running.standing_still(), httpx2.Client(base_url=running.url) as client:
+        asking.start()
         while client.get("/info").json()["queued_tokens"] == 0:
             pass
-    running.process.send_signal(signal.SIGTERM)
-    while "leaving" not in running.log.read_text():
-        pass
-    os.kill(worker, signal.SIGCONT)
+        running.process.send_signal(signal.SIGTERM)
+        while "leaving" not in running.log.read_text():
+            pass
     assert running.process.wait(60) == 0
     asking.join()
     assert got[0].status_code == 200 and None not in got[0].json()["scores"] and len(got[0].json()["scores"]) == 40
