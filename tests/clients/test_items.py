@@ -31,7 +31,7 @@ def flattened(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return flat
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(items=st.lists(ITEM, max_size=12), most=st.integers(1, 6), length=st.integers(1, 300))
 def test_the_chunks_joined_are_the_list(items: list[dict[str, Any]], most: int, length: int) -> None:
     chunks = plan_chunks(pieces(items), Limits(most, length))
@@ -47,7 +47,7 @@ def test_the_chunks_joined_are_the_list(items: list[dict[str, Any]], most: int, 
     assert [(place.item_index, place.response_index) for place in places] == expected
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(items=st.lists(ITEM, max_size=12), most=st.integers(1, 6), length=st.integers(1, 300))
 def test_no_chunk_is_larger_than_the_limits(items: list[dict[str, Any]], most: int, length: int) -> None:
     for chunk in plan_chunks(pieces(items), Limits(most, length)):

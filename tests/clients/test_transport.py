@@ -75,7 +75,7 @@ def test_one_deadline_covers_a_silent_server(server: WireServer) -> None:
 def test_an_answer_that_never_comes_costs_an_attempt(server: WireServer) -> None:
     server.fail({"delay": 30.0})
     assert scores(server.url, timeout=None, attempt_timeout=0.3)[0] == server.score_of("p", "0")
-    assert server.paths() == ["/score"] * 2
+    assert len(server.paths()) >= 2  # a good answer may come too late as well
 
 
 @pytest.mark.usefixtures("aiohttp")

@@ -33,7 +33,7 @@ floor = -20.0
 name = "preference"
 kind = "model"
 url = "URL"
-seconds = 2.0
+seconds = 6.0
 clip = [-1, 1]
 weight = 0.5
 
@@ -136,10 +136,13 @@ def test_rewards_of_a_real_server_and_of_what_can_be_verified(
         )
 
         assert model.end() == 0  # from here on the model's server is gone
-        gone = http.post("/score", json={"items": [{"prompt": "p", "response": "4", "reference": 4}] * 2}, timeout=30)
-        assert gone.status_code == 503 and gone.json()["error"]["retryable"] is True
-        assert http.post("/get_reward", json=reward, timeout=30).status_code == 503
-        assert http.get("/readyz", timeout=30).status_code == 503 and http.get("/livez").status_code == 200
+        items = {"items": [{"prompt": "p", "response": "4", "reference": 4}] * 2}
+        with ThreadPoolExecutor() as threads:
+            asked = [threads.submit(http.post, path, json=body, timeout=60)
+                     for path, body in (("/score", items), ("/get_reward", reward))]  # fmt: skip
+            assert http.get("/readyz", timeout=60).status_code == 503 and http.get("/livez").status_code == 200
+        assert [answer.result().status_code for answer in asked] == [503, 503]
+        assert asked[0].result().json()["error"]["retryable"] is True
     process.terminate()
     assert process.wait(30) == 0
 

@@ -143,7 +143,10 @@ def test_what_the_dockerfile_copies_makes_the_whole_wheel(wheel: zipfile.ZipFile
 
 
 def test_the_wheel_brings_nothing_generic_and_the_command(wheel: zipfile.ZipFile) -> None:
-    top = {name.split("/")[0] for name in wheel.namelist()}
-    assert all(name.startswith("plaudit") for name in top), top
-    (entry_points,) = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
+    names = wheel.namelist()
+    tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
+    packages = ("compose", "kernels", "loops", "model", "server", "training")
+    assert tops == {"plaudit", *(f"plaudit_{package}" for package in packages)}
+    assert all(f"{top}/py.typed" in names for top in tops)
+    (entry_points,) = [name for name in names if name.endswith("entry_points.txt")]
     assert "plaudit = plaudit.cli:main" in wheel.read(entry_points).decode()

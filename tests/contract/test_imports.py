@@ -6,7 +6,6 @@ import importlib.util
 import json
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -36,10 +35,8 @@ LIGHT = {
     "plaudit_model.cli": ["torch", "transformers"],
     "plaudit_loops.cli": ["torch", "transformers", "numpy"],
     "plaudit_training.cli": ["torch", "transformers"],
-    "plaudit_server.cli": ["torch", "transformers"],
-    "plaudit_server.app": ["torch", "transformers"],
-    "plaudit_model.reward_model": ["pydantic", "fastapi", "peft"],
-    "plaudit_training.run": ["pydantic", "fastapi", "peft"],
+    "plaudit_server.cli": ["fastapi", "pydantic", "numpy", "tokenizers", "uvicorn", "torch", "transformers"],
+    "plaudit_training.run": ["pydantic", "fastapi", "peft"],  # with plaudit_model.reward_model
 }
 
 
@@ -48,24 +45,3 @@ def test_an_import_brings_nothing_that_it_should_not(module: str) -> None:
     code = f"import sys, json, {module}; print(json.dumps([m for m in {LIGHT[module]!r} if m in sys.modules]))"
     run = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(run.stdout) == []
-
-
-def test_the_wheel_holds_the_packages_and_nothing_else(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--no-deps",
-        "--no-build-isolation",
-        "-q",
-        "-w",
-        str(tmp_path),
-        str(ROOT),
-    ]
-    subprocess.run(command, check=True)
-    names = zipfile.ZipFile(next(tmp_path.glob("plaudit-*.whl"))).namelist()
-    tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
-    packages = ("compose", "kernels", "loops", "model", "server", "training")
-    assert tops == {"plaudit", *(f"plaudit_{package}" for package in packages)}
-    assert all(f"{top}/py.typed" in names for top in tops)

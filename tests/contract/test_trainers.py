@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from plaudit import AsyncClient, Client
+from plaudit import Client
 from plaudit.adapters import openrlhf, slime, verl
 from plaudit.adapters._rewards import async_client, ledger_of, longest
 from plaudit.adapters.trl import AsyncReward, Reward
@@ -104,22 +104,6 @@ def test_verl_and_slime(client_url: str, scores: list[float]) -> None:
     assert asyncio.run(run()) == [scores] * 3
     assert verl.compute_score_sync("d", ANSWERS[0], None, {"prompt": QUESTION})["score"] == scores[0]
     verl._client(None).close()
-
-
-def test_single_calls_travel_together_and_score_the_same(url: str, scores: list[float]) -> None:
-    async def run() -> list[Any]:
-        async with AsyncClient(url) as client:
-            return await asyncio.gather(*(client.score(QUESTION, ANSWERS[n % 5]) for n in range(64)))
-
-    results = asyncio.run(run())
-    assert [result.score for result in results] == [scores[n % 5] for n in range(64)]
-
-
-def test_an_answer_carries_the_id_of_its_request(url: str) -> None:
-    """What the client tells a repeated answer by."""
-    with httpx2.Client(base_url=url) as http:
-        answer = http.post("/score", json={"prompt": "hi", "response": "ho"}, headers={"x-request-id": "0a1b-77-3"})
-    assert answer.headers["x-request-id"] == answer.json()["request_id"] == "0a1b-77-3"
 
 
 def test_the_models_length_is_known(url: str) -> None:

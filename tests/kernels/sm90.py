@@ -40,6 +40,8 @@ class Kernel:
     num_stages: int = 3
     chip: int = 90
     fusion: bool = True
+    read: bool = True
+    """Whether the instructions of the chip are looked at, which takes as long again as compiling."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,9 @@ class Cost:
     async_copies: int
     fusible: int
     """Products and sums that ptxas may fuse, here and not there."""
-    fused: int
-    """Those that it did fuse, in fp32."""
-    roots: int
+    fused: int | None
+    """Those that it did fuse, in fp32. This and the next are None where the code was not read."""
+    roots: int | None
     """Reciprocal square roots of the code: a norm has as many as there are copies of what it does to a row."""
     serialised: bool
     """Whether ptxas waits for every product of the matrix unit at once."""
@@ -108,7 +110,8 @@ def _cost(kernel: Kernel) -> Cost:
                 "enable_fp_fusion": kernel.fusion,
             },  # fmt: skip
         )
-    ptx, code = compiled.asm["ptx"], _code(compiled.asm["cubin"])
+    ptx, code = compiled.asm["ptx"], _code(compiled.asm["cubin"]) if kernel.read else []
+    fused = sum(" FFMA" in f" {line}" for line in code) - len(re.findall(r"\bfma\.rn(?:\.ftz)?\.f32\b", ptx))
     return Cost(
         chip=kernel.chip,
         registers=_number(r"Used (\d+) registers", words.getvalue()),
@@ -117,8 +120,8 @@ def _cost(kernel: Kernel) -> Cost:
         wgmma=ptx.count("wgmma.mma_async"),
         async_copies=ptx.count("cp.async.c") + ptx.count("cp.async.bulk.tensor"),
         fusible=len(re.findall(r"\b(?:mul|add|sub)(?:\.ftz)?\.f32\b", ptx)),
-        fused=sum(" FFMA" in f" {line}" for line in code) - len(re.findall(r"\bfma\.rn(?:\.ftz)?\.f32\b", ptx)),
-        roots=sum("MUFU.RSQ" in line for line in code),
+        fused=fused if kernel.read else None,
+        roots=sum("MUFU.RSQ" in line for line in code) if kernel.read else None,
         serialised="wgmma.mma_async instructions are serialized" in words.getvalue(),
         hidden_exponentials=_hidden(code) if function.is_gluon() else 0,
     )

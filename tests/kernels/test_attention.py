@@ -103,7 +103,7 @@ def test_windows_are_those_of_transformers(window: int) -> None:
     assert torch.equal(seen(False), local(0, 0, q, k).expand(12, 12))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     prefix=st.integers(0, 3 * BLOCK),
     responses=st.lists(st.integers(1, 70), min_size=1, max_size=6),

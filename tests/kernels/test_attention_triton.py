@@ -221,7 +221,7 @@ def test_strides_and_dtypes_that_the_kernels_do_not_take_are_refused() -> None:
         packed_attention(good, good.half(), good, plan, scale=1.0)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(1, 300), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=12))
 def test_a_plan_holds_every_row_once_and_every_reader(drawn: list[tuple[int, int, int]]) -> None:
     segments: Segments = []

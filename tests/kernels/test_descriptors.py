@@ -78,11 +78,7 @@ def test_attention_is_the_same_with_and_without(
 
 @pytest.mark.parametrize(("window", "may"), [(None, False), (64, True)])
 def test_several_loops_are_compiled_without_fusing(
-    device: torch.device,
-    monkeypatch: pytest.MonkeyPatch,
-    kernels: Callable[[str], None],
-    window: int | None,
-    may: bool,
+    device: torch.device, monkeypatch: pytest.MonkeyPatch, kernels: Callable[[str], None], window: int | None, may: bool
 ) -> None:
     """A block of a shared prompt goes through another loop than the same block unshared: fused in one of them, a
     product and a sum would round otherwise there. With a window all loops are of pointers."""

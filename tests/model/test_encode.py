@@ -59,7 +59,7 @@ def test_a_text_prompt_is_one_user_message(chat: Encoder) -> None:
     assert chat.encode("Hi", "Hello").ids.tolist() == whole.ids.tolist()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(prompt=st.text(max_size=40), response=st.text(max_size=40))
 def test_any_text_is_encoded_and_decodes_to_itself(reward_model_dir: ModelDir, prompt: str, response: str) -> None:
     encoder = Encoder.open(reward_model_dir("qwen3"))

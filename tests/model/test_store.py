@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,9 +126,9 @@ def test_who_may_read_the_directory_may_read_its_files(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_a_quota_cuts_off_is_an_error_of_the_disk(
-    tmp_path: Path, full_disk: Callable[[int], None]
+    tmp_path: Path, full_disk: Callable[[int], AbstractContextManager[None]]
 ) -> None:
-    full_disk(100)
-    with pytest.raises(OSError, match="model could not be written"), store.atomic_directory(tmp_path / "model") as half:
+    refused = pytest.raises(OSError, match="model could not be written")
+    with full_disk(100), refused, store.atomic_directory(tmp_path / "model") as half:
         save_file({"w": torch.zeros(100)}, half / "model.safetensors")
     assert not list(tmp_path.iterdir())

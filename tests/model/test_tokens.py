@@ -83,7 +83,7 @@ def by_offsets(tokenizer: Tokenizer, text: str, boundary: int) -> tuple[list[int
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=texts, data=st.data())
 def test_ids_and_boundary_are_those_of_the_tokenizer_and_its_offsets(kind: str, text: str, data: st.DataObject) -> None:
     boundary = data.draw(st.integers(0, len(text)))
@@ -92,7 +92,7 @@ def test_ids_and_boundary_are_those_of_the_tokenizer_and_its_offsets(kind: str, 
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(head=texts, tails=st.lists(texts, min_size=2, max_size=4))
 def test_what_begins_like_an_earlier_text_gets_the_ids_that_it_gets_alone(
     kind: str, head: str, tails: list[str]
@@ -143,7 +143,7 @@ def test_a_text_is_cut_only_at_tokens_that_nothing_around_them_can_change() -> N
     assert _marks({"added_tokens": tokens, "model": model}) == {8: "<good>"}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=texts, kind=st.sampled_from(sorted(TOKENIZERS)), data=st.data())
 def test_the_boundary_is_where_the_offsets_put_it(text: str, kind: str, data: st.DataObject) -> None:
     encoding = TOKENIZERS[kind].encode(text, add_special_tokens=False)

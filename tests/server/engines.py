@@ -88,7 +88,7 @@ async def outcomes(answers: list[asyncio.Future[Scored]]) -> list[Scored | BaseE
 async def until(condition: Callable[[], bool]) -> None:
     started = time.monotonic()
     while not condition():
-        assert time.monotonic() - started < 20
+        assert time.monotonic() - started < 60
         await asyncio.sleep(0.005)
 
 
@@ -103,3 +103,14 @@ def stopped(engine: Engine) -> Iterator[int]:
     finally:
         if engine.worker_pid == pid:
             os.kill(pid, signal.SIGCONT)
+
+
+@contextmanager
+def halted(host: WorkerHost) -> Iterator[None]:
+    """What starts workers stands still, so that no worker is back before it was seen to be gone."""
+    assert host._process is not None
+    os.kill(host._process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(host._process.pid, signal.SIGCONT)

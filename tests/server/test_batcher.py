@@ -129,7 +129,7 @@ def live(events: list[tuple], queue: Batcher, budget: int, workers: int = 1) -> 
     return day
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(_events, st.sampled_from([40, 64, 4096]), st.booleans(), st.sampled_from([1, 3]))
 def test_every_job_meets_exactly_one_fate(events: list[tuple], budget: int, share: bool, workers: int) -> None:
     queue = batcher(share=share, token_budget=budget)
@@ -140,7 +140,7 @@ def test_every_job_meets_exactly_one_fate(events: list[tuple], budget: int, shar
     assert queue.wait(1e9, "idle") is None
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(_events)
 def test_a_sequence_is_computed_once_for_all_who_wait(events: list[tuple]) -> None:
     calm = [event for event in events if event[0] not in ("die", "cancel")]
@@ -166,7 +166,7 @@ def test_duplicates_join_whether_waiting_or_running() -> None:
     assert queue.empty
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 30), _classes), min_size=1, max_size=40))
 def test_the_oldest_of_its_class_leads_and_neither_class_starves(arrivals: list[tuple[int, int, Priority]]) -> None:
     queue = batcher(token_budget=64)
@@ -424,7 +424,7 @@ def test_a_deadline_is_an_event() -> None:
     assert queue.empty
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(1, 40), st.sets(st.integers(0, 39), max_size=3), st.integers(0, 3))
 def test_what_kills_the_worker_is_found_and_its_neighbours_are_scored(n: int, poisoned: set[int], prompts: int) -> None:
     queue = batcher()

@@ -32,7 +32,7 @@ def test_a_key_is_what_a_score_depends_on_and_nothing_else() -> None:
     assert len({keys.key(work(1, 2)), *others}) == 6
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.sampled_from(["get", "put"]), st.integers(0, 6)), max_size=60), st.integers(0, 5))
 def test_it_is_a_least_recently_used_cache_bounded_in_bytes(events: list[tuple[str, int]], room: int) -> None:
     size = ScoreCache(10**6)

@@ -33,9 +33,17 @@ from plaudit_server.messages import Scores, scores_frame
 from plaudit_server.service import Service
 from plaudit_server.worker import WorkerHost
 
-from .engines import Oracle, Recorder, outcomes, running, samples, scores, stopped, until
+from .engines import Oracle, Recorder, halted, outcomes, running, samples, scores, stopped, until
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The engine's, which is `ahead` of ours by so many seconds."""
+    made = SimpleNamespace(ahead=0.0, monotonic=lambda: time.monotonic() + made.ahead)
+    monkeypatch.setattr(engine_module, "time", made)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -119,13 +127,17 @@ async def test_what_is_cancelled_while_it_runs_is_counted_as_wasted(engine: Engi
     assert recorder.wasted == len(work[0].ids)
 
 
-async def test_a_deadline_is_kept_whether_the_item_waits_or_runs(engine: Engine, recorder: Recorder) -> None:
+async def test_a_deadline_is_kept_whether_the_item_waits_or_runs(
+    engine: Engine, recorder: Recorder, clock: SimpleNamespace
+) -> None:
+    soon = time.monotonic() + 100
     with stopped(engine):
-        running = engine.submit(samples(1, seed=8), deadline=time.monotonic() + 0.2)
+        running = engine.submit(samples(1, seed=8), deadline=soon)
         await until(lambda: engine.queued_tokens == 0)
-        waiting = engine.submit(samples(1, seed=9), deadline=time.monotonic() + 0.1)
+        waiting = engine.submit(samples(1, seed=9), deadline=soon)
         late = engine.submit(samples(1, seed=10), deadline=time.monotonic() - 1)
-        patient = engine.submit(samples(1, seed=11), deadline=time.monotonic() + 100)
+        clock.ahead = 200
+        patient = engine.submit(samples(1, seed=11), deadline=soon + 1000)
         failed = await outcomes([*waiting, *late, *running])
     assert [(type(error), getattr(error, "started", None)) for error in failed] == [
         (DeadlineExceeded, False), (DeadlineExceeded, False), (DeadlineExceeded, True),
@@ -171,14 +183,17 @@ async def test_a_kernel_that_was_compiled_late_is_counted_and_named(
     assert "compiled while 1 sequences, 7 tokens waited: norm._forward(rows: i32)" in caplog.text
 
 
-async def test_work_is_held_while_the_worker_restarts(engine: Engine, recorder: Recorder, expected: Oracle) -> None:
+async def test_work_is_held_while_the_worker_restarts(
+    engine: Engine, recorder: Recorder, expected: Oracle, host: WorkerHost
+) -> None:
     assert engine.worker_pid is not None
-    os.kill(engine.worker_pid, signal.SIGKILL)
-    await until(lambda: engine.state == "restarting")
     work = samples(3, seed=15)
-    held = engine.submit(work)
-    late = engine.submit(samples(1, seed=16), deadline=time.monotonic() + 0.05)
-    assert isinstance((await outcomes(late))[0], DeadlineExceeded)
+    with halted(host):
+        os.kill(engine.worker_pid, signal.SIGKILL)
+        await until(lambda: engine.state == "restarting")
+        held = engine.submit(work)
+        late = engine.submit(samples(1, seed=16), deadline=time.monotonic() + 0.05)
+        assert isinstance((await outcomes(late))[0], DeadlineExceeded)
     assert await scores(held) == expected(work)
     assert recorder.restarts == 1
 
@@ -248,10 +263,17 @@ async def test_a_cached_score_is_the_computed(tiny_model_dir: Path, host: Worker
         assert [answer.cached for answer in await asyncio.gather(*engine.submit(moved))] == [False]
 
 
-async def test_a_worker_that_hangs_is_replaced(tiny_model_dir: Path, host: WorkerHost, faults: dict[str, int]) -> None:
-    async with running(tiny_model_dir, host, hang_seconds=1.0) as (engine, recorder):
-        (stuck,) = await outcomes(engine.submit(samples(1, seed=24, last=faults["hang_on_token"])))
-        assert isinstance(stuck, WorkerCrashed)
+async def test_a_worker_that_hangs_is_replaced(
+    tiny_model_dir: Path, host: WorkerHost, faults: dict[str, int], clock: SimpleNamespace
+) -> None:
+    async with running(tiny_model_dir, host, hang_seconds=200.0) as (engine, recorder):
+        stuck = engine.submit(samples(1, seed=24, last=faults["hang_on_token"]))
+        for restarts in (0, 1):
+            await until(lambda: recorder.restarts == restarts and bool(engine.lanes[0].flights))  # noqa: B023
+            clock.ahead += 300
+            engine._bell.set()
+        assert isinstance((await outcomes(stuck))[0], WorkerCrashed)
+        clock.ahead = 0
         assert recorder.restarts == 2 or engine.state == "restarting"
         assert len(await scores(engine.submit(samples(2, seed=24)))) == 2
 
@@ -274,8 +296,9 @@ async def test_in_a_crash_loop_work_is_refused_until_a_worker_stays(
         for turn in (engine.wake, engine.sleep):
             with pytest.raises(Unavailable):
                 await turn()
-        await until(lambda: bool(engine._attempts))
-        assert engine.state == "failed", "until it has come"
+        with halted(host):
+            await until(lambda: bool(engine._attempts))
+            assert engine.state == "failed", "until it has come"
         await until(lambda: engine.state == "ready")
         assert recorder.restarts == 1 and not engine.broken
         work = samples(2, seed=25)
@@ -306,7 +329,7 @@ async def test_files_that_changed_are_not_served_until_they_are_back(
             assert [type(error) for error in await outcomes(answers)] == [Unavailable]
         assert engine.state == "failed"
         for tries in (1, 2):
-            await until(lambda: caplog.text.count("the model's files have changed") == tries)  # noqa: B023
+            await until(lambda: caplog.text.count("the model's files have changed") >= tries)  # noqa: B023
         (directory / "reward.json").write_text(json.dumps(contract))
         await until(lambda: engine.state == "ready")
 

@@ -37,7 +37,7 @@ from plaudit_server.settings import SettingsError
 from plaudit_server.supervision import RestartPolicy
 from plaudit_server.worker import Worker, WorkerHost
 
-from .engines import Oracle, Recorder, outcomes, running, samples, scores, until
+from .engines import Oracle, Recorder, halted, outcomes, running, samples, scores, until
 
 pytestmark = pytest.mark.anyio
 
@@ -322,11 +322,12 @@ async def test_workers_are_killed_under_load_and_nothing_is_lost(
             victims, survivors = pids[:kills], pids[kills:]
             answers = engine.submit(work)
             await until(lambda: all(len(lane.flights) == 2 for lane in engine.lanes))
-            for victim in victims:
-                os.kill(victim, signal.SIGKILL)
-            await until(lambda: pids_of(engine) == survivors)
-            assert engine.state == ("ready" if survivors else "restarting")
-            assert engine.worker_pid == next(iter(survivors), None)
+            with halted(host):
+                for victim in victims:
+                    os.kill(victim, signal.SIGKILL)
+                await until(lambda: pids_of(engine) == survivors)
+                assert engine.state == ("ready" if survivors else "restarting")
+                assert engine.worker_pid == next(iter(survivors), None)
         assert await scores(answers) == expected(work)
         assert sum(report.sequences for report in recorder.batches) == len(work), "each once"
         await until(lambda: ready(engine) == 2)
@@ -339,19 +340,15 @@ async def test_what_was_lost_does_not_wait_for_a_restart(
     tiny_model_dir: Path, host: WorkerHost, expected: Oracle
 ) -> None:
     async with running(tiny_model_dir, host, cache_bytes=0, device=TWO) as (engine, _):
-        assert host._process is not None
         work = samples(6, seed=44)
         victim = pids_of(engine)[0]
         os.kill(victim, signal.SIGSTOP)
         answers = engine.submit(work)
         await until(lambda: bool(engine.lanes[0].flights))
-        os.kill(host._process.pid, signal.SIGSTOP)  # nothing is forked
-        os.kill(victim, signal.SIGKILL)
-        try:
+        with halted(host):
+            os.kill(victim, signal.SIGKILL)
             assert await scores(answers) == expected(work)
             assert engine.lanes[0].phase == "restarting" and engine.state == "ready"
-        finally:
-            os.kill(host._process.pid, signal.SIGCONT)
 
 
 async def test_an_item_that_kills_its_workers_fails_alone(
@@ -548,12 +545,13 @@ async def test_one_that_is_being_started_is_waited_for_by_those_who_would_sleep(
 ) -> None:
     async with running(tiny_model_dir, host, device=TWO) as (engine, _):
         victim, survivor = pids_of(engine)
-        os.kill(victim, signal.SIGKILL)
-        await until(lambda: engine.lanes[0].phase == "restarting")
-        falling = asyncio.ensure_future(engine.sleep())
-        for _ in range(9):
-            await asyncio.sleep(0)  # the pump has its turn
-        assert [lane.phase for lane in engine.lanes] == ["restarting", "ready"]
+        with halted(host):
+            os.kill(victim, signal.SIGKILL)
+            await until(lambda: engine.lanes[0].phase == "restarting")
+            falling = asyncio.ensure_future(engine.sleep())
+            for _ in range(9):
+                await asyncio.sleep(0)  # the pump has its turn
+            assert [lane.phase for lane in engine.lanes] == ["restarting", "ready"]
         if called_off:
             await engine.wake()
             await falling
@@ -571,8 +569,9 @@ async def test_batches_fit_every_worker(tiny_model_dir: Path, host: WorkerHost) 
             lane.token_cap = cap
         engine._refit()
         assert (engine.token_budget, engine._ledger._workers) == (200, 2)
-        os.kill(pids_of(engine)[1], signal.SIGKILL)
-        await until(lambda: other.phase == "restarting")
+        with halted(host):
+            os.kill(pids_of(engine)[1], signal.SIGKILL)
+            await until(lambda: other.phase == "restarting")
         await until(lambda: ready(engine) == 2)
         assert engine.token_budget == 300, "a new worker finds out for itself, the old one knows"
 

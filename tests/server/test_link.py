@@ -6,7 +6,7 @@ import struct
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from plaudit_server.link import Frame, LinkError, SocketLink, StreamLink, from_bytes, to_bytes
@@ -36,7 +36,6 @@ def split(data: bytes) -> tuple[bytes, bytes]:
     return data[8 : 8 + header], data[8 + header :]
 
 
-@settings(deadline=None)
 @given(st.text(), st.dictionaries(st.text(), _json, max_size=3), _arrays)
 def test_what_goes_in_comes_out(kind: str, fields: dict, arrays: dict) -> None:
     frame = Frame(kind, fields, arrays)

@@ -79,23 +79,8 @@ def test_a_reply_for_another_batch_is_refused() -> None:
 def test_orders_and_model_infos_cross() -> None:
     order = LoadOrder("m", "cpu", None, "exact", 2, 512, (0, 3), 1 << 30)
     assert messages.load_order(crossed(messages.load_frame(order))) == order
-    info = ModelInfo(
-        "A",
-        ("a", "b"),
-        "r",
-        "n",
-        "float32",
-        "exact",
-        "cpu",
-        "torch",
-        "p",
-        "s",
-        9,
-        8,
-        True,
-        {"load": 1.5},
-        {"cap": None},
-    )
+    said = ("r", "n", "float32", "exact", "cpu", "torch", "p", "s")
+    info = ModelInfo("A", ("a", "b"), *said, 9, 8, True, {"load": 1.5}, {"cap": None})
     back = messages.model_info(crossed(messages.ready_frame(info)))
     assert back == info and back.ready_s == {"load": 1.5}
     assert back == dataclasses.replace(info, ready_s={}), "a worker that took another time is still the same model"

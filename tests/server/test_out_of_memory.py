@@ -15,7 +15,7 @@ from plaudit_server.engine_errors import OutOfMemory
 from plaudit_server.faults import VARIABLE
 from plaudit_server.worker import WorkerHost
 
-from .engines import Oracle, outcomes, running, samples, scores, until
+from .engines import Oracle, halted, outcomes, running, samples, scores, until
 
 pytestmark = pytest.mark.anyio
 
@@ -70,7 +70,8 @@ async def test_a_new_worker_finds_out_for_itself(tiny_model_dir: Path, small_hos
         await asyncio.gather(*engine.submit(samples(12, seed=3)))
         assert engine.token_budget < FITS
         assert engine.worker_pid is not None
-        os.kill(engine.worker_pid, signal.SIGKILL)
-        await until(lambda: engine.state != "ready")
+        with halted(small_host):
+            os.kill(engine.worker_pid, signal.SIGKILL)
+            await until(lambda: engine.state != "ready")
         await until(lambda: engine.state == "ready")
         assert engine.token_budget == 600

@@ -30,7 +30,7 @@ def tree_size(entries: list[Entry]) -> int:
     return len({tuple(e.ids[: i + 1].tolist()) for e in entries for i in range(e.tokens)})
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(_sequences, st.data())
 def test_it_counts_the_tree_and_knows_every_relative(parts: list[tuple[int, list[int]]], data: st.DataObject) -> None:
     entries = [entry([500] * 16 * number + [number] * 8 + tail) for number, tail in parts]

@@ -44,8 +44,6 @@ def test_a_bad_model_or_configuration_exits_78_with_one_clear_line(plaudit, tmp_
         file.write(b"\x00\x00\x80\x3f")
     code, line = refused(broken, "--port", "0")
     assert code == 78 and "model.safetensors" in line
-    code, line = refused(tiny_model_dir, "--port", "0", "--memory-cap", "0.001")
-    assert code == 78 and "more than the cap of 0.001 GiB" in line
     code, line = refused(tiny_model_dir, "--device", "cuda:0,cuda:0")
     assert code == 78 and "two workers on cuda:0 would only share it" in line
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -162,9 +160,42 @@ def test_the_key_covers_every_route_but_the_probes(both):
         assert stranger.get(running.url.replace("http://", f"http://any:{KEY}@") + "/info").status_code == 200
 
 
+def test_one_of_two_sleeps_then_both_and_what_is_patient_is_answered_once_they_wake(both):
+    _, client = both
+    body = {"model": "first", "prompt": "p", "response": "over http"}
+    answers = []
+
+    def ask(**options):
+        return client.post("/score", content=json.dumps(body | options))
+
+    first = ask().json()
+    foreign = client.post("/sleep", headers={"origin": "https://elsewhere.example"})
+    assert (foreign.status_code, foreign.json()["error"]["code"]) == (403, "foreign_page")
+    assert client.get("/readyz").status_code == 200
+    assert client.post("/m/first/sleep").json() == {"models": {"first": "asleep"}}
+    ready = client.get("/readyz")
+    assert ready.status_code == 503
+    assert ready.json() == {"status": "asleep", "models": {"first": "asleep", "bert": "ready"}}
+    assert 'plaudit_asleep{model="first"} 1.0' in client.get("/metrics").text
+    refused = ask(response="another")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "asleep")
+    assert int(refused.headers["retry-after"]) >= 1 and refused.json()["error"]["retryable"]
+    assert ask(model="bert").status_code == 200
+    waits = threading.Thread(target=lambda: answers.append(ask(response="patient", priority="batch")))
+    waits.start()
+    while 'plaudit_queue_items{model="first"} 1.0' not in client.get("/metrics").text:
+        pass
+    assert client.post("/sleep").json() == {"models": {"first": "asleep", "bert": "asleep"}}
+    assert client.post("/wake").json() == {"models": {"first": "ready", "bert": "ready"}}
+    waits.join()
+    assert answers[0].status_code == 200 and answers[0].json()["revision"] == first["revision"]
+    assert client.get("/readyz").status_code == 200
+    assert ask(model=f"first@{first['revision']}").json()["score"] == first["score"]
+
+
 def test_a_full_queue_a_client_that_leaves_and_a_drain(serve, tiny_model_dir, fault_variable, fault_text):
     """A hung worker holds everything still, so that each of these can be seen."""
-    running = serve(tiny_model_dir, "--queue-tokens", "8", "--drain-seconds", "1", **fault_variable)
+    running = serve(tiny_model_dir, "--queue-tokens", "8", "--drain-seconds", "5", **fault_variable)
     host, port = running.url.removeprefix("http://").split(":")
     with httpx2.Client(base_url=running.url, timeout=60) as client:
         hung = threading.Thread(target=lambda: answers.append(ask(fault_text["hang"])))
@@ -213,7 +244,7 @@ def test_a_full_queue_a_client_that_leaves_and_a_drain(serve, tiny_model_dir, fa
 
 def test_accepted_work_is_finished_before_it_leaves(serve, tiny_model_dir):
     running = serve(tiny_model_dir, "--token-budget", "512")
-    responses = [f"{n} " + "word " * 60 for n in range(400)]
+    responses = [f"{n} " + "word " * 60 for n in range(40)]
     got = []
 
     def ask():
@@ -221,12 +252,16 @@ def test_accepted_work_is_finished_before_it_leaves(serve, tiny_model_dir):
         got.append(httpx2.post(running.url + "/score", content=body, timeout=60))
 
     asking = threading.Thread(target=ask)
-    asking.start()
-    while httpx2.get(running.url + "/info").json()["queued_tokens"] == 0:
-        pass
-    assert running.end() == 0
+    with running.standing_still(), httpx2.Client(base_url=running.url) as client:
+        asking.start()
+        while client.get("/info").json()["queued_tokens"] == 0:
+            pass
+        running.process.send_signal(signal.SIGTERM)
+        while "leaving" not in running.log.read_text():
+            pass
+    assert running.process.wait(60) == 0
     asking.join()
-    assert got[0].status_code == 200 and None not in got[0].json()["scores"] and len(got[0].json()["scores"]) == 400
+    assert got[0].status_code == 200 and None not in got[0].json()["scores"] and len(got[0].json()["scores"]) == 40
 
 
 @pytest.mark.soak

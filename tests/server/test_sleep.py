@@ -8,13 +8,10 @@ import logging
 import os
 import shutil
 import signal
-import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
-import httpx2
 import pytest
 
 from plaudit_server.domain import Scored
@@ -181,38 +178,3 @@ async def test_without_a_worker_there_is_nothing_to_switch(tiny_model_dir: Path,
     answers = engine.submit(samples(1, seed=41))
     assert isinstance((await outcomes(answers))[0], Scored)
     await engine.close()
-
-
-def test_over_http(serve: Callable[..., Any], tiny_model_dir: Path, tiny_bert_dir: Path) -> None:
-    running = serve(f"rm={tiny_model_dir}", f"other={tiny_bert_dir}")
-    body = {"model": "rm", "prompt": "p", "response": "over http"}
-    answers: list[httpx2.Response] = []
-    with httpx2.Client(base_url=running.url, timeout=60) as client:
-
-        def ask(**options: object) -> httpx2.Response:
-            return client.post("/score", content=json.dumps(body | options))
-
-        first = ask().json()
-        foreign = client.post("/sleep", headers={"origin": "https://elsewhere.example"})
-        assert (foreign.status_code, foreign.json()["error"]["code"]) == (403, "foreign_page")
-        assert client.get("/readyz").status_code == 200
-        assert client.post("/m/rm/sleep").json() == {"models": {"rm": "asleep"}}
-        ready = client.get("/readyz")
-        assert ready.status_code == 503
-        assert ready.json() == {"status": "asleep", "models": {"rm": "asleep", "other": "ready"}}
-        assert 'plaudit_asleep{model="rm"} 1.0' in client.get("/metrics").text
-        refused = ask(response="another")
-        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "asleep")
-        assert int(refused.headers["retry-after"]) >= 1 and refused.json()["error"]["retryable"]
-        assert ask(model="other").status_code == 200
-        waits = threading.Thread(target=lambda: answers.append(ask(response="patient", priority="batch")))
-        waits.start()
-        while 'plaudit_queue_items{model="rm"} 1.0' not in client.get("/metrics").text:
-            pass
-        assert client.post("/sleep").json() == {"models": {"rm": "asleep", "other": "asleep"}}
-        assert client.post("/wake").json() == {"models": {"rm": "ready", "other": "ready"}}
-        waits.join()
-        assert answers[0].status_code == 200 and answers[0].json()["revision"] == first["revision"]
-        assert client.get("/readyz").status_code == 200
-        assert ask(model=f"rm@{first['revision']}").json()["score"] == first["score"]
-    assert running.end() == 0

@@ -192,14 +192,11 @@ async def test_a_worker_that_does_not_finish_loading_is_killed(
     host: WorkerHost, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     os.mkfifo(tmp_path / "config.json")  # reading it never ends
-    loading = asyncio.create_task(host.launch(order(tmp_path), load_seconds=2.0))
-    while not (pids := children_of_the(host)):
-        assert not loading.done()
-        await asyncio.sleep(0.01)
+    before = children_of_the(host)
     with pytest.raises(WorkerFailed, match=r"not loaded within 2\.0 s"):
-        await loading
-    for pid in pids:
-        await gone(pid)
+        await host.launch(order(tmp_path), load_seconds=2.0)
+    while children_of_the(host) != before:
+        await asyncio.sleep(0.02)
 
 
 async def test_what_the_system_refuses_is_a_failed_start(host: WorkerHost, tiny_model_dir: Path) -> None:
@@ -280,7 +277,7 @@ async def gone(pid: int) -> None:
     """Wait until the process has ended; the test's own time limit is the limit."""
     started = time.monotonic()
     while running(pid):
-        assert time.monotonic() - started < 20
+        assert time.monotonic() - started < 60
         await asyncio.sleep(0.02)
 
 

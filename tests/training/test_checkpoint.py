@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -228,15 +229,15 @@ def test_two_failed_saves_are_alarms_and_the_third_is_an_error(
 
 
 def test_a_quota_is_a_failed_save_though_safetensors_has_an_error_of_its_own(
-    tmp_path: Path, full_disk: Callable[[int], None], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, full_disk: Callable[[int], AbstractContextManager[None]], caplog: pytest.LogCaptureFixture
 ) -> None:
     saver = Saver(tmp_path, every=1, keep=2)
-    full_disk(100)
-    for step in (1, 2):
-        saver.save(snapshot(step), None)
-    assert caplog.text.count("no checkpoint at step") == 2 and saver.saved_at == -1
-    with pytest.raises(OSError, match="large"):
-        saver.save(snapshot(3), None)
+    with full_disk(100):
+        for step in (1, 2):
+            saver.save(snapshot(step), None)
+        assert caplog.text.count("no checkpoint at step") == 2 and saver.saved_at == -1
+        with pytest.raises(OSError, match="large"):
+            saver.save(snapshot(3), None)
     assert not list(tmp_path.iterdir())
 
 

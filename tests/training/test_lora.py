@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import signal
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,9 +36,8 @@ QUICK = [
 
 
 class Commands(Protocol):
-    def start(self, *arguments: str | Path) -> int: ...
-    def wait(self) -> int: ...
     def run(self, *arguments: str | Path) -> int: ...
+    def stopped(self, *arguments: str | Path, out: Path, steps: int) -> int: ...
     @property
     def stdout(self) -> str: ...
     @property
@@ -163,11 +159,7 @@ def test_merged_is_a_plain_checkpoint_with_the_same_scores(
 def test_a_run_is_not_resumed_on_another_base(plaudit: Commands, data: Path, base: Path, tmp_path: Path) -> None:
     mine, where = Path(shutil.copytree(base, tmp_path / "base")), tmp_path / "out"
     (mine / "reward.json").unlink()
-    process = plaudit.start("train", data, "--base", mine, "--out", where, *LORA, *QUICK)
-    while not (where / "metrics.jsonl").exists() or not (where / "metrics.jsonl").stat().st_size:
-        time.sleep(0.001)
-    os.kill(process, signal.SIGTERM)
-    assert plaudit.wait() == 75, plaudit.stderr
+    assert plaudit.stopped("train", data, "--base", mine, *LORA, *QUICK, out=where, steps=1) == 75, plaudit.stderr
     weights = load_file(mine / "model.safetensors")
     weights["model.norm.weight"] += 0.1
     save_file(weights, mine / "model.safetensors", metadata={"format": "pt"})
@@ -187,13 +179,7 @@ def test_a_run_is_not_resumed_on_another_base(plaudit: Commands, data: Path, bas
     ],
 )
 def test_errors_are_one_line(
-    plaudit: Commands,
-    data: Path,
-    base: Path,
-    write_base: ModelDir,
-    tmp_path: Path,
-    arguments: list[str],
-    said: str,
+    plaudit: Commands, data: Path, base: Path, write_base: ModelDir, tmp_path: Path, arguments: list[str], said: str
 ) -> None:
     given = [str(write_base("qwen3")) if word == "UNTRAINED" else word for word in arguments]
     code = plaudit.run("train", data, "--base", base, "--out", tmp_path / "out", *given)

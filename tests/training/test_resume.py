@@ -25,6 +25,7 @@ class Commands(Protocol):
     def start(self, *arguments: str | Path) -> int: ...
     def wait(self) -> int: ...
     def run(self, *arguments: str | Path) -> int: ...
+    def stopped(self, *arguments: str | Path, out: Path, steps: int) -> int: ...
     @property
     def stdout(self) -> str: ...
     @property
@@ -139,11 +140,7 @@ def test_more_kills_change_no_bit(plaudit: Commands, reference: Reference, tmp_p
 
 def test_a_request_to_stop_saves_and_exits_with_75(plaudit: Commands, reference: Reference, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    process = plaudit.start(*reference.arguments, "--out", out)
-    while lines(out) < 5:
-        time.sleep(0.001)
-    os.kill(process, signal.SIGTERM)
-    assert plaudit.wait() == 75
+    assert plaudit.stopped(*reference.arguments, out=out, steps=5) == 75
     assert "error: SIGTERM after step" in plaudit.stderr and "--resume" in plaudit.stderr
     newest = max((out / "checkpoints").glob("step-*"))
     assert json.loads((newest / "state.json").read_text())["progress"]["metrics_bytes"] == os.path.getsize(
@@ -166,7 +163,8 @@ def test_resuming_needs_only_the_directory(plaudit: Commands, reference: Referen
     process = plaudit.start(*reference.arguments, "--out", out)
     while lines(out) < 3:
         time.sleep(0.001)
-    os.kill(process, signal.SIGKILL)
+    with suppress(ProcessLookupError):
+        os.kill(process, signal.SIGKILL)
     plaudit.wait()
     assert plaudit.run("train", "--resume", "--out", out) == 0, plaudit.stderr
     assert reference.same(out)

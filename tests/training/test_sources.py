@@ -50,8 +50,7 @@ def test_identical_pairs_of_real_data_are_dropped_and_do_not_stop_the_run(shared
 
 
 @pytest.mark.parametrize(
-    ("part", "rows", "identical", "ties", "unlabelled"),
-    [("train", 11076, 10, 2202, 517), ("dev", 2380, 2, 631, 160)],
+    ("part", "rows", "identical", "ties", "unlabelled"), [("train", 11076, 10, 2202, 517), ("dev", 2380, 2, 631, 160)]
 )
 def test_real_votes(shared_data: Path, part: str, rows: int, identical: int, ties: int, unlabelled: int) -> None:
     path = str(shared_data / "ukpconvarg1" / f"{part}.jsonl.gz")
@@ -149,7 +148,7 @@ rows_of_text = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(rows=rows_of_text, piece=st.integers(1, 9), indent=st.sampled_from([None, 1]))
 def test_an_array_is_cut_where_its_elements_end(rows: list[Any], piece: int, indent: int | None) -> None:
     data = json.dumps(rows, ensure_ascii=False, indent=indent).encode()
@@ -165,7 +164,7 @@ def test_an_array_is_cut_where_its_elements_end(rows: list[Any], piece: int, ind
 cell = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cells=st.lists(st.tuples(cell, cell), max_size=6))
 def test_tables_keep_their_cells_and_places(cells: list[tuple[str, str]]) -> None:
     out = io.StringIO(newline="")

@@ -169,7 +169,7 @@ def test_bad_arrays(tmp_path: Path, data: bytes, used: int, bad_line: int) -> No
 kinds = st.sampled_from(["used", "duplicate", "identical_pair", "blank", *{reason for reason, _ in HOSTILE}])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(plan=st.lists(kinds, max_size=40), last=st.booleans(), bom=st.booleans())
 def test_every_row_is_accounted_for(
     tmp_path_factory: pytest.TempPathFactory, plan: list[str], last: bool, bom: bool

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,7 +11,8 @@ from .._extras import install
 from ..errors import ConfigurationError
 
 SECONDS = 0.5
-"""A search may take so long; on any text of a response's length a sane pattern needs milliseconds."""
+"""A search, or one for all matches, may compute for so long; on any text of a response's length a sane pattern needs
+milliseconds. A process that stands still computes nothing."""
 
 
 @functools.lru_cache(maxsize=1024)
@@ -36,12 +37,8 @@ def found(pattern: str, text: str, *, whole: bool = False) -> bool:
 
 def last(pattern: str, text: str) -> str | None:
     """The last match, its first group if it has one; None if there is none. Raises TimeoutError."""
-    match, ends = None, time.monotonic() + SECONDS
-    for one in compiled(pattern).finditer(text, timeout=SECONDS, concurrent=True):
-        match = one
-        if time.monotonic() > ends:
-            raise TimeoutError
-    return None if match is None else str(match[1 if match.re.groups else 0] or "")
+    matches = deque(compiled(pattern).finditer(text, timeout=SECONDS, concurrent=True), maxlen=1)
+    return str(matches[0][1 if matches[0].re.groups else 0] or "") if matches else None
 
 
 def bounded(schema: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -12,15 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plaudit.bon.statistics import (
-    common_size,
-    curve,
-    expected_best,
-    fit,
-    in_order,
-    kl_upper_bound,
-    order_weights,
-)
+from plaudit.bon.statistics import common_size, curve, expected_best, fit, in_order, kl_upper_bound, order_weights
 
 NUMBERS = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=7)
 

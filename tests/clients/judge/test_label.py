@@ -213,7 +213,7 @@ def test_rows_that_do_not_tell_their_rule_stay_where_this_one_would_have_made_th
 def test_a_judge_that_falls_silent_is_asked_again(endpoint: WireServer, judge: Judge, pairs: Pairs) -> None:
     endpoint.fail({"delay": 30.0})
     assert judge("label", pairs(1), *options(endpoint, "--timeout", "0", "--attempt-timeout", "0.3"))[0] == 0
-    assert len(endpoint.seen) == 3
+    assert len(endpoint.seen) >= 3  # a good answer may come too late as well
 
 
 def test_a_server_that_fails_for_a_while_costs_nothing_but_time(

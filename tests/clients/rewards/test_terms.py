@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import time
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,7 @@ BACKTRACKS = "(a|aa)+$"
         (Regex(name="r", pattern=BACKTRACKS), ENDLESS),
         (Regex(name="r", pattern=BACKTRACKS, whole=True), ENDLESS),
         (Exact(name="e", extract=BACKTRACKS), ENDLESS),
+        (Exact(name="e", extract="x*y|."), "x" * 100_000),
         (JsonSchema(name="j", schema={"items": {"pattern": BACKTRACKS}}), f'["{ENDLESS}"]'),
         (JsonSchema(name="j", schema={"propertyNames": {"pattern": BACKTRACKS}}), f'{{"{ENDLESS}": 1}}'),
         (
@@ -122,6 +125,12 @@ def test_a_pattern_that_backtracks_without_end_is_given_up(term: Term, response:
     with pytest.raises(TermError) as failure:
         value_of(term, response, "reference")
     assert failure.value.code == "pattern_timeout"
+
+
+def test_a_process_that_stands_still_between_matches_has_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = itertools.count()
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(moments)))
+    assert value_of(Exact(name="e", extract=r"\d"), "1 2 3", "3") == 1.0
 
 
 @pytest.mark.parametrize("text", ["```" + "\n" * 50_000, "```json" + " \n" * 50_000, "```\n" * 50_000])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from plaudit_model.starter import Task, candidates, quality, tasks
@@ -177,7 +177,6 @@ NASTY = st.text() | st.lists(PIECES | st.text(max_size=5), max_size=6).map("".jo
 ])  # fmt: skip
 
 
-@settings(deadline=None)
 @given(st.sampled_from(ALL), NASTY)
 def test_quality_is_a_number_between_zero_and_one_for_any_text(task: Task, response: str) -> None:
     value = quality(task, response)
