@@ -17,7 +17,7 @@ from torch import nn
 from . import contract as contracts
 from . import infer
 from .contract import FILE_NAME, RewardContract, Template
-from .encode import special_tokens
+from .encode import Encoder, special_tokens
 from .errors import AdapterError, CheckpointError, ContractError
 from .heads import final_layer, hidden_layers, init_head, is_known
 from .store import check_weights
@@ -102,6 +102,16 @@ def check_module(module: nn.Module, contract: RewardContract, directory: Path) -
     outputs = int(module.config.num_labels)  # type: ignore[union-attr, arg-type]
     if outputs != len(contract.head.attributes):
         raise ContractError(f"the head has {outputs} outputs, the contract names {len(contract.head.attributes)}")
+
+
+def check_vocabulary(module: Any, encoder: Encoder, directory: Path) -> None:
+    """Raise CheckpointError if the tokenizer gives ids that have no embedding: some text would fail, later."""
+    rows = module.get_input_embeddings().weight.shape[0]
+    if encoder.vocabulary > rows:
+        raise CheckpointError(
+            f"the tokenizer of {directory} has {encoder.vocabulary:,} tokens, the embeddings have {rows:,}: take the "
+            f"tokenizer they were trained with, or resize_token_embeddings({encoder.vocabulary}) and save the model"
+        )
 
 
 def _module(directory: Path, config: Any, seed: int) -> nn.Module:

@@ -22,7 +22,7 @@ from plaudit_kernels import BLOCK, Choice, cpu_runtime, fast_choice, select
 from . import contract as contracts
 from . import store
 from .adapter import Adapter
-from .base import check_module, load_base, load_module, quiet, skeleton_of, token_ids
+from .base import check_module, check_vocabulary, load_base, load_module, quiet, skeleton_of, token_ids
 from .build import kernel_build
 from .contract import ADAPTER_FILE, EIGHT_BITS, FILE_NAME, RewardContract, Serving
 from .decoder import DecoderTrunk
@@ -77,6 +77,7 @@ class RewardModel:
         self.directory = directory
         self.adapter: Adapter | None = None
         self.encoder = Encoder.open(directory, contract)
+        check_vocabulary(module, self.encoder, directory)
         self.device, self.dtype, self.mode = device, dtype, mode
         self.module = module
         self.choice: Choice | None = None  # of kernels, where the trunk is torch's

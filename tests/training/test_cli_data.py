@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from plaudit_training.cli_data import app
-from plaudit_training.errors import BadRows, OptionError
+from plaudit_training.errors import BadRows, DataError, OptionError
 
 RUNNER = CliRunner()
 
@@ -64,11 +64,20 @@ def test_bad_rows_are_shown_and_then_fail(data: Path) -> None:
     """Without a label map 0 means nothing."""
     result = RUNNER.invoke(app, ["inspect", str(data), *MAPPED[:2], "--json"])
     assert isinstance(result.exception, BadRows) and "unknown_label 1" in str(result.exception)
+    assert "('0'; known are a, b, 1, 2" in str(result.exception), "which label it was"
     said = json.loads(result.stdout)
     assert said["quarantined"]["reasons"]["unknown_label"]["first"] == [{"file": str(data), "line": 3}]
     assert said["quarantine"] == "quarantine.jsonl" and len(Path("quarantine.jsonl").read_text().splitlines()) == 1
     tolerant = RUNNER.invoke(app, ["inspect", str(data), *MAPPED[:2], "--max-bad-rows", "1"])
     assert tolerant.exit_code == 0 and "bad 1 unknown_label" in tolerant.output.replace("\n", "")
+
+
+@pytest.mark.parametrize("text", ["", "prompt,chosen,rejected\n", "prompt,chosen,rejected\nwhich?,this,this\n"])
+def test_nothing_to_use_is_a_failure_as_it_is_of_training(data: Path, text: str) -> None:
+    data.write_text(text)
+    result = RUNNER.invoke(app, ["inspect", str(data)])
+    assert isinstance(result.exception, DataError) and "no row can be used: read " in str(result.exception)
+    assert not str(result.exception).endswith("; ") and f"{data}: " in result.output.replace("\n", "")
 
 
 def test_a_file_without_a_readable_row_has_no_format(data: Path) -> None:

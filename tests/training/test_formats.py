@@ -227,6 +227,14 @@ def test_labels_are_not_guessed(label: object, why: str) -> None:
     assert reason("pairs", {"prompt": "p", "response_a": "x", "response_b": "y", "label": label}) == why
 
 
+def test_an_unknown_label_is_told_unless_it_may_be_a_text() -> None:
+    with pytest.raises(BadRow, match="'Model_A'; known are"):
+        parse("pairs", {"prompt": "p", "response_a": "x", "response_b": "y", "label": "Model_A"})
+    with pytest.raises(BadRow, match="a str of 101 characters; known are") as caught:
+        parse("pairs", {"prompt": "p", "response_a": "x", "response_b": "y", "label": "secret" + "x" * 93})
+    assert "secret" not in str(caught.value)
+
+
 # -- votes ----------------------------------------------------------------------------------------------------
 
 

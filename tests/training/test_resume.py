@@ -146,9 +146,12 @@ def test_a_request_to_stop_saves_and_exits_with_75(plaudit: Commands, reference:
     assert json.loads((newest / "state.json").read_text())["progress"]["metrics_bytes"] == os.path.getsize(
         out / "metrics.jsonl"
     ), "no step that is done is lost"
+    assert "not finished</td><td>SIGTERM after step" in (out / "report.html").read_text()
     assert plaudit.run(*reference.arguments, "--out", out) == 0
     assert "resumed at step" in plaudit.stdout
     assert reference.same(out)
+    drawn, whole = ((folder / "report.html").read_text().split("</table>", 1)[1] for folder in (out, reference.out))
+    assert drawn == whole, "the whole run, also what was before"
 
 
 def test_a_finished_run_is_left_as_it_is(plaudit: Commands, reference: Reference) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -84,6 +86,45 @@ def test_a_run_leaves_a_model_with_its_contract(out: Path) -> None:
     assert lineage["data"]["reports"]["train"]["quarantined"]["total"] == 0
     assert len(lineage["data"]["fingerprint"]) == 64 and lineage["versions"]["torch"] == torch.__version__
     assert "working_directory_commit" in lineage and lineage["steps"] > 0 and lineage["base"]["name"].startswith("/")
+
+
+def charts_of(page: str) -> dict[str, str]:
+    """By their titles. The page itself asks for nothing, and is closed to what might."""
+    assert "<script" not in page and "default-src 'none'" in page
+    assert not re.search(r"src=|href=|url\(|@import", page)
+    return dict(re.findall(r"(?s)<svg [^>]*aria-label='([^']*)'>(.*?)</svg>", page))
+
+
+def test_a_run_is_drawn(out: Path) -> None:
+    page = (out / "report.html").read_text()
+    assert list(charts_of(page)) == [
+        "Reliability", "Margins", "Accuracy by length", "Training loss", "Held-out loss, at temperature 1", "Accuracy",
+        "Learning rate", "Gradient norm before clipping",
+    ]  # fmt: skip
+    found = json.loads((out / "report.json").read_text())["evaluation"]
+    assert f"<td>accuracy</td><td>{found['accuracy']['value']:.4f}</td>" in page and "not finished" not in page
+    assert "= used" in page and torch.__version__ in page and "<td>optim.learning_rate</td><td>0.002</td>" in page
+    rows = re.findall(r"<tr><td>(0\.\d+)</td><td>([01]\.\d+)</td><td>(\d+)</td></tr>", page)
+    bins = [(abs(float(predicted) - float(observed)), int(n)) for predicted, observed, n in rows]
+    assert len(bins) == 15 and sum(n for _, n in bins) == found["decided"]
+    ece = sum(gap * n for gap, n in bins) / found["decided"]
+    assert ece == pytest.approx(found["ece"]["value"], abs=2e-4), "the bins drawn are those of the ece"
+
+
+def test_eval_draws_what_it_found_by_source_and_names_stay_text(
+    plaudit: Commands, files: Path, out: Path, tmp_path: Path
+) -> None:
+    odd = tmp_path / "<i>odd.jsonl"
+    odd.write_text((files / "eval.jsonl").read_text())
+    data = [odd, files / "eval.jsonl"]
+    found = measure(plaudit, out / "model", *data, "--bootstrap", "20", "--html", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert list(charts_of(page)) == ["Reliability", "Margins", "Accuracy by length"]
+    assert "<i>" not in page and "&lt;i&gt;odd.jsonl</td>" in page
+    assert f"<td>{found['accuracy']['value']:.4f}</td>" in page and found["revision"] in page
+    mine = (files / "eval.jsonl").read_bytes()
+    assert plaudit.run("eval", out / "model", *data, "--html", files / "eval.jsonl") != 0
+    assert "is the input" in error(plaudit) and (files / "eval.jsonl").read_bytes() == mine
 
 
 def test_plain_transformers_loads_the_model_and_agrees(out: Path) -> None:
@@ -219,14 +260,34 @@ def test_what_was_there_before_a_run_is_not_overwritten(
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [mine]
 
 
-@pytest.mark.parametrize("fitted", [False, True])
-def test_the_starter_replaces_nothing_but_a_reward_model(plaudit: Commands, tmp_path: Path, fitted: bool) -> None:
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    (mine / ("reward.json" if fitted else "thesis.txt")).write_text("years of work")
-    code = plaudit.run("train", "starter", "--out", mine, "--dry-run", "--set", "data.starter_records=60")
-    assert code == (0 if fitted else 2), plaudit.stderr
-    assert fitted or "is no reward model, and would be replaced" in error(plaudit)
+def test_the_starter_replaces_nothing_but_a_starter(plaudit: Commands, tmp_path: Path, out: Path) -> None:
+    mine = Path(shutil.copytree(out / "model", tmp_path / "mine"))
+    fit = ["train", "starter", "--out", mine, "--set", "data.starter_records=60", "--dry-run"]
+    assert plaudit.run(*fit) == 2 and "holds another model than a starter" in error(plaudit)
+    (mine / "reward.json").write_text("years of work")
+    assert plaudit.run(*fit) == 2 and "holds another model than a starter" in error(plaudit)
+    known = json.loads((out / "model/reward.json").read_text())
+    known["lineage"]["base"]["name"] = "starter-scratch"
+    (mine / "reward.json").write_text(json.dumps(known))
+    assert plaudit.run(*fit) == 0, "a starter, whatever became of its files"
+    (mine / "reward.json").rename(mine / "thesis.txt")
+    assert plaudit.run(*fit) == 2 and "is no reward model, and would be replaced" in error(plaudit)
+
+
+def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused_before_training(
+    plaudit: Commands, files: Path, out: Path, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(out / "model", tmp_path / "base"))
+    spec = json.loads((base / "tokenizer.json").read_text())
+    top = 1 + max(*spec["model"]["vocab"].values(), *(token["id"] for token in spec["added_tokens"]))
+    rows = json.loads((base / "config.json").read_text())["vocab_size"]
+    options = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    spec["added_tokens"] += [{"id": i, "content": f"<extra{i}>", **options} for i in range(top, rows + 1)]
+    (base / "tokenizer.json").write_text(json.dumps(spec))
+    (base / "reward.json").unlink()
+    assert plaudit.run("train", files / "train.jsonl", "--base", base, "--out", tmp_path / "run", *QUICK) == 78
+    said = error(plaudit)
+    assert f"{rows + 1:,} tokens, the embeddings have {rows:,}" in said and "resize_token_embeddings" in said
 
 
 def test_a_missing_file_is_an_error_of_the_data(plaudit: Commands, tmp_path: Path, out: Path) -> None:

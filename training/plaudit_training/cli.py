@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -87,7 +88,8 @@ def train(
     `plaudit train pairs.jsonl` is a whole run: the bundled starter model as base, Bradley-Terry with centring,
     one epoch of AdamW, 5% of the conversations held out for the evaluation at the end. `plaudit train starter`
     fits the starter model itself, from scratch. `--lora-r 16` trains adapters and the head, and leaves the base as
-    it is: `plaudit train pairs.jsonl --base Qwen/Qwen3-8B --lora-r 16 --lora-save adapter`.
+    it is: `plaudit train pairs.jsonl --base Qwen/Qwen3-8B --lora-r 16 --lora-save adapter`. How a run went is drawn in
+    `report.html` in --out: loss, accuracy, calibration, margins, length bias.
     """
     changes = _changes(locals()) | _settings(settings or [])
     is_starter = data == [STARTER] and base is None and config is None
@@ -117,10 +119,15 @@ def evaluate(
     ties: Annotated[str, typer.Option(help=help_of("data.ties"))] = "half",
     max_bad_rows: Annotated[int, typer.Option(help=help_of("data.max_bad_rows"), min=0)] = 0,
     quarantine: Annotated[Path | None, typer.Option(help="file that lists bad rows")] = None,
+    html: Annotated[Path | None, typer.Option(help="write a page with charts, too")] = None,
 ) -> None:
     """Evaluate a reward model on preference data: accuracy, calibration, length bias, with 95% intervals."""
     if cluster not in ("conversation", "response"):
         raise ConfigError(f"--cluster: expected conversation or response, got {cluster!r}")
+    from plaudit._row_files import whole_file
+    from plaudit.cli_score import refuse_same
+
+    from .page import of_quality
     from .quality import measure, print_quality
     from .read_options import read_options
 
@@ -133,17 +140,24 @@ def evaluate(
         max_bad_rows=max_bad_rows,
         quarantine=quarantine,
     )
-    quality = measure(
-        model,
-        data,
-        options,
-        _console(stderr=True),
-        device=device,
-        token_budget=token_budget,
-        bootstrap=bootstrap,
-        cluster="response" if cluster == "response" else "conversation",
-        seed=seed,
-    )
+    with ExitStack() as stack:
+        if html:
+            for source in data:
+                refuse_same(source, str(html))
+            write = stack.enter_context(whole_file(html))  # before anything is scored
+        quality = measure(
+            model,
+            data,
+            options,
+            _console(stderr=True),
+            device=device,
+            token_budget=token_budget,
+            bootstrap=bootstrap,
+            cluster="response" if cluster == "response" else "conversation",
+            seed=seed,
+        )
+        if html:
+            write(of_quality(quality, bootstrap=bootstrap, seed=seed).encode())
     if as_json:
         typer.echo(json.dumps(quality.to_json()))
     else:

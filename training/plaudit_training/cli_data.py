@@ -59,10 +59,10 @@ def inspect(
     quarantine_text: QuarantineTextOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
-    """Read files as training would and say what became of every row. Exit code 65 if too many rows are bad."""
-    from .errors import BadRows
+    """Read files as training would and say what became of every row. Exit code 65 if too many rows are bad, or all."""
+    from .errors import BadRows, DataError
     from .read_options import read_options
-    from .sources import ReadReport, read
+    from .sources import ReadReport, nothing_used, read
     from .summary import Summary
 
     options = read_options(
@@ -70,12 +70,14 @@ def inspect(
         quarantine=quarantine, quarantine_text=quarantine_text,
     )  # fmt: skip
     report, summary = ReadReport(), Summary()
-    failure: BadRows | None = None
+    failure: DataError | None = None
     try:
         for record in read(paths, options, report):
             summary.add(record)
     except BadRows as error:
         failure = error
+    if not summary.records:
+        failure = failure or nothing_used(report)
     _show(report, summary, as_json)
     if failure:
         raise failure

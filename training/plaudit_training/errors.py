@@ -37,7 +37,7 @@ class OptionError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Defect:
-    """Why a row is bad. `detail` says where and what, and never quotes the row's text."""
+    """Why a row is bad. `detail` says where and what, and never quotes the row's text; a short label is none."""
 
     reason: BadReason
     detail: str

@@ -74,11 +74,14 @@ def lineage(task: Task, base: Mapping[str, Any], data: Mapping[str, Any]) -> dic
         "data": dict(data),
         "config": to_dict(task.config),
         "working_directory_commit": _working_directory_commit(),
-        "versions": {
-            name: metadata.version(name) for name in ("plaudit", "torch", "transformers", "tokenizers", "numpy")
-        }
-        | {"python": platform.python_version()},
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of what computes."""
+    names = ("plaudit", "torch", "transformers", "tokenizers", "numpy")
+    return {name: metadata.version(name) for name in names} | {"python": platform.python_version()}
 
 
 def _evaluate(task: Task, scores: Sequence[Floats]) -> Evaluation:

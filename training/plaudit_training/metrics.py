@@ -82,6 +82,19 @@ def cross_entropy(logit: Floats, share: Floats) -> Floats:
     return share * np.logaddexp(0, -logit) + (1 - share) * np.logaddexp(0, logit)
 
 
+def reliability(judged: Judged, temperature: float) -> tuple[Floats, Floats, Ints]:
+    """Of each bin of the ece that has comparisons: mean confidence that the higher score's response is the chosen
+    one, how often it was, and how many there are. The ece is the mean of their distances, by comparison."""
+    errors, bins = _calibration(judged, temperature)
+    confidence = _sigmoid(np.abs(judged.delta) / temperature)
+    counts_B, sums_B, gaps_B = (
+        np.bincount(bins + 1, weights=weights, minlength=BINS + 1)[1:] for weights in (None, confidence, errors)
+    )
+    full = counts_B > 0
+    means = sums_B[full] / counts_B[full]
+    return means, means - gaps_B[full] / counts_B[full], counts_B[full]
+
+
 def fit_temperature(delta: Floats, share: Floats) -> float | None:
     """The T > 0 that minimises the cross-entropy of sigmoid(delta / T) (Guo et al. 1706.04599).
 

@@ -45,8 +45,8 @@ class Display(ProgressLine):
     def step(self, step: int, event: Mapping[str, Any]) -> None:
         """Show the numbers of a step that is done."""
         self._tokens += event["tokens"]
-        self._loss = _smooth(self._loss, event["loss"])
-        self._accuracy = _smooth(self._accuracy, event["accuracy"])
+        self._loss = smooth(self._loss, event["loss"])
+        self._accuracy = smooth(self._accuracy, event["accuracy"])
         speed = f"{self.tokens_per_second:,.0f} tok/s"
         self.show(step, f"loss {self._loss:.3f}  acc {self._accuracy:.3f}  {speed}")
 
@@ -79,7 +79,7 @@ def config_table(config: RunConfig, reasons: Mapping[str, str]) -> Table:
     defaults = flatten(RunConfig())
     told = {path: value for path, value in flatten(config).items() if path in reasons or value != defaults[path]}
     for path, value in told.items():
-        table.add_row(path, _plain(value), reasons.get(path) or help_of(path))
+        table.add_row(path, plain(value), reasons.get(path) or help_of(path))
     table.caption = f"{len(defaults) - len(told)} others have their defaults; all are in the run's run.toml"
     table.caption_justify = "left"
     return table
@@ -91,14 +91,24 @@ def evaluation_table(evaluation: Evaluation, title: str) -> Table:
     table.add_column("metric")
     for column in ("value", "95% interval", "comparisons"):
         table.add_column(column, justify="right")
-    for name, estimate in evaluation.metrics.items():
-        table.add_row(name, _number(estimate.value), _interval(estimate), f"{estimate.n:,}")
-    table.caption = (
+    for row in estimate_rows(evaluation.metrics):
+        table.add_row(*row)
+    table.caption = caption(evaluation)
+    table.caption_justify = "left"
+    return table
+
+
+def estimate_rows(metrics: Mapping[str, Estimate]) -> list[tuple[str, str, str, str]]:
+    """Name, value, 95% interval and comparisons of each metric, as people read them."""
+    return [(name, _number(found.value), _interval(found), f"{found.n:,}") for name, found in metrics.items()]
+
+
+def caption(evaluation: Evaluation) -> str:
+    """What the metrics were computed over, and how."""
+    return (
         f"{evaluation.comparisons:,} comparisons, {evaluation.decided:,} with a winner; intervals resample by "
         f"{evaluation.cluster}; nll, brier and ece at temperature {evaluation.temperature:.3g}"
     )
-    table.caption_justify = "left"
-    return table
 
 
 def _plan(prepared: Prepared) -> list[str]:
@@ -123,7 +133,8 @@ def _plan(prepared: Prepared) -> list[str]:
     ]
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """A value of the configuration or a report, for people."""
     if isinstance(value, dict):
         return ", ".join(f"{key}={item}" for key, item in value.items())
     if isinstance(value, tuple):
@@ -139,8 +150,8 @@ def _interval(estimate: Estimate) -> str:
     return "" if estimate.low is None else f"{estimate.low:.4f} .. {estimate.high:.4f}"
 
 
-def _smooth(mean: float, value: float | None) -> float:
+def smooth(mean: float, value: float | None, keep: float = _SMOOTHING) -> float:
     """Exponential moving average that begins with its first value."""
     if value is None:
         return mean
-    return value if mean != mean else _SMOOTHING * mean + (1 - _SMOOTHING) * value
+    return value if mean != mean else keep * mean + (1 - keep) * value

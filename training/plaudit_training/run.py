@@ -1,9 +1,9 @@
 """A training run from its configuration to a reward model directory.
 
-    <out>/run.toml  metrics.jsonl  quarantine.jsonl  checkpoints/  tensorboard/  model/  report.json
+    <out>/run.toml  metrics.jsonl  quarantine.jsonl  checkpoints/  tensorboard/  model/  report.json  report.html
 
 `run.toml` is the resolved configuration: `plaudit train --config run.toml` is the same run again. `report.json`
-is written last: where it is, the run is finished.
+is written last: where it is, the run is finished. `report.html` shows how it went, also where it was interrupted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,22 +23,23 @@ import torch
 from rich.console import Console
 
 from plaudit_model.contract import FILE_NAME
-from plaudit_model.interrupt import StopRequest
+from plaudit_model.interrupt import Interrupted, StopRequest
 from plaudit_model.json_lines import JsonLines, write_whole
 from plaudit_model.memory import keep_freed_memory
 
 from . import callbacks, config_toml
 from .config import ConfigError, RunConfig, flatten, get
 from .finish import REPORT, Finished, finish, lineage
+from .page import PAGE, write_run
 from .prepare import Prepared, check_inputs, prepare
 from .report import Display, evaluation_table, print_prepared
-from .train import Outlets, Task, Trainer
+from .train import Diverged, Outlets, Task, Trainer
 
 ENTRIES = frozenset({
     "run.toml", "metrics.jsonl", "quarantine.jsonl", "quarantine-eval.jsonl", "checkpoints", "tensorboard", "model",
-    REPORT, "base", ".lock", ".run.toml.writing", f".{REPORT}.writing",
+    REPORT, PAGE, "base", ".lock", ".run.toml.writing", f".{REPORT}.writing", f".{PAGE}.writing",
 })  # fmt: skip
-OUTPUTS = ("metrics.jsonl", "checkpoints", "tensorboard", "model", REPORT)
+OUTPUTS = ("metrics.jsonl", "checkpoints", "tensorboard", "model", REPORT, PAGE)
 """What a run begins anew or replaces: never what was there before its `run.toml`."""
 
 OPEN = (None, "auto")
@@ -145,7 +146,12 @@ def _train(prepared: Prepared, out: Path, model: Path, console: Console, stop: S
     trainer = Trainer(task, out)
     if trainer.resume():
         console.print(f"resumed at step {trainer.progress.step} of {task.steps}")
-    speed = _loop(trainer, task, out, console, stop)
+    try:
+        speed = _loop(trainer, task, out, console, stop)
+    except (Interrupted, Diverged) as end:
+        with suppress(OSError):  # how it ended says more than that it cannot be drawn
+            write_run(out, prepared, None, {"not finished": end})
+        raise
     finished = finish(task, trainer.progress, lineage(task, prepared.base, prepared.data), model)
     if finished.evaluation:
         console.print(evaluation_table(finished.evaluation, "held-out evaluation"))
@@ -159,8 +165,10 @@ def _train(prepared: Prepared, out: Path, model: Path, console: Console, stop: S
         "threads": torch.get_num_threads(),
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    write_run(out, prepared, finished.evaluation, report | asdict(trainer.progress))
     write_whole(out / REPORT, json.dumps(report, indent=2) + "\n")  # last: where it is, the run is finished
-    console.print(f"reward model: {model}\nserve it: plaudit serve {model}", soft_wrap=True)
+    said = f"how it went: {out / PAGE}\nreward model: {model}\nserve it: plaudit serve {model}"
+    console.print(said, soft_wrap=True)
     return finished
 
 

@@ -36,8 +36,13 @@ def load(paths: Sequence[str], options: ReadOptions) -> tuple[list[Record], Read
     report = ReadReport()
     records = list(read(paths, options, report))
     if not records:
-        raise DataError(f"no row can be used: {report.conservation()}; {'; '.join(report.sentences())}")
+        raise nothing_used(report)
     return records, report
+
+
+def nothing_used(report: ReadReport) -> DataError:
+    """The error that files are of which no row is left."""
+    return DataError("; ".join([f"no row can be used: {report.conservation()}", *report.sentences()]))
 
 
 def check_files(paths: Sequence[str]) -> None:

@@ -42,10 +42,10 @@ def fit(
 
     Raises what `train_run` raises.
     """
-    from plaudit_model import starter
+    from plaudit_model import contract, starter
 
     from .prepare import SCRATCH
-    from .run import settle, train_run
+    from .run import RunExists, settle, train_run
 
     directory = (directory or starter.directory()).resolve()
     if if_missing and _is_valid(directory):
@@ -55,6 +55,8 @@ def fit(
     config = config_toml.override(RunConfig(), {**SETTINGS, "model.base": SCRATCH, **changes})
     if resume:
         config = settle(config, out, resume=True)
+    if (directory / contract.FILE_NAME).exists() and not _is_starter(directory):
+        raise RunExists(f"{directory} holds another model than a starter, which would be replaced: name another --out")
     doing = "would be fitted" if dry_run else "is fitted"
     console.print(f"the starter model {doing} into {directory}: about two minutes", soft_wrap=True)
     train_run(config, out, console, model=directory, dry_run=dry_run, fresh=not resume)
@@ -77,6 +79,19 @@ def as_base(config: RunConfig, console: Console, *, dry_run: bool) -> RunConfig:
     fit(directory, {}, console, if_missing=True)
     console.print("\nyour own run, which starts from it", style="bold")
     return config
+
+
+def _is_starter(directory: Path) -> bool:
+    """Whether the model there, be it damaged, says that it was made from the starter's shape alone."""
+    from plaudit_model import contract
+    from plaudit_model.errors import ModelError
+
+    from .prepare import SCRATCH
+
+    try:
+        return bool(contract.read(directory).lineage.get("base", {}).get("name") == SCRATCH)
+    except ModelError:
+        return False
 
 
 def _is_valid(directory: Path) -> bool:

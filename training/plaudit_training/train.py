@@ -231,11 +231,13 @@ class Trainer:
             self._model,
             self._task.held_out,
             token_budget=self._config.optim.token_budget,
-            bootstrap=0,
+            cluster=self._config.evaluation.cluster,
+            bootstrap=self._config.evaluation.bootstrap,
+            seed=self._config.seed,
             tick=lambda _: outlets.stop.check(),
         )
         step = self.progress.evaluated_at = self.progress.step
-        event = {"event": "evaluation", "step": step} | {k: e.value for k, e in result.metrics.items()}
+        event = result.event(step)
         outlets.log.write(event)
         outlets.callbacks.log(step, _numbers("eval", event))
         outlets.display.evaluation(step, event)

@@ -10,6 +10,7 @@ from plaudit_model.records import LabelSource, Message, Origin, Role
 from ..errors import BadRow
 from .format import Columns
 
+_LONGEST_LABEL = 40
 MOST_MARGIN = 1e6
 """Beyond what any scale of scores needs: one that fp32 cannot hold would cost the whole step that it is in."""
 
@@ -75,6 +76,12 @@ def source(row: Columns) -> LabelSource:
     """Who gave the label: people, where the column is absent or says something else, such as a data set's name."""
     found = row.get("source")
     return cast(LabelSource, found) if found in get_args(LabelSource) else "human"
+
+
+def quoted(label: Any) -> str:
+    """A label for a message. What is too long for one may be a text, which no message quotes."""
+    shown = repr(label)
+    return shown if len(shown) <= _LONGEST_LABEL else f"a {type(label).__name__} of {len(shown):,} characters"
 
 
 def record_id(row: Columns, origin: Origin) -> str:

@@ -42,7 +42,8 @@ def _parse(outcomes: Mapping[str, Outcome], row: Columns, origin: Origin) -> Rea
     outcome = outcomes.get(_label(fields.value(row, "label")))
     if outcome is None:
         known = ", ".join(outcomes)
-        raise BadRow("unknown_label", f"known are {known}; say what others mean: --labels 1=a,2=b,0=tie")
+        found = fields.quoted(row["label"])
+        raise BadRow("unknown_label", f"{found}; known are {known}; say what others mean: --labels 1=a,2=b,0=tie")
     annotators = (fields.text(row, "annotator"),) if row.get("annotator") else ()
     comparison = Comparison(0, 1, outcome, margin=fields.margin(row), annotators=annotators, source=source)
     return pair_reading(fields.record_id(row, origin), prompt, pair, comparison, origin)

@@ -55,7 +55,7 @@ def _comparison(row: Columns) -> tuple[Comparison, tuple[NoteReason, ...]]:
 
 def _outcome(label: str) -> Outcome:
     if label not in _OUTCOMES:
-        raise BadRow("unknown_label", f"known are {', '.join(_OUTCOMES)}")
+        raise BadRow("unknown_label", f"{fields.quoted(label)}; known are {', '.join(_OUTCOMES)}")
     return _OUTCOMES[label]
 
 
