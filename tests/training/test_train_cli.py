@@ -191,7 +191,7 @@ def test_ties_count_for_nll_and_not_for_accuracy(plaudit: Commands, tmp_path: Pa
     rows = [{"prompt": f"red {i}", "response_a": "blue indeed", "response_b": "tree", "label": label}
             for i, label in enumerate(("a", "tie", "b"))]  # fmt: skip
     (tmp_path / "ties.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
-    found = measure(plaudit, out / "model", tmp_path / "ties.jsonl")
+    found = measure(plaudit, out / "model", tmp_path / "ties.jsonl", "--html", tmp_path / "few.html")
     assert (found["comparisons"], found["decided"], found["accuracy"]["n"], found["nll"]["n"]) == (3, 2, 2, 3)
     assert found["accuracy"]["value"] == 0.5
 

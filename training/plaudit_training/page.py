@@ -35,18 +35,14 @@ _TOLD = ("not finished", "model", "device", "threads", "tokens_per_second", "fin
 def write_run(out: Path, prepared: Prepared, evaluation: Evaluation | None, facts: Mapping[str, Any]) -> None:
     """Write `<out>/report.html` of a run that has come to an end, be it a good one: then with its evaluation, if
     anything is held out. `facts` are of its report, of which some are told."""
-    config, held_out = prepared.config, prepared.held_out.examples
-    sizes = {
-        f"{name} comparisons": sum(example.pairs for example in getattr(prepared, name).examples) for name in _SIDES
-    }
+    config, settings, held_out = prepared.config, prepared.config.evaluation, prepared.held_out.examples
+    sizes = {f"{side} comparisons": sum(e.pairs for e in getattr(prepared, side).examples) for side in _SIDES}
     parts = [_facts({name: value for name, value in facts.items() if name in _TOLD} | sizes | versions())]
     events = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     if evaluation:
-        again = partial(
-            judge_scores, cluster=evaluation.cluster, bootstrap=config.evaluation.bootstrap, seed=config.seed
-        )
+        again = partial(judge_scores, cluster=settings.cluster, bootstrap=settings.bootstrap, seed=config.seed)
         parts += _evaluation(held_out, evaluation, again)
-        if not config.evaluation.patience and not any(event["event"] == "evaluation" for event in events[-1:]):
+        if not settings.patience and not any(event["event"] == "evaluation" for event in events[-1:]):
             events.append(again(held_out, evaluation.scores, temperature=1.0).event(facts["step"]))  # as the others are
     parts += ["<h2>training</h2>", _abreast(_curves(events)), "<h2>data</h2>"]
     for side, report in prepared.reports.items():
@@ -120,7 +116,9 @@ def _reliability(confidence_B: Any, frequency_B: Any, counts_B: Any) -> str:
 
 
 def _margins(judged: Judged) -> str:
-    counts, edges = np.histogram(judged.delta[judged.decided], bins=_BINS)
+    margins = judged.delta[judged.decided]
+    edges = np.linspace(margins.min(initial=0), margins.max(initial=0), _BINS + 1)
+    counts, _ = np.histogram(margins, edges)
     outline, ends = np.repeat(counts, 2).tolist(), np.repeat(edges, 2)[1:-1].tolist()
     zero = Series("", [0, 0], [0, int(counts.max())], style="dashed", colour=1)
     area = Series("", ends, outline, [0] * len(ends), outline, colour=0)
@@ -134,9 +132,8 @@ def _lengths(judged: Judged) -> str:
     bins = [some for some in np.array_split(order, _STRETCHES) if len(some)]
     means, rates = ([float(values[some].mean()) for some in bins] for values in (longer, right))
     accuracy = _rates("accuracy", means, rates, [len(some) for some in bins])
-    chance = Series(
-        "chance", [min(means), max(means)] if means else [], [0.5, 0.5] if means else [], style="dashed", colour=1
-    )
+    ends = [*means[:1], *means[1:][-1:]]
+    chance = Series("chance", ends, [0.5] * len(ends), style="dashed", colour=1)
     return chart([chance, accuracy], "Accuracy by length", "tokens by which the chosen response is longer")
 
 
