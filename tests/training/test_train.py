@@ -35,7 +35,7 @@ Toy = Callable[[int, int], list[Record]]
 WriteBase = Callable[[str], Path]
 SMALL: dict[str, Any] = {
     "optim.learning_rate": 2e-3, "optim.batch_pairs": 16, "optim.token_budget": 1500, "checkpoint.every": 3,
-    "model.dtype": "float32", "report_to": [],
+    "model.dtype": "float32", "report_to": [], "evaluation.bootstrap": 20,
 }  # fmt: skip
 
 
