@@ -42,7 +42,7 @@ def build_app(settings: ServerSettings, composer: Composer) -> ASGIApp:
         redirect_slashes=False,
         default=_unknown,
     )
-    return Report(Gate(Body(router, settings.limits), gates(settings)), Metrics())
+    return Report(Gate(Body(router, settings.limits), gates(settings)), Metrics(), {*table, *probes})
 
 
 class Routes:

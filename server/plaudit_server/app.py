@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from . import admin, compat, openapi, probe, routes
@@ -30,7 +31,8 @@ def build_app(settings: ServerSettings, models: Models, metrics: Metrics) -> ASG
     hot = [route for router in (routes.router, compat.router) for route in router.routes]
     app: ASGIApp = Direct(application, hot)
     app = ModelPath(Body(app, settings.limits))
-    return Report(Gate(app, gates(settings)), metrics)
+    paths = {route.path for route in application.routes if isinstance(route, Route)}
+    return Report(Gate(app, gates(settings)), metrics, paths)
 
 
 def published_routes() -> FastAPI:

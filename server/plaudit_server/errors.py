@@ -39,7 +39,7 @@ _TOO_LARGE = Rule(413, "invalid_request_error")
 
 RULES: dict[str, Rule] = {
     # the envelope
-    "invalid_json": Rule(400, "invalid_request_error"),
+    **dict.fromkeys(("invalid_http", "invalid_json"), Rule(400, "invalid_request_error")),
     **dict.fromkeys(
         ("invalid_request", "unknown_field", "invalid_shape", "missing_statistics", "ambiguous_model"),
         Rule(422, "invalid_request_error"),

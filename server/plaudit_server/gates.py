@@ -21,7 +21,7 @@ PUBLIC = frozenset({"/livez", "/readyz", "/health"})
 
 def gates(settings: ServerSettings) -> list[Gate]:
     """The gates of a server, in order."""
-    found = [small_head(settings.limits)]
+    found = [readable, small_head(settings.limits)]
     if settings.hosts is not None:
         found.append(known_host(settings.hosts))
     if settings.api_key is not None:
@@ -36,6 +36,13 @@ def header(scope: Scope, name: bytes) -> str | None:
             found: str = value.decode("latin-1")
             return found
     return None
+
+
+def readable(scope: Scope) -> None:
+    """What `protocol` could not read."""
+    refused: RequestError | None = scope["state"].get("refused")
+    if refused is not None:
+        raise refused
 
 
 def small_head(limits: Limits) -> Gate:

@@ -17,7 +17,7 @@ import re
 import secrets
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from fastapi import FastAPI
@@ -27,7 +27,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import RequestError
-from .gates import PUBLIC, header
+from .gates import PUBLIC, header, readable
 from .gates import Gate as Check
 from .metrics import Metrics
 from .protocol import connection_of, release
@@ -53,11 +53,10 @@ class _Answer:
 
 
 class Report:
-    """Outermost. Nothing of a request but its route, status, time and id is ever logged."""
+    """Outermost. Nothing of a request but its route (one of `paths`), status, time and id is ever logged."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app = app
-        self._metrics = metrics
+    def __init__(self, app: ASGIApp, metrics: Metrics, paths: Collection[str]) -> None:
+        self._app, self._metrics, self._paths = app, metrics, paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -101,7 +100,9 @@ class Report:
         await send_error(failure, scope, send)
 
     def _done(self, scope: Scope, status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "unknown")
+        named = _MODEL_PATH.fullmatch(scope["path"])  # one that its head refuses has not come to `ModelPath`
+        path = named["rest"] if named else scope["path"]
+        route = path if path in self._paths else "unknown"
         self._metrics.request_done(route, status, seconds)
         level = logging.DEBUG if status < 400 or route in PUBLIC else logging.WARNING if status >= 500 else logging.INFO
         if access.isEnabledFor(level):
@@ -156,6 +157,7 @@ class Body:
         body = bytearray()
         try:
             if await self._read(scope, receive, body):
+                readable(scope)
                 await _run(self._app, scope, bytes(body), receive, send)
         finally:
             self._held -= len(body)

@@ -5,6 +5,10 @@ takes. But it collects headers without an end and waits for them for ever, so he
 in time. A client that goes on sending after its answer is cut off, and so is one that sends requests far ahead of
 their answers: each of a few bytes is kilobytes here, and uvicorn reads on after every answer.
 
+httptools also takes a request that asks for another protocol (`curl --http2` asks for h2c) to have no body: what
+follows would be read as requests that nobody sent. The wish is ignored here (RFC 9110, 7.8). What cannot be read is
+answered in its turn, as a request that the gates refuse.
+
 What ASGI has no words for, the `Connection` in a request's scope does: it says that the client has gone, without a
 task that waits for it, and that a body is all there; and it writes an answer at once, where ASGI's two messages are
 two system calls.
@@ -16,20 +20,16 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from .errors import RequestError
 from .settings import Limits
 
 _CONNECTION = "plaudit.connection"
-_TOO_LARGE = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\nconnection: close\r\n"
-    b"content-length: %d\r\n\r\n%s"
-)
-_BODY = (
-    b'{"error":{"code":"headers_too_large","message":"the headers are too large","type":"invalid_request_error",'
-    b'"param":null,"retryable":false,"request_id":null}}'
-)
+_UNREADABLE = b"POST /unreadable HTTP/1.0\r\n\r\n"
+"""Stands for what could not be read. HTTP/1.0: the connection is closed behind its answer."""
 
 
 class Connection(HttpToolsProtocol):
@@ -37,7 +37,30 @@ class Connection(HttpToolsProtocol):
 
     _serving: RequestResponseCycle | None = None
     _leave: Callable[[], object] | None = None
-    _lost = False
+    _lost = _refused = False
+
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        rest = memoryview(data)
+        try:
+            while rest and not self._refused:
+                try:
+                    return self.parser.feed_data(rest)
+                except HttpParserUpgrade as wish:
+                    self.parser.feed_data(self._head_without_wish())
+                    rest = rest[wish.args[0] :]
+        except HttpParserError:
+            self.refuse(RequestError("invalid_http", "what was sent cannot be read as an HTTP request"))
+
+    def refuse(self, error: RequestError) -> None:
+        """Have the application answer with an error, behind what came before; nothing more is read."""
+        self._refused = True
+        if self.cycle is None or not self.cycle.more_body or self.cycle.response_complete:
+            self.parser = HttpRequestParser(self)
+            self.parser.feed_data(_UNREADABLE)
+        self.cycle.scope["state"]["refused"] = error
+        self.cycle.more_body = self.cycle.keep_alive = False
+        self.cycle.message_event.set()
 
     def whole(self, scope: Scope) -> bool:
         """The body of the request is there to its end: reading it does not wait."""
@@ -87,6 +110,17 @@ class Connection(HttpToolsProtocol):
         if self._leave is not None:
             self._leave()
 
+    def _should_upgrade(self) -> bool:
+        return True  # uvicorn then leaves such a head alone, and `data_received` feeds it again
+
+    def _head_without_wish(self) -> bytes:
+        """The head that was read last, without its wish for another protocol. Raises HttpParserError for a tunnel."""
+        if self.scope["method"] == "CONNECT":
+            raise HttpParserError("no tunnels here")
+        first = b"%b %b HTTP/%b" % (self.scope["method"].encode(), self.url, self.scope["http_version"].encode())
+        kept = (b"%b: %b" % header for header in self.headers if header[0] != b"upgrade")
+        return b"\r\n".join((first, *kept, b"", b""))
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._serving = cycle
         cycle.scope[_CONNECTION] = self  # type: ignore[literal-required]
@@ -133,8 +167,7 @@ def bounded_protocol(limits: Limits) -> type[HttpToolsProtocol]:
                 return
             if self._head_bytes is not None:
                 if self._head_bytes > limits.header_bytes:
-                    self.transport.write(_TOO_LARGE % (len(_BODY), _BODY))
-                    self.transport.close()
+                    self.refuse(RequestError("headers_too_large", "the headers are too large"))
                 elif self._timer is None:
                     self._await_head()
             elif self.cycle.response_complete:  # no request yet: what came has ended uvicorn's wait for one

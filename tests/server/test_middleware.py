@@ -75,8 +75,8 @@ def listening(settings: ServerSettings):
         routes=[Route(f"/{name}", getattr(probe, name), methods=["POST", "GET"]) for name in names]
         + [Route("/livez", probe.echo)],
         middleware=[
-            Middleware(Report, metrics=metrics), Middleware(Gate, checks=gates(settings)), Middleware(ModelPath),
-            Middleware(Body, limits=settings.limits),
+            Middleware(Report, metrics=metrics, paths=[*(f"/{name}" for name in names), "/livez"]),
+            Middleware(Gate, checks=gates(settings)), Middleware(ModelPath), Middleware(Body, limits=settings.limits),
         ],
     )  # fmt: skip
     listener = socket.create_server(("127.0.0.1", 0))
@@ -260,6 +260,50 @@ def test_ambiguous_lengths_are_refused(port):
     assert ask(port, request)[0] == 400
 
 
+def lengths(connection, request):
+    """What the echo route counts of the body of each of the requests, the last of which closes."""
+    connection.sendall(request)
+    return [json.loads(body)["bytes"] if top == b"200 OK" else top for top, body in answers(connection)]
+
+
+def answers(connection):
+    """First line and body of every answer until the connection is closed."""
+    received = b"".join(iter(lambda: connection.recv(65536), b""))
+    found = [part.partition(b"\r\n\r\n") for part in received.split(b"HTTP/1.1 ")[1:]]
+    return [(top.split(b"\r\n")[0], body) for top, _, body in found]
+
+
+WISHES = ["connection: Upgrade, HTTP2-Settings", "upgrade: h2c", "http2-settings: AAMAAABk"]
+
+
+def test_a_body_behind_a_wish_for_another_protocol_is_a_body_and_no_request(port):
+    body = head("/echo", "content-length: 2") + b"{}"
+    wishing = [*WISHES, f"content-length: {len(body)}"]
+    last = head("/echo", "connection: close", "content-length: 0")
+    with connect(port) as connection:
+        connection.sendall(head("/echo", "expect: 100-continue", *wishing))
+        assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert lengths(connection, body + last) == [len(body), 0]
+    chunked = head("/echo", *WISHES, "transfer-encoding: chunked") + b"3\r\nabc\r\n0\r\n\r\n"
+    with connect(port) as connection:
+        requests = head("/echo", *wishing) + body + chunked + head("/echo", *WISHES, method="GET") + body + last
+        assert lengths(connection, requests) == [len(body), 3, 0, 2, 0]
+
+
+def test_what_cannot_be_read_is_answered_in_its_turn_in_the_one_shape(open_server):
+    port, _, metrics = open_server
+    good = head("/echo", "content-length: 2") + b"{}"
+    broken = head("/echo", "transfer-encoding: chunked") + b"nonsense\r\n"
+    for bad in (b"nonsense\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", head("a:1", method="CONNECT"), broken):
+        with connect(port) as connection:
+            connection.sendall(good + good + bad + good)
+            first, second, (top, body) = answers(connection)
+        assert first[0] == second[0] == b"200 OK" and top == b"400 Bad Request"
+        assert code(body) == "invalid_http" and json.loads(body)["error"]["request_id"]
+    for route in (b"unknown", b"/echo"):
+        until(lambda route=route: b'plaudit_requests_total{route="%b",status="400"}' % route in metrics.exposition())
+
+
 def test_content_encodings_are_refused_and_identity_is_not(port):
     status, _, body = ask(port, head("/echo", "content-encoding: gzip", "content-length: 0"))
     assert (status, code(body)) == (415, "unsupported_encoding")
@@ -408,6 +452,20 @@ def test_without_the_key_nothing_but_the_probes_answers(keyed_port, header, path
     status, headers, body = ask(keyed_port, head(path, header, "content-length: 0"))
     assert (status, code(body)) == (401, "unauthorized") and headers["www-authenticate"].startswith("Basic")
     assert KEY.encode() not in body
+
+
+def test_who_is_refused_by_the_head_alone_is_counted_by_route():
+    with listening(ServerSettings(api_key=KEY, limits=LIMITS)) as (port, _, metrics):
+        for path in ("/echo", "/m/tiny@abc/echo", "/nowhere", "/m/x"):
+            assert ask(port, head(path, "content-length: 0"))[0] == 401
+        assert ask(port, head("/echo", f"x-api-key: {KEY}", "content-length: 60000"))[0] == 413
+    found = {
+        line.rpartition("{")[2] for line in metrics.exposition().decode().splitlines() if "requests_total{" in line
+    }
+    counted = {("echo", 401, 2), ("echo", 413, 1)}
+    assert found == {f'route="/{route}",status="{status}"}} {n}.0' for route, status, n in counted} | {
+        'route="unknown",status="401"} 2.0'
+    }
 
 
 def test_probes_need_no_key(keyed_port):
