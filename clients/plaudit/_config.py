@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from .errors import ConfigurationError
 
 FILE_NAME = "plaudit.toml"
+_OTHERS = ("API_KEY", "COMPOSE_KEY", "CONFIG_FILE", "FAULT", "HOME", "KERNELS", "MAX_LENGTH", "URL")
+"""Variables whose names do not follow from a verb and an option."""
 
 
 def table_of(path: Path) -> dict[str, Any]:
@@ -53,6 +56,23 @@ def check_options(table: Mapping[str, Any], command: Any, where: str) -> None:
         elif key not in options:
             known = ", ".join(sorted([*options, *subcommands]))
             raise ConfigurationError(f"{FILE_NAME}: [{where}] has the unknown key {key!r}; known: {known}")
+
+
+def unread(names: Iterable[str], command: Any, verb: str, verbs: Iterable[str]) -> list[str]:
+    """Variables that look like options of the verb, or like what every verb reads, and are neither; with the nearest
+    that is. Other verbs' are left to them, and names that are like none: deployments have some of their own."""
+    own, *others = (f"{one}_".replace("-", "_").upper() for one in (verb, *(one for one in verbs if one != verb)))
+    known = {*_OTHERS, *_variables(command, own)}
+    strange = {name[8:] for name in names if name.startswith("PLAUDIT_")} - known
+    near = {name: get_close_matches(name, known, 1, 0.85) for name in strange if not name.startswith((*others,))}
+    told = {name: f" (did you mean PLAUDIT_{found[0]}?)" if found else "" for name, found in near.items()}
+    return sorted(f"PLAUDIT_{name}{said}" for name, said in told.items() if said or name.startswith(own))
+
+
+def _variables(command: Any, prefix: str) -> Iterator[str]:
+    yield from (prefix + option.name.upper() for option in command.params if option.param_type_name == "option")
+    for name, subcommand in getattr(command, "commands", {}).items():
+        yield from _variables(subcommand, f"{prefix}{name}_".replace("-", "_").upper())
 
 
 def _with_underscores(table: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ line, else from `PLAUDIT_<VERB>_<OPTION>`, else from `plaudit.toml`, else from i
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,9 @@ from .errors import ConfigurationError
 GROUP = "plaudit.commands"
 BUG = 70
 INTERRUPTED = 130
+
+_FILE = "Defaults for the verbs, instead of plaudit.toml in the current directory."
+_VERSION = "Show the version and exit."
 
 EXTRAS = {
     "plaudit": "model",  # what is always installed cannot be missing; the local scorer's modules can
@@ -54,6 +58,8 @@ class Verbs(TyperGroup):
             return name, stand_in, rest
         command = self.load(name)
         _config.check_options((ctx.default_map or {}).get(name, {}), command, name)
+        if strange := _config.unread(os.environ, command, name, self.entries):
+            typer.echo(f"warning: `plaudit {name}` does not read {', '.join(strange)}", err=True)
         return name, command, rest
 
     def invoke(self, ctx: Any) -> Any:
@@ -105,23 +111,9 @@ def _show_version(asked: bool) -> None:
 
 
 def plaudit(
-    config_file: Annotated[
-        Path | None,
-        typer.Option(
-            help="Defaults for the verbs, instead of plaudit.toml in the current directory.",
-            is_eager=True,
-            callback=_read_config,
-        ),
-    ] = None,
+    config_file: Annotated[Path | None, typer.Option(help=_FILE, is_eager=True, callback=_read_config)] = None,
     version: Annotated[
-        bool,
-        typer.Option(
-            "--version",
-            help="Show the version and exit.",
-            is_eager=True,
-            allow_from_autoenv=False,
-            callback=_show_version,
-        ),
+        bool, typer.Option("--version", help=_VERSION, is_eager=True, allow_from_autoenv=False, callback=_show_version)
     ] = False,
 ) -> None:
     """Fit reward models from preference data, serve their scores, and rank with them."""

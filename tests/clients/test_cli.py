@@ -147,6 +147,24 @@ def test_an_option_comes_from_the_line_else_the_environment_else_the_file(
     assert run("greet", "--times", "5", "--max-length", "50")[1] == "you 5 ['x', 'y'] 50 False\n"
 
 
+def test_a_variable_with_a_typo_is_told_and_others_are_not(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for fine in ("GREET_TIMES", "API_KEY", "GROUP_TO_DISK_ROW", "RUN", "SERVICE_HOST"):
+        monkeypatch.setenv(f"PLAUDIT_{fine}", "4")
+    assert run("greet")[2] == ""
+    for name in ("GREET_TIME", "GRET_LOUD", "APIKEY", "GREET_SERVICE_HOST", "GREET_NAME"):
+        monkeypatch.setenv(f"PLAUDIT_{name}", "5")
+    code, out, err = run("greet")
+    assert code == 0 and out.startswith("you 4")
+    assert err == (
+        "warning: `plaudit greet` does not read PLAUDIT_APIKEY (did you mean PLAUDIT_API_KEY?), PLAUDIT_GREET_NAME, "
+        "PLAUDIT_GREET_SERVICE_HOST, PLAUDIT_GREET_TIME (did you mean PLAUDIT_GREET_TIMES?), PLAUDIT_GRET_LOUD "
+        "(did you mean PLAUDIT_GREET_LOUD?)\n"
+    )
+    assert "(did you mean PLAUDIT_GROUP_TO_DISK_ROWS?)" in run("group", "to-disk")[2]
+
+
 def test_a_subcommand_has_its_own_table(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     Path("plaudit.toml").write_text("[group.inspect]\ndepth = 8\n[group.to-disk]\nrows = 9\n")
     assert run("group", "inspect")[1] == "depth=8\n" and run("group", "to-disk")[1] == "rows=9\n"
