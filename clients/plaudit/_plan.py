@@ -194,9 +194,8 @@ def _refusal(failure: Failure, text: str, known: Mapping[str, Any]) -> errors.Re
         403: (errors.Unauthorized, "this key may not do that"),
         404: (errors.NotFound, "check the URL and the model's name"),
     }.get(failure.status or 0, (errors.BadRequest, ""))
-    told = f"{text}; {advice}" if advice else text
     said: dict[str, Any] = {name: getattr(failure, name) for name in ("status", "param", "type")}
-    return kind(told, **said, reason=failure.message, **known)
+    return kind(f"{text}; {advice}" if advice else text, **said, reason=failure.message, **known)
 
 
 def _unavailable(failure: Failure, decision: GiveUp, text: str, known: Mapping[str, Any]) -> errors.Unavailable:

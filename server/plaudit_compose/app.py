@@ -7,6 +7,7 @@ A failed item is null with its error natively, and fails the request of `/get_re
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, NoReturn, get_args
@@ -17,7 +18,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from plaudit._settings import Overlong
-from plaudit.rewards.compose import Composer, Reward
+from plaudit.rewards.compose import Candidate, Composer, Reward
 from plaudit.types import ItemError
 from plaudit_server.errors import RULES, RequestError
 from plaudit_server.gates import gates
@@ -29,6 +30,8 @@ from plaudit_server.settings import MAX_ITEMS, ServerSettings
 from .envelope import Call, read_reward, read_score
 
 _A_DAY = 86_400_000
+_MOMENT = 0.1
+"""Seconds that the models' servers have beyond the caller's deadline, so that it is told here that it has passed."""
 
 
 def build_app(settings: ServerSettings, composer: Composer) -> ASGIApp:
@@ -57,12 +60,8 @@ class Routes:
         identity = self._composer.identity
         if call.options.get("model") not in (None, identity.model, f"{identity.model}@{identity.revision}"):
             raise RequestError("unknown_model", f"only {identity.model}@{identity.revision} is here", param="model")
-        overlong, seconds = _overlong(call.options.get("overlong")), _seconds(call.options.get("deadline_ms"))
-        try:
-            async with asyncio.timeout(seconds):
-                found = await self._composer.rewards_of(call.candidates, overlong)
-        except TimeoutError:
-            raise RequestError("deadline_exceeded", f"no rewards within {seconds} s") from None
+        overlong = _overlong(call.options.get("overlong"))
+        found = await self._rewards(call.candidates, overlong, call.options.get("deadline_ms"))
         failed = [reward.error for reward in found if reward.error]
         if failed and len(failed) == len(found) and (len(found) == 1 or all(error.retryable for error in failed)):
             raise _failure(failed)
@@ -72,7 +71,7 @@ class Routes:
         """OpenRLHF's remote reward model. What is too long is cut on its left, as by the server."""
         candidates = read_reward(await request.body(), self._composer.rewards.ends)
         overlong = _overlong(request.query_params.get("overlong")) or "truncate_left"
-        found = await self._composer.rewards_of(candidates, overlong)
+        found = await self._rewards(candidates, overlong, _number(request.query_params.get("deadline_ms")))
         if failed := [reward.error for reward in found if reward.error]:
             raise _failure(failed)
         scores = [reward.score for reward in found]
@@ -96,6 +95,15 @@ class Routes:
         sizes = {"max_items": MAX_ITEMS, "max_body_bytes": limits.body_bytes}
         about = {"floor": rewards.floor, "terms": terms, "sha256": rewards.sha256, "limits": sizes}
         return _json({**asdict(self._composer.identity), **about})
+
+    async def _rewards(self, candidates: Sequence[Candidate], overlong: Overlong | None, deadline: Any) -> list[Reward]:
+        """Raises RequestError when the caller, who named a deadline in milliseconds, waits no longer."""
+        seconds = _seconds(deadline)
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._composer.rewards_of(candidates, overlong, (seconds or math.inf) + _MOMENT)
+        except TimeoutError:
+            raise RequestError("deadline_exceeded", f"no rewards within {seconds} s") from None
 
     def _answer(self, request: Request, call: Call, found: Sequence[Reward]) -> dict[str, Any]:
         scores = [reward.score for reward in found]
@@ -132,6 +140,14 @@ def _overlong(value: Any) -> Overlong | None:
     if value is not None and value not in get_args(Overlong):
         raise RequestError("invalid_request", f"overlong is one of {', '.join(get_args(Overlong))}", param="overlong")
     return value  # type: ignore[no-any-return]
+
+
+def _number(text: str | None) -> Any:
+    """The number of a URL's option; what is none stays what it is."""
+    try:
+        return text and float(text)
+    except ValueError:
+        return text
 
 
 def _seconds(milliseconds: Any) -> float | None:

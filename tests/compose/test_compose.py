@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,12 +14,16 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.requests import Request
 
 from plaudit import Client, cli
 from plaudit.errors import NotFound
 from plaudit.rewards.compose import Candidate, Composer, Reward
 from plaudit.rewards.config import ENDS, read_rewards
+from plaudit_compose.app import Routes, _number, _seconds
 from plaudit_compose.envelope import response_in
+from plaudit_server.errors import RequestError
+from plaudit_server.settings import ServerSettings
 
 PROGRAM = """
 import sys
@@ -168,6 +173,49 @@ def test_what_a_models_server_refuses_is_met_at_the_start_and_is_no_outage(
         assert reward.score is None and reward.error is not None
         assert reward.error.code == "scoring_failed" and not reward.error.retryable
         assert reward.error.message.startswith("preference: ")
+
+
+def test_a_models_server_is_told_how_long_the_caller_waits(tmp_path: Path) -> None:
+    """And never longer than the term does. The server is one that notes the deadline and refuses."""
+    told: list[float] = []
+
+    async def note(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b'"deadline_ms":')
+        told.append(int((await reader.readuntil(b"}"))[:-1]))
+        writer.write(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}")
+        await writer.drain()
+        writer.close()
+
+    async def ask(route: Callable[[Request], Any], query: str, body: dict[str, Any]) -> None:
+        async def receive() -> Any:
+            return {"type": "http.request", "body": json.dumps(body).encode()}
+
+        with pytest.raises(RequestError) as refused:
+            await route(Request({"type": "http", "query_string": query.encode(), "headers": []}, receive))
+        assert refused.value.code == "scoring_failed"
+
+    async def run() -> None:
+        async with await asyncio.start_server(note, "127.0.0.1", 0) as upstream:
+            url = f"http://127.0.0.1:{upstream.sockets[0].getsockname()[1]}"
+            (tmp_path / "rewards.toml").write_text(FILE.replace("URL", url).replace("seconds = 2.0", "seconds = 9000"))
+            composer = Composer(read_rewards(tmp_path / "rewards.toml"))
+            routes = Routes(ServerSettings(), composer)
+            item = {"prompt": "p", "response": "4", "reference": 4}
+            queries = {"query": ["Q4"], "prompts": ["Q"], "labels": [4]}
+            for milliseconds in (3_000_000, 80_000_000):
+                await ask(routes.score, "", {**item, "deadline_ms": milliseconds})
+                await ask(routes.get_reward, f"deadline_ms={milliseconds}", queries)
+            await ask(routes.score, "", item)
+            await composer.close()
+
+    asyncio.run(run())
+    assert [round(milliseconds, -6) for milliseconds in told] == [3e6, 3e6, 9e6, 9e6, 9e6]
+
+
+@pytest.mark.parametrize("deadline", ["soon", "nan", "-1", "0", "1e400"])
+def test_a_deadline_of_a_url_that_is_none_is_refused(deadline: str) -> None:
+    with pytest.raises(RequestError, match="deadline_ms must be positive"):
+        _seconds(_number(deadline))
 
 
 def test_without_a_model_it_needs_no_server_and_code_must_be_allowed(compose: Compose, tmp_path: Path) -> None:

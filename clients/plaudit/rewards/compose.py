@@ -98,9 +98,12 @@ class Composer:
         """Close the connections."""
         await asyncio.gather(*(client.aclose() for client in self._clients.values()))
 
-    async def rewards_of(self, candidates: Sequence[Candidate], overlong: Overlong | None = None) -> list[Reward]:
-        """One reward for each candidate, in order. A term without a value is the candidate's error."""
-        models = {name: self._scores(name, candidates, overlong) for name in self._clients} if candidates else {}
+    async def rewards_of(
+        self, candidates: Sequence[Candidate], overlong: Overlong | None = None, seconds: float = math.inf
+    ) -> list[Reward]:
+        """One reward for each candidate, in order. A term without a value is the candidate's error. The models' servers
+        are told that nobody waits longer than so many seconds."""
+        models = {name: self._scores(name, candidates, overlong, seconds) for name in self._clients if candidates}
         scored = dict(zip(models, await asyncio.gather(*models.values()), strict=True))
         return await asyncio.gather(
             *(
@@ -109,8 +112,11 @@ class Composer:
             )
         )
 
-    async def _scores(self, name: str, candidates: Sequence[Candidate], overlong: Overlong | None) -> list[Value]:
-        client = self._clients[name].with_options(overlong=overlong)
+    async def _scores(
+        self, name: str, candidates: Sequence[Candidate], overlong: Overlong | None, seconds: float
+    ) -> list[Value]:
+        client = self._clients[name]
+        client = client.with_options(overlong=overlong, timeout=min(seconds, client.settings.timeout or math.inf))
         try:
             scores = await client.score_items([candidate.item for candidate in candidates])
         except PlauditError as error:  # of no item in particular; where the server refuses, patience does not help
