@@ -23,6 +23,10 @@ class ItemsFailed(Exception):
     """The answer is well formed, but items have an error in place of a score."""
 
 
+ALIKE = 4
+"""So many different items in a row with one score: whoever gives it has not looked at them. A batch has as many
+responses to a prompt, so that one who looks at the prompt alone is found, too."""
+
 Place = tuple[int, int | None]
 """Where a score belongs: the position of its item, and of the response within it if the item has `responses`."""
 
@@ -57,7 +61,7 @@ def identity(answer: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 class Ledger:
-    """The first score of every item that comes again; the only memory of a load test.
+    """The first score of every item that comes again, and the last score; the only memory of a load test.
 
     Scores of one item under one identity may differ by `tolerance`; 0 asks for the same bits.
     """
@@ -65,9 +69,20 @@ class Ledger:
     def __init__(self, tolerance: float) -> None:
         self._tolerance = tolerance
         self._first: dict[tuple[tuple[str, str, str], str, int], float] = {}
+        self._last: dict[tuple[str, str, str], tuple[tuple[str, int], float, int]] = {}
 
     def __len__(self) -> int:
         return len(self._first)
+
+    def look(self, who: tuple[str, str, str], key: str, scores: Sequence[float], start: int = 0) -> None:
+        """Raises WrongAnswer when the scores of responses `start`, `start` + 1, ... to the prompt `key` are one score,
+        and that of `ALIKE` different items in a row."""
+        for j, score in enumerate(scores, start):
+            item, last, alike = self._last.get(who, (None, None, 0))
+            if item != (key, j):
+                self._last[who] = (key, j), score, alike + 1 if score == last else 1
+            if self._last[who][2] >= ALIKE:
+                raise WrongAnswer(f"{self._last[who][2]} different items in a row, one score")
 
     def check(self, who: tuple[str, str, str], key: str, scores: Sequence[float], start: int = 0) -> None:
         """Compare with (or note) the scores of responses `start`, `start` + 1, ... to the prompt `key`.

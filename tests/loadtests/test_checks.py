@@ -124,3 +124,23 @@ def test_another_revision_may_score_differently() -> None:
     ledger = Ledger(tolerance=0.0)
     ledger.check(WHO, "pool 1", [0.5])
     ledger.check(("m", "r2", WHO[2]), "pool 1", [0.7])
+
+
+def test_one_score_for_every_item_is_found_whichever_way_they_were_sent() -> None:
+    for sent in ([("a", [0.5] * 4, 0)], [(key, [0.5], 0) for key in "abcd"], [("a", [0.5], j) for j in range(4)]):
+        ledger = Ledger(tolerance=0.0)
+        for key, scores, start in sent[:-1]:
+            ledger.look(WHO, key, scores, start)
+        with pytest.raises(WrongAnswer, match="4 different items in a row, one score"):
+            ledger.look(WHO, *sent[-1])
+        with pytest.raises(WrongAnswer, match="5 different items"):
+            ledger.look(WHO, "e", [0.5])
+
+
+def test_an_item_that_comes_again_and_scores_that_meet_by_chance_are_no_constant() -> None:
+    ledger = Ledger(tolerance=0.0)
+    for key in "aaaaaabcd":
+        ledger.look(WHO, key, [0.5 if key in "abc" else 0.75])
+    ledger.look(WHO, "e", [0.5, 0.5, 0.5, 0.25, 0.5])
+    for revision in "1234":
+        ledger.look(("m", revision, WHO[2]), "a", [0.5])
