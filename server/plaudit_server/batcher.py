@@ -3,8 +3,9 @@
 A batch is led by the oldest sequence of its class. Whoever begins with the same tokens joins its leader, from
 whatever request and class, so that a prompt whose samples arrive as separate requests is computed once; then
 the next oldest leads a family, until the token budget is full. Families cost what they cost packed: the common
-prefix once. Since the oldest always leads, a sequence waits at most one batch of its class for each sequence
-that came before it.
+prefix once. Every second batch of a class is led not by the oldest but by whoever has the least of its own request in
+front of it, so that nobody waits for the whole of a long one that came before: a sequence waits at most two batches of
+its class for each sequence that came before it, and the first of a request for no more than others' firsts.
 
 When does a batch start? A worker that computes gives the queue time to fill by itself. An idle one waits
 `settle` seconds for company; whoever arrives meanwhile and shares most of its tokens with those who wait starts
@@ -20,6 +21,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Literal
 
 from plaudit_model.packing import MIN_SHARED
@@ -179,6 +181,7 @@ class Batcher:
 
     def _join(self, entry: Entry, job: Job) -> None:
         entry.jobs[job] = None
+        entry.place = min(entry.place, job.place)
         if job.priority == "interactive" and entry.priority == "batch":
             if entry.state == "waiting":
                 self._lines["batch"].remove(entry)
@@ -226,7 +229,7 @@ class Batcher:
     def _form(self) -> Batch:
         line, room, passed_over = self._next_line(), self.token_budget, 0
         families: list[Family] = []
-        for leader in line.entries():
+        for leader in line.leaders():
             if leader.state == "running":
                 continue  # it has joined an older leader of this batch
             family, cost = self._family(leader, room, first=not families)
@@ -289,13 +292,17 @@ class Line:
     def __init__(self) -> None:
         self._entries: OrderedDict[bytes, Entry] = OrderedDict()
         self.tokens = 0
+        self._fair = True
 
     @property
     def head(self) -> Entry | None:
         return next(iter(self._entries.values()), None)
 
-    def entries(self) -> tuple[Entry, ...]:
-        return tuple(self._entries.values())
+    def leaders(self) -> list[Entry]:
+        """In order of arrival, and the next time by their places in their requests."""
+        self._fair = not self._fair
+        entries = list(self._entries.values())
+        return sorted(entries, key=attrgetter("place")) if self._fair else entries
 
     def add(self, entry: Entry, *, front: bool = False) -> None:
         self._entries[entry.key] = entry

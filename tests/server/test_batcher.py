@@ -27,10 +27,10 @@ def prompt(number: int, length: int = 20) -> list[int]:
 
 def job(
     ids: list[int], *, now: float = 0.0, prompt_tokens: int = 0, priority: Priority = "batch",
-    deadline: float | None = None,
+    deadline: float | None = None, place: int = 0,
 ) -> Job:  # fmt: skip
     work = Work(tokens(*ids), prompt_tokens)
-    return Job(work, work.ids.tobytes(), priority, now, deadline)
+    return Job(work, work.ids.tobytes(), priority, now, deadline, place)
 
 
 def cost(batch: Batch) -> int:
@@ -187,6 +187,43 @@ def test_the_oldest_of_its_class_leads_and_neither_class_starves(arrivals: list[
             del waiting[key]
         settle(queue, batch)
     assert not waiting
+
+
+def test_nobody_waits_for_the_whole_of_long_requests_and_their_oldest_is_never_far_from_its_turn() -> None:
+    queue, rows = batcher(token_budget=100), 40  # a batch holds ten sequences
+    long = [
+        fill(queue, *(job([10 + request] * 9 + [row], place=10 * row) for row in range(rows))) for request in range(5)
+    ]
+    waiting = [item for request in long for item in request]
+    waited: Counter[bytes] = Counter()
+    led_by_others, batches = 0, 0
+    for time in range(100):
+        short = job([200 + time] * 10, now=float(time))
+        if time % 3 == 0:
+            waiting += fill(queue, short)
+        batch = queue.next_batch(1e9, "idle")
+        if batch is None:
+            continue
+        oldest = waiting[0].key
+        led_by_others = 0 if keys(batch)[0] == oldest else led_by_others + 1
+        assert led_by_others <= 1
+        done = {item.key for item in settle(queue, batch)}
+        waiting = [item for item in waiting if item.key not in done]
+        waited.update(item.key for item in waiting)
+        batches += 1
+    assert not waiting and batches >= 5 * rows / 10
+    assert max(waited[job([200 + time] * 10).key] for time in range(100)) <= 1
+    assert waited[long[-1][0].key] <= 1 and waited[long[-1][-1].key] <= 2 * len(long) * rows / 10
+
+
+def test_an_item_that_another_request_has_in_front_comes_as_early_as_there() -> None:
+    queue = batcher(token_budget=10)
+    fill(queue, *(job([1] * 9 + [row], place=10 * row) for row in range(4)), job([1] * 9 + [3]))
+    led = []
+    while batch := queue.next_batch(1e9, "idle"):
+        led.append(int(batch.entries[0].ids[-1]))
+        settle(queue, batch)
+    assert led == [0, 3, 1, 2]
 
 
 def test_interactive_goes_first() -> None:

@@ -100,6 +100,15 @@ async def bench() -> AsyncIterator[Bench]:
         end.close()
 
 
+async def test_a_request_of_one_item_does_not_wait_for_all_of_one_that_came_before(bench: Bench) -> None:
+    lane = await bench.add()
+    long, short = bench.work(5), bench.work(1)
+    for _ in range(3):
+        assert bench.give() is lane
+        bench.answer(lane)
+    assert short[0].done() and [answer.done() for answer in long] == [True, True, False, False, False]
+
+
 async def test_nobody_has_two_batches_while_somebody_has_none(bench: Bench) -> None:
     first, second, third = [await bench.add() for _ in range(3)]
     bench.work(9)
