@@ -182,6 +182,10 @@ def bounded_protocol(limits: Limits) -> type[HttpToolsProtocol]:
             self._head_bytes = 0
             self._end_timer()
 
+        def on_header(self, name: bytes, value: bytes) -> None:
+            if self._head_bytes is not None:  # else it is a trailer: nobody's, and without a bound
+                super().on_header(name, value)
+
         def on_headers_complete(self) -> None:
             self._head_bytes = None
             super().on_headers_complete()

@@ -290,6 +290,13 @@ def test_a_body_behind_a_wish_for_another_protocol_is_a_body_and_no_request(port
         assert lengths(connection, requests) == [len(body), 3, 0, 2, 0]
 
 
+def test_what_follows_a_body_is_no_header(port):
+    """A gateway looks at the headers; and of trailers there may be as many as fit into twice the largest body."""
+    trailer = b"0\r\nx-request-id: of-the-trailer\r\n" + b"a: b\r\n" * LIMITS.headers + b"\r\n"
+    status, headers, _ = ask(port, head("/echo", "transfer-encoding: chunked") + trailer)
+    assert status == 200 and headers["x-request-id"] != "of-the-trailer"
+
+
 def test_what_cannot_be_read_is_answered_in_its_turn_in_the_one_shape(open_server):
     port, _, metrics = open_server
     good = head("/echo", "content-length: 2") + b"{}"
