@@ -3,9 +3,9 @@
 A batch is led by the oldest sequence of its class. Whoever begins with the same tokens joins its leader, from
 whatever request and class, so that a prompt whose samples arrive as separate requests is computed once; then
 the next oldest leads a family, until the token budget is full. Families cost what they cost packed: the common
-prefix once. Every second batch of a class is led not by the oldest but by whoever has the least of its own request in
-front of it, so that nobody waits for the whole of a long one that came before: a sequence waits at most two batches of
-its class for each sequence that came before it, and the first of a request for no more than others' firsts.
+prefix once. Every second batch of a class is led not by the oldest but by the oldest of the shortest request, so that
+nobody waits for the whole of a long one that came before, while requests of one length are answered in order: a
+sequence waits at most two batches of its class for each sequence that came before it.
 
 When does a batch start? A worker that computes gives the queue time to fill by itself. An idle one waits
 `settle` seconds for company; whoever arrives meanwhile and shares most of its tokens with those who wait starts
@@ -181,7 +181,7 @@ class Batcher:
 
     def _join(self, entry: Entry, job: Job) -> None:
         entry.jobs[job] = None
-        entry.place = min(entry.place, job.place)
+        entry.size = min(entry.size, job.size)
         if job.priority == "interactive" and entry.priority == "batch":
             if entry.state == "waiting":
                 self._lines["batch"].remove(entry)
@@ -299,10 +299,10 @@ class Line:
         return next(iter(self._entries.values()), None)
 
     def leaders(self) -> list[Entry]:
-        """In order of arrival, and the next time by their places in their requests."""
+        """In order of arrival, and the next time those of short requests first."""
         self._fair = not self._fair
         entries = list(self._entries.values())
-        return sorted(entries, key=attrgetter("place")) if self._fair else entries
+        return sorted(entries, key=attrgetter("size")) if self._fair else entries
 
     def add(self, entry: Entry, *, front: bool = False) -> None:
         self._entries[entry.key] = entry

@@ -8,7 +8,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 
 import numpy as np
 
@@ -90,15 +89,15 @@ class Ledger:
             self._admit(unknown, now, deadline, priority)
         loop = asyncio.get_running_loop()
         answers = []
-        places = accumulate((len(item.ids) for item in work), initial=0)
-        for item, key, attributes, place in zip(work, keys, known, places, strict=False):
+        size = sum(len(item.ids) for item in unknown)
+        for item, key, attributes in zip(work, keys, known, strict=True):
             answer: Answer = loop.create_future()
             answers.append(answer)
             if attributes is not None:
                 answer.set_result(_reused(item, attributes))
                 self._observer.item_reused("cache", len(item.ids))
             else:
-                self._promise(Job(item, key, priority, now, deadline, place), answer)
+                self._promise(Job(item, key, priority, now, deadline, size), answer)
         return answers
 
     def expire(self, now: float) -> None:

@@ -14,14 +14,15 @@ from .domain import Priority, Work
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
     """One item of one request, on its way to an answer. Times are seconds of one monotonic clock; `key` is
-    equal for items whose scores are equal; `place` is how many tokens its request has in front of it."""
+    equal for items whose scores are equal; `size` is how many tokens its request has
+    to compute."""
 
     work: Work
     key: bytes
     priority: Priority
     arrived: float
     deadline: float | None = None
-    place: int = 0
+    size: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -37,7 +38,7 @@ class Entry:
     key: bytes
     priority: Priority
     arrived: float
-    place: int
+    size: int
     order: bytes
     jobs: dict[Job, None] = field(default_factory=dict)
     state: Literal["waiting", "suspect", "running"] = "waiting"
@@ -45,7 +46,7 @@ class Entry:
     @classmethod
     def of(cls, job: Job) -> Entry:
         order = job.work.ids.astype(">i4").tobytes() + job.work.prompt_tokens.to_bytes(4, "big")
-        return cls(job.work, job.key, job.priority, job.arrived, job.place, order, {job: None})
+        return cls(job.work, job.key, job.priority, job.arrived, job.size, order, {job: None})
 
     @property
     def ids(self) -> Ids:
