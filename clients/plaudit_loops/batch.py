@@ -1,26 +1,30 @@
-"""Samples as padded tensors with their advantages: all that an update needs."""
+"""Samples as padded tensors with their advantages: all that an update needs, and what is kept of an interrupted one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from plaudit_model.checkpoint import Tensors
+
 from . import advantages, shaping
 from .collect import Sample
 from .config import RlConfig
 from .masked import explained_variance, masked_mean, masked_var, whiten
+from .policy import Prompted
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """S samples, T tokens of the longest. `mask_ST`: tokens that count in the update: those of samples that have a
-    score and, if so configured, have ended. Everything is 0 outside its mask."""
+    """S samples (`pairs`), T tokens of the longest. `mask_ST`: tokens that count in the update: those of samples that
+    have a score and, if so configured, have ended. Everything is 0 outside its mask."""
 
-    samples: Sequence[Sample]
+    pairs: Sequence[Prompted]
     mask_ST: Tensor
     old_ST: Tensor
     reference_ST: Tensor
@@ -28,6 +32,35 @@ class Batch:
     advantages_ST: Tensor
     returns_ST: Tensor
     metrics: Mapping[str, float]
+
+
+@dataclass(eq=False)
+class Unfinished:
+    """A step whose update is not finished: `taken` of its minibatches have moved the weights. `sums` (P, M) float64 is
+    what P processes have summed up over them for M metrics, `norm` the largest of their gradients' norms. `shown` are
+    rows for samples.jsonl."""
+
+    batch: Batch
+    shown: tuple[Mapping[str, Any], ...]
+    sums: Tensor
+    norm: float = 0.0
+    taken: int = 0
+
+    def state(self) -> tuple[dict[str, Any], Tensors]:
+        """A JSON object, and tensors, of the numbers too: JSON knows neither NaN nor infinity."""
+        about, tensors = self.batch.metrics, {n: x for n, x in vars(self.batch).items() if isinstance(x, Tensor)}
+        named = {"taken": self.taken, "pairs": self.batch.pairs, "shown": self.shown, "metrics": list(about)}
+        numbers = torch.tensor([self.norm, *about.values()], dtype=torch.float64)
+        return named, {"sums": self.sums, "numbers": numbers, **tensors}
+
+    @classmethod
+    def put_back(cls, state: Mapping[str, Any], tensors: Tensors) -> Unfinished:
+        """What `state` said."""
+        found = dict(tensors)
+        sums, (norm, *numbers) = found.pop("sums"), found.pop("numbers").tolist()
+        pairs = [(tuple(prompt), tuple(response)) for prompt, response in state["pairs"]]
+        batch = Batch(pairs, metrics=dict(zip(state["metrics"], numbers, strict=True)), **found)
+        return cls(batch, tuple(state["shown"]), sums, norm, state["taken"])
 
 
 def build(samples: Sequence[Sample], config: RlConfig, kl_coef: float, statistics: shaping.Scores) -> Batch:
@@ -70,7 +103,8 @@ def build(samples: Sequence[Sample], config: RlConfig, kl_coef: float, statistic
         metrics["val/explained_variance"] = float(explained_variance(values_ST, returns_ST, mask_ST))
     if len(samples[0].scores) > 1:
         metrics["objective/scores_disagreement"] = _mean(np.stack([s.scores for s in samples]).std(1, ddof=1))
-    return Batch(samples, mask_ST, old_ST, reference_ST, values_ST, advantages_ST, returns_ST, metrics)
+    pairs = [sample.pair for sample in samples]
+    return Batch(pairs, mask_ST, old_ST, reference_ST, values_ST, advantages_ST, returns_ST, metrics)
 
 
 def distinct(samples: Sequence[Sample], n: int) -> float:

@@ -6,9 +6,8 @@ minibatches are the same in every process as they would be in one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,15 +18,12 @@ from plaudit_model.interrupt import StopRequest
 
 from .config import RlConfig
 from .data import Encoded
-from .errors import LoopError
 from .policy import Policy, Prompted, Reference, ValueHead
 from .rollout import Key, Response, Stream, sample, uniforms
 from .scoring import Group, Rewards
 from .sft import batches
 from .shaping import Scores
 from .world import World
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,12 +44,6 @@ class Sample:
     @property
     def pair(self) -> Prompted:
         return self.row.prompt_ids, self.response.ids
-
-
-class PeerFailed(LoopError):
-    """Another process could not collect its share, or was told to stop."""
-
-    exit_code = 75
 
 
 class Collector:
@@ -79,30 +69,13 @@ class Collector:
 
         Raises in all processes if one of them fails: Interrupted, PlauditError, LoopError.
         """
-        return self._together(lambda: self._share(step, chosen), stop)
+        return self._world.together(lambda: self._share(step, chosen), stop)
 
     def score_reference(self, chosen: Sequence[int], stop: StopRequest) -> Scores:
         """Scores (E, S) of one response of the starting policy to each of the rows: the main process's, in all of them.
         Raises as `collect` does."""
         keys = [(i, 0) for i in range(len(chosen))]
-        return self._together(lambda: [self._scored("reference", chosen, keys)[2]], stop)[0]
-
-    def _together(self, work: Callable[[], list[T]], stop: StopRequest) -> list[T]:
-        """What the processes have found, in their order; raises in all of them if one fails. A signal is not kept
-        waiting for long responses, nor for a server that may be as gone as the node that is being reclaimed."""
-        failure: Exception | None = None
-        mine: list[T] = []
-        try:
-            with stop.at_once():
-                mine = work()
-        except Exception as error:
-            failure = error
-        told = self._world.gather([f"{type(failure).__name__}: {failure}" if failure else ""])
-        if failure:
-            raise failure
-        if any(told):
-            raise PeerFailed(f"another process stopped: {next(filter(None, told))}")
-        return self._world.gather(mine)
+        return self._world.together(lambda: [self._scored("reference", chosen, keys)[2]], stop)[0]
 
     def _share(self, step: int, chosen: Sequence[int]) -> list[Sample]:
         group, mine = self._config.rollout.group_size or 1, self._world.share(chosen)
@@ -110,8 +83,7 @@ class Collector:
         if self._config.reward.normalize == "prompt":
             self._fill_baselines(mine)
         keys = [(step, first + i) for i in range(len(mine) * group)]
-        responses, texts, scores_ES = self._scored("rollout", mine, keys)
-        return self._evaluated([i for i in mine for _ in range(group)], responses, texts, scores_ES)
+        return self._evaluated([i for i in mine for _ in range(group)], *self._scored("rollout", mine, keys))
 
     def _fill_baselines(self, rows: Sequence[int]) -> None:
         """Mean scores (E,) of the starting policy on each prompt, of the responses that have one, sampled when the

@@ -5,6 +5,7 @@ DataError     a row of the data cannot be used
 RunExists     the output directory belongs to another run
 NotWritten    the run cannot be written any more; what is on disk is whole and can be resumed
 Diverged      too many updates had a gradient that is not finite
+PeerFailed    another process of the run could not do its part, or was told to stop
 """
 
 from __future__ import annotations
@@ -34,3 +35,7 @@ class NotWritten(LoopError):
 
 class Diverged(LoopError):
     exit_code = 1
+
+
+class PeerFailed(LoopError):
+    exit_code = 75

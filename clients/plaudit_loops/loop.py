@@ -2,8 +2,8 @@
 
     <out>/run.toml  metrics.jsonl  samples.jsonl  checkpoints/  tensorboard/  policy/  report.json
 
-A `Stage` takes steps and knows its state; the loop saves it, puts it back, reports, and stops when asked. A step either
-is done whole or has changed nothing, so what a checkpoint holds is always the state between two steps, and since all
+A `Stage` takes steps and knows its state; the loop saves it, puts it back, reports, and stops when asked. A checkpoint
+holds the state between two steps, with what is done of the step after them if that was interrupted, and since all
 randomness is a function of (seed, step, sample), a killed and resumed run computes the same bits.
 """
 
@@ -42,6 +42,8 @@ from .world import World
 LOG = logging.getLogger("plaudit.loops")
 C = TypeVar("C", configs.SftConfig, configs.DpoConfig, configs.RlConfig)
 REPORT = "report.json"
+OUTPUTS = ("metrics.jsonl", "samples.jsonl", "checkpoints", "tensorboard", "policy", REPORT)
+"""What a run begins anew, goes on with or replaces: never what was there before its `run.toml`."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class Stage(Protocol):
     """Why no further step is to be taken, if so."""
 
     def take(self, step: int, stop: StopRequest) -> Done:
-        """Take step 0..total-1, whole or not at all. Raises Interrupted, PlauditError or LoopError before anything
-        has changed."""
+        """Take step 0..total-1. Where it raises Interrupted, PlauditError or LoopError, `state` has what is done of it:
+        taken again, also after `put_back`, it goes on there."""
 
     def state(self) -> tuple[Mapping[str, Any], Mapping[str, Tensors]]:
         """What else a checkpoint must hold: a JSON object, and tensors by file."""
@@ -104,7 +106,8 @@ def settle(config: C, out: Path, *, resume: bool) -> C:
 
 @contextmanager
 def opened(out: Path, console: Console, device: str) -> Iterator[Place]:
-    """The directory of a run, locked: two processes that write one run would each prune the other's checkpoints."""
+    """The directory of a run, locked: two processes that write one run would each prune the other's checkpoints.
+    Raises RunExists if another process or something else is in it, NotWritten if it cannot be written."""
     keep_freed_memory()
     world = World(device)
     try:
@@ -112,6 +115,7 @@ def opened(out: Path, console: Console, device: str) -> Iterator[Place]:
         with (out / ".lock").open("w") if world.is_main else nullcontext() as file:
             if file is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _check_own(out)
             yield Place(out, console if world.is_main else Console(quiet=True), world)
     except BlockingIOError as error:
         raise RunExists(f"another process is training into {out}") from error
@@ -121,9 +125,16 @@ def opened(out: Path, console: Console, device: str) -> Iterator[Place]:
         world.close()
 
 
+def _check_own(out: Path) -> None:
+    """Raise RunExists if something is there that is of no run, and would be overwritten or gone on with."""
+    foreign = [name for name in OUTPUTS if (out / name).exists()]
+    if foreign and not (out / config_toml.FILE_NAME).exists():
+        raise RunExists(f"{out} holds {foreign[0]} and no run: it would be overwritten; name another --out")
+
+
 def finished(out: Path) -> bool:
-    """Whether the run in `out` has come to its end."""
-    return (out / REPORT).exists()
+    """Whether there is a run in `out` that has come to its end."""
+    return (out / config_toml.FILE_NAME).exists() and (out / REPORT).exists()
 
 
 def run(stage: Stage, config: configs.Config, place: Place) -> None:
@@ -144,7 +155,8 @@ def run(stage: Stage, config: configs.Config, place: Place) -> None:
             "last": {name: value for name, value in last.items() if value == value},
         }
         write_whole(place.out / REPORT, json.dumps(report, indent=1) + "\n")
-    place.console.print(f"policy: {place.out / 'policy'}", soft_wrap=True)
+    stopped = f"stopped after step {loop.step} of {stage.total}: {stage.stopped}\n" if stage.stopped else ""
+    place.console.print(f"{stopped}policy: {place.out / 'policy'}", soft_wrap=True)
 
 
 class _Loop:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -18,8 +21,8 @@ from plaudit_model.interrupt import StopRequest
 
 from . import batch as batches
 from . import losses
-from .batch import Batch
-from .collect import Collector
+from .batch import Batch, Unfinished
+from .collect import Collector, Sample
 from .config import RlConfig
 from .data import Encoded, fingerprint, members
 from .errors import ConfigError
@@ -49,7 +52,7 @@ class Totals:
 
 class Rl:
     """The stage of `plaudit rl`. Beside weights and optimiser its state is the KL coefficient, the score statistics,
-    the pinned revisions and, with a KL budget, the last weights that were within it."""
+    the pinned revisions, an update that was interrupted and, with a KL budget, the last weights that were within it."""
 
     def __init__(
         self, policy: Policy, values: ValueHead, trainable: Trainable, rows: Sequence[Encoded], rewards: Rewards,
@@ -68,36 +71,56 @@ class Rl:
         self._kl_coef = config.kl.kl_coef
         self._statistics: np.ndarray[Any, np.dtype[np.float64]] | None = None
         self._within: dict[str, Tensor] = {}
+        self._unfinished: Unfinished | None = None
 
     def take(self, step: int, stop: StopRequest) -> Done:
-        statistics = self._normalisation(stop)
-        chosen = members(len(self._rows), self._per_step, self._config.run.seed, step)
-        samples = self._collector.collect(step, chosen, stop)
-        if statistics is None:
-            statistics = np.stack([np.zeros(len(samples[0].scores)), np.ones(len(samples[0].scores))])
-        batch = batches.build(samples, self._config, self._kl_coef, statistics)
-        metrics = {**batch.metrics, **self._rewards.counts(), "episodes": float((step + 1) * len(samples))}
-        kl = batch.metrics["objective/kl"]
-        if kl < -_NOISE:
-            LOG.warning("KL is %.2f: negative beyond chance; were the responses sampled from this policy?", kl)
-        if self._keeps_budget(kl):
-            metrics |= self._update(step, batch)
-            self._adapt(kl, len(samples))
-        return Done(metrics, self._shown(step, batch))
+        begun = self._unfinished or self._collected(step, stop)
+        metrics, kl = dict(begun.batch.metrics), begun.batch.metrics["objective/kl"]
+        if self._unfinished is None and not self._keeps_budget(kl):
+            return Done(metrics, begun.shown)
+        self._unfinished = begun
+        metrics |= self._update(step, begun, stop)
+        if self._config.kl.kl_budget and step + 1 == self.total:
+            metrics |= self._measured_after(stop)
+        self._adapt(kl, len(begun.batch.pairs))
+        self._unfinished = None
+        return Done(metrics, begun.shown)
 
     def state(self) -> tuple[Mapping[str, Any], Mapping[str, Tensors]]:
-        state = {
+        state: dict[str, Any] = {
             "kl_coef": self._kl_coef,
             "statistics": None if self._statistics is None else self._statistics.tolist(),
             "rewards": dict(self._rewards.state()),
         }
-        return state, {"within": self._within} if self._within else {}
+        tensors: dict[str, Tensors] = {"within": self._within} if self._within else {}
+        if self._unfinished:
+            state["unfinished"], tensors["unfinished"] = self._unfinished.state()
+        return state, tensors
 
     def put_back(self, state: Mapping[str, Any], tensors: Mapping[str, Tensors]) -> None:
         self._kl_coef = state["kl_coef"]
         self._statistics = None if state["statistics"] is None else np.array(state["statistics"])
         self._rewards.put_back(state["rewards"])
         self._within = dict(tensors.get("within", {}))
+        if "unfinished" in state:
+            self._unfinished = Unfinished.put_back(state["unfinished"], tensors["unfinished"])
+
+    def _collected(self, step: int, stop: StopRequest) -> Unfinished:
+        """A step up to its update: nothing has changed yet."""
+        statistics, samples = self._normalisation(stop), self._sampled(step, stop)
+        if statistics is None:
+            statistics = np.stack([np.zeros(len(samples[0].scores)), np.ones(len(samples[0].scores))])
+        batch = batches.build(samples, self._config, self._kl_coef, statistics)
+        if (kl := batch.metrics["objective/kl"]) < -_NOISE:
+            LOG.warning("KL is %.2f: negative beyond chance; were the responses sampled from this policy?", kl)
+        metrics = {**batch.metrics, **self._rewards.counts(), "episodes": float((step + 1) * len(samples))}
+        batch = replace(batch, metrics=metrics)
+        sums = torch.zeros(self.trainable.world.size, len(_UPDATE) + 1, dtype=torch.float64)
+        return Unfinished(batch, self._shown(step, samples), sums)
+
+    def _sampled(self, step: int, stop: StopRequest) -> list[Sample]:
+        chosen = members(len(self._rows), self._per_step, self._config.run.seed, step)
+        return self._collector.collect(step, chosen, stop)
 
     # -- rewards and KL --------------------------------------------------------------------------------------
 
@@ -128,6 +151,13 @@ class Rl:
             self.trainable.load_weights(self._within)
         return False
 
+    def _measured_after(self, stop: StopRequest) -> dict[str, float]:
+        """The KL of what the last update leaves, which no step samples from, held to the budget as any other."""
+        samples = self._sampled(self.total, stop)
+        kl = fmean(float((sample.old - sample.reference).sum()) for sample in samples)
+        self._keeps_budget(kl)
+        return {"objective/kl_after": kl}
+
     def _adapt(self, kl: float, samples: int) -> None:
         settings = self._config.kl
         if settings.kl_target:
@@ -135,40 +165,49 @@ class Rl:
                 self._kl_coef, kl, target=settings.kl_target, samples=samples, horizon=settings.kl_horizon
             )
 
-    def _shown(self, step: int, batch: Batch) -> tuple[Mapping[str, Any], ...]:
+    def _shown(self, step: int, samples: Sequence[Sample]) -> tuple[Mapping[str, Any], ...]:
         if step % self._config.sample_every:
             return ()
         stride = self._config.rollout.group_size or 1
         return tuple(
             {"prompt": s.row.prompt, "response": s.text, "scores": [float(x) if x == x else None for x in s.scores],
              "kl": float((s.old - s.reference).sum()), "tokens": len(s.response.ids), "ended": s.response.ended}
-            for s in batch.samples[::stride][: self._config.samples]
+            for s in samples[::stride][: self._config.samples]
         )  # fmt: skip
 
     # -- the update ------------------------------------------------------------------------------------------
 
-    def _update(self, step: int, batch: Batch) -> dict[str, float]:
-        """Passes over the samples in minibatches, each an optimiser step. Not interruptible: a step is done whole."""
-        settings, sums, norms = self._config.algorithm, torch.zeros(len(_UPDATE) + 1, dtype=torch.float64), []
+    def _update(self, step: int, begun: Unfinished, stop: StopRequest) -> dict[str, float]:
+        """Passes over the samples in minibatches, each an optimiser step; the first `begun.taken` of them are done. The
+        passes may take minutes and a machine that is reclaimed has seconds: a signal ends the minibatch that it
+        strikes, and `begun` is what a checkpoint keeps of those before."""
+        settings, batch = self._config.algorithm, begun.batch
         warming = settings.algo == "ppo" and step < settings.value_warmup_steps
-        for minibatch in self._minibatches(step, len(batch.samples)):
-            totals = Totals(float(batch.mask_ST[minibatch].sum()), float(batch.mask_ST[minibatch].any(1).sum()))
-            if not totals.tokens:
-                continue
-            mine = minibatch[self.trainable.world.rank :: self.trainable.world.size]
-            mine.sort(key=lambda s: sum(map(len, batch.samples[s].pair)))
-            for part in slices(mine, self._config.optim.micro_batch):
-                loss, found = self._loss(batch, part, totals, warming)
-                torch.autograd.backward(loss)
-                sums += found
-            norms.append(self.trainable.update(only="value" if warming else None))
-        sums = torch.stack(self.trainable.world.gather([sums])).sum(0)
+        for minibatch in islice(self._minibatches(step, len(batch.pairs)), begun.taken, None):
+            if batch.mask_ST[minibatch].any():
+                found = self.trainable.gradients(partial(self._gradients, batch, minibatch, warming), stop)
+                begun.norm = max(begun.norm, self.trainable.update(only="value" if warming else None))
+                begun.sums += torch.stack(found)
+            begun.taken += 1
+        sums = begun.sums.sum(0)
         means = (sums[:-1] / sums[-1].clamp(min=1)).tolist()
         values = dict(zip(_UPDATE, means, strict=True))
         values["val/ratio_var"] = max(values["val/ratio_var"] - values["val/ratio"] ** 2, 0.0)
         if settings.algo != "ppo":
             del values["loss/value_avg"], values["val/clipfrac_avg"]
-        return {**values, "grad_norm": max(norms, default=0.0)}
+        return {**values, "grad_norm": begun.norm}
+
+    def _gradients(self, batch: Batch, minibatch: list[int], warming: bool) -> Tensor:
+        """Those of this process's part of the minibatch; its sums for the metrics."""
+        sums = torch.zeros(len(_UPDATE) + 1, dtype=torch.float64)
+        totals = Totals(float(batch.mask_ST[minibatch].sum()), float(batch.mask_ST[minibatch].any(1).sum()))
+        mine = minibatch[self.trainable.world.rank :: self.trainable.world.size]
+        mine.sort(key=lambda s: sum(map(len, batch.pairs[s])))
+        for part in slices(mine, self._config.optim.micro_batch):
+            loss, found = self._loss(batch, part, totals, warming)
+            torch.autograd.backward(loss)
+            sums += found
+        return sums
 
     def _minibatches(self, step: int, count: int) -> Iterator[list[int]]:
         settings = self._config.algorithm
@@ -213,7 +252,7 @@ class Rl:
 
     def _said(self, batch: Batch, part: Sequence[int], warming: bool) -> Any:
         with torch.set_grad_enabled(not warming):
-            return self.policy.say([batch.samples[s].pair for s in part], self._config.rollout.temperature)
+            return self.policy.say([batch.pairs[s] for s in part], self._config.rollout.temperature)
 
     def _aggregated(self, loss: Tensor, mask: Tensor, totals: Totals) -> Tensor:
         how = self._config.algorithm.loss_aggregation

@@ -6,13 +6,17 @@ normalised over all processes, so that several compute what one would. `accelera
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import nn
+
+from plaudit_model.interrupt import StopRequest
+
+from .errors import PeerFailed
 
 T = TypeVar("T")
 
@@ -41,6 +45,24 @@ class World:
     def any(self, flag: bool) -> bool:
         """Whether it is true in any process."""
         return any(self.gather([flag]))
+
+    def together(self, work: Callable[[], list[T]], stop: StopRequest) -> list[T]:
+        """What the processes have found, in their order; raises in all of them if one fails. A signal ends the work
+        where it is: it is not kept waiting for long responses, nor for a server that may be as gone as the node that is
+        being reclaimed."""
+        failure: Exception | None = None
+        mine: list[T] = []
+        try:
+            with stop.at_once():
+                mine = work()
+        except Exception as error:
+            failure = error
+        told = self.gather([f"{type(failure).__name__}: {failure}" if failure else ""])
+        if failure:
+            raise failure
+        if any(told):
+            raise PeerFailed(f"another process stopped: {next(filter(None, told))}")
+        return self.gather(mine)
 
     def close(self) -> None:
         """Leave the group of processes: one that exits inside it may be aborted by the threads of its connections."""

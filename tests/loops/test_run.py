@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import signal
 import threading
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
+from safetensors.torch import load_file
 
 from plaudit import RevisionChanged, Unavailable
 from plaudit_loops import config_toml, loop, verbs
 from plaudit_loops.config import DpoConfig, RlConfig, SftConfig
 from plaudit_loops.errors import ConfigError, DataError, LoopError, NotWritten, RunExists
+from plaudit_loops.rl import Rl
+from plaudit_model import checkpoint
 from plaudit_model.errors import CheckpointError
 from plaudit_model.interrupt import Interrupted
 
@@ -92,6 +98,69 @@ def test_a_signal_saves_and_exits_with_75(
     assert raised.value.exit_code == 75
     verbs.rl(config, tmp_path / "out", quiet, computed(pays))
     assert fingerprint(tmp_path / "out") == fingerprint(tmp_path / "whole")
+
+
+def struck_in_update(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """SIGTERM in the middle of a minibatch: before the forward of micro-batch number `at` of the run."""
+    calls, loss = count(), Rl._loss
+
+    def striking(*about: Any) -> Any:
+        if next(calls) == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(*about)
+
+    monkeypatch.setattr(Rl, "_loss", striking)
+
+
+@pytest.mark.parametrize(("algo", "minibatches"), [("ppo", 8), ("grpo", 2)])
+def test_a_signal_does_not_wait_for_an_update_and_costs_one_minibatch_of_it(
+    algo: str, minibatches: int, tiny_policy_dir: Path, prompts: Path, computed: Any, tmp_path: Path, quiet: Console,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    config = rl_config(tiny_policy_dir, prompts, algo, **{"run.checkpoint_every": 0, "optim.micro_batch": 3})
+    verbs.rl(config, tmp_path / "whole", quiet, whole := computed(pays))
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after step 2 of 6; go on with --resume"):
+        struck_in_update(patch, 2 * (2 * minibatches + minibatches // 2) + 1)  # two micro-batches to a minibatch
+        verbs.rl(config, tmp_path / "out", quiet, computed(pays))
+    kept = checkpoint.newest(tmp_path / "out/checkpoints")
+    assert kept is not None and kept.step == 2 and kept.state["stage"]["unfinished"]["taken"] == minibatches // 2
+    verbs.rl(config, tmp_path / "out", quiet, again := computed(pays))
+    assert fingerprint(tmp_path / "out") == fingerprint(tmp_path / "whole")
+    assert again.calls == whole.calls, "what was sampled and scored is not asked for again"
+
+
+def test_a_signal_in_the_first_update_leaves_nothing_behind(
+    tiny_policy_dir: Path, prompts: Path, computed: Any, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = rl_config(tiny_policy_dir, prompts, **{"steps": 2})
+    verbs.rl(config, tmp_path / "whole", quiet, computed(pays))
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after step 0 of 2 .none is saved."):
+        struck_in_update(patch, 3)
+        verbs.rl(config, tmp_path / "out", quiet, computed(pays))
+    verbs.rl(config, tmp_path / "out", quiet, computed(pays))
+    assert fingerprint(tmp_path / "out") == fingerprint(tmp_path / "whole")
+
+
+def test_the_last_update_is_held_to_the_budget_too(
+    tiny_policy_dir: Path, prompts: Path, computed: Any, tmp_path: Path, quiet: Console
+) -> None:
+    changes = {"steps": 3, "optim.learning_rate": 1e-2, "optim.min_lr_ratio": 1.0, "run.checkpoint_every": 1}
+    config = rl_config(tiny_policy_dir, prompts, **changes)
+    verbs.rl(config, tmp_path / "free", quiet, computed(pays))
+    lines = [json.loads(line) for line in (tmp_path / "free/metrics.jsonl").read_text().splitlines()]
+    assert ["objective/kl_after" in line for line in lines] == [False, False, True]
+    before, after = max(line["objective/kl"] for line in lines), lines[-1]["objective/kl_after"]
+    assert after > before > 0
+    held = config_toml.build(RlConfig, {"kl.kl_budget": (before + after) / 2}, config)
+    said = io.StringIO()
+    verbs.rl(held, tmp_path / "held", Console(file=said, width=200), computed(pays))
+    assert f"stopped after step 3 of 3: KL {after:.3f} exceeds the budget" in said.getvalue()
+    assert json.loads((tmp_path / "held/report.json").read_text())["stopped"].startswith("KL")
+    within = load_file(tmp_path / "held/checkpoints/step-00000002/weights.safetensors")
+    policy = load_file(tmp_path / "held/policy/model.safetensors")
+    assert all(torch.equal(tensor, within[f"policy.{name}"]) for name, tensor in policy.items())
+    freely = load_file(tmp_path / "free/policy/model.safetensors")
+    assert not any(torch.equal(tensor, policy[name]) for name, tensor in freely.items())
 
 
 @pytest.mark.parametrize("normalize", ["none", "reference", "prompt"])
@@ -243,7 +312,8 @@ def test_responses_are_scored_while_the_next_are_generated(
             return wait
 
     rewards = Watching(pays)
-    config = rl_config(tiny_policy_dir, prompts, **{"rollout.rollout_batch": 3, "reward.normalize": "none", "steps": 2})
+    changes = {"rollout.rollout_batch": 3, "reward.normalize": "none", "steps": 2, "kl.kl_budget": 0.0}
+    config = rl_config(tiny_policy_dir, prompts, **changes)
     verbs.rl(config, tmp_path / "out", quiet, rewards)
     assert rewards.events == 2 * "sssswwww", "no batch waits for the scores of the one before"
 
@@ -306,6 +376,18 @@ def test_dpo_prefers_what_was_chosen_and_resumes(tiny_policy_dir: Path, tmp_path
     (newest / "weights.safetensors").write_bytes(b"broken")
     verbs.dpo(again, tmp_path / "again", quiet)
     assert fingerprint(tmp_path / "again") == fingerprint(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", loop.OUTPUTS)
+def test_what_is_of_no_run_is_not_overwritten(
+    name: str, tiny_policy_dir: Path, prompts: Path, computed: Any, tmp_path: Path, quiet: Console
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("mine")
+    assert not loop.finished(tmp_path / "out"), "a file of that name is no run"
+    with pytest.raises(RunExists, match=f"holds {name} and no run: it would be overwritten; name another --out"):
+        verbs.rl(rl_config(tiny_policy_dir, prompts), tmp_path / "out", quiet, computed(pays))
+    assert (tmp_path / "out" / name).read_text() == "mine"
 
 
 def test_what_a_run_refuses(
