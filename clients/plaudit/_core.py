@@ -120,7 +120,7 @@ class Core:
             failure, now = outcome_failure(heard.value, self.settings.connect_timeout), heard.now
             if failure is None:
                 return
-            if failure.status in (401, 403, 404):
+            if failure.status in (401, 403, 404, *range(300, 400)):
                 raise_for(failure, GiveUp("refused"), base + request.path, 1, now - started)
             left = math.inf if timeout is None else started + timeout - now
             if left <= 0:

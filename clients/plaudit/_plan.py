@@ -40,6 +40,15 @@ SMALL = 10.0
 LOUD = 4
 """From so many failed attempts on a call that goes on trying says so, each time that their number has doubled."""
 
+MOVED = "redirects are not followed: give the URL of the server that answers by itself, without this path"
+
+LONGER = {
+    "retries": "to wait longer, `plaudit wait` before it or, in Python, retry=RetryPolicy(retries=None)",
+    "deadline": "to wait longer, raise timeout, or pass None for no limit",
+    "asked to wait too long": "to wait so long, retry=RetryPolicy(longest_wait=...)",
+}
+"""What to do where a call has given up, by the reason."""
+
 log = logging.getLogger("plaudit")
 
 
@@ -193,21 +202,22 @@ def _refusal(failure: Failure, text: str, known: Mapping[str, Any]) -> errors.Re
         401: (errors.Unauthorized, "set PLAUDIT_API_KEY (in Python: api_key=)"),
         403: (errors.Unauthorized, "this key may not do that"),
         404: (errors.NotFound, "check the URL and the model's name"),
-    }.get(failure.status or 0, (errors.BadRequest, ""))
+    }.get(failure.status or 0, (errors.BadRequest, MOVED if (failure.status or 0) < 400 else ""))
     said: dict[str, Any] = {name: getattr(failure, name) for name in ("status", "param", "type")}
     return kind(f"{text}; {advice}" if advice else text, **said, reason=failure.message, **known)
 
 
 def _unavailable(failure: Failure, decision: GiveUp, text: str, known: Mapping[str, Any]) -> errors.Unavailable:
+    longer = f"; {LONGER[decision.why]}" if decision.why in LONGER and failure.kind != "timeout" else ""
     if failure.status in (429, 503) and failure.retryable is not False:
         return errors.Overloaded(
-            f"{text}; lower the concurrency or try later", retry_after=failure.retry_after, **known
+            f"{text}; lower the concurrency or try later{longer}", retry_after=failure.retry_after, **known
         )
     if failure.status == 504:
         return errors.DeadlineExceeded(f"{text}; raise timeout", **known)
     if failure.kind == "timeout":
-        limit = "timeout, or pass None for no limit" if decision.why == "deadline" else "attempt_timeout"
-        return errors.TimedOut(f"{text}; if the server is well, raise {limit}", **known)
+        limit = LONGER["deadline"] if decision.why == "deadline" else "if the server is well, raise attempt_timeout"
+        return errors.TimedOut(f"{text}; {limit}", **known)
     if failure.status is not None:
-        return errors.ServerFailed(f"{text}; look for the request in the server's log", **known)
-    return errors.ConnectionFailed(f"{text}; is the server running there?", **known)
+        return errors.ServerFailed(f"{text}; look for the request in the server's log{longer}", **known)
+    return errors.ConnectionFailed(f"{text}; is the server running there?{longer}", **known)

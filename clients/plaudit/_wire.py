@@ -74,10 +74,12 @@ def failure_of(reply: Reply) -> Failure | None:
         return None
     error = _error_object(reply.body)
     request_id = error.get("request_id") or reply.headers.get("x-request-id")
+    moved = f"it sends on to {reply.headers.get('location', 'nowhere')!r}" if 300 <= reply.status < 400 else None
+    said = moved or error.get("message") or reply.body[:200].decode(errors="replace").strip()
     return Failure(
         kind="status",
         status=reply.status,
-        message=str(error.get("message") or reply.body[:200].decode(errors="replace").strip() or "no reason given"),
+        message=str(said or "no reason given"),
         code=checked.optional_text(error.get("code")),
         param=checked.optional_text(error.get("param")),
         type=checked.optional_text(error.get("type")),

@@ -58,8 +58,7 @@ class Unfinished:
         """What `state` said."""
         found = dict(tensors)
         sums, (norm, *numbers) = found.pop("sums"), found.pop("numbers").tolist()
-        pairs = [(tuple(prompt), tuple(response)) for prompt, response in state["pairs"]]
-        batch = Batch(pairs, metrics=dict(zip(state["metrics"], numbers, strict=True)), **found)
+        batch = Batch(state["pairs"], metrics=dict(zip(state["metrics"], numbers, strict=True)), **found)
         return cls(batch, tuple(state["shown"]), sums, norm, state["taken"])
 
 

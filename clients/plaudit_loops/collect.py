@@ -51,14 +51,9 @@ class Collector:
     step, sample), and what the starting policy scores on a prompt is one of (seed, prompt)."""
 
     def __init__(
-        self,
-        policy: Policy,
-        values: ValueHead,
-        rows: Sequence[Encoded],
-        rewards: Rewards,
-        config: RlConfig,
+        self, policy: Policy, values: ValueHead, rows: Sequence[Encoded], rewards: Rewards, config: RlConfig,
         world: World,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._policy, self._values, self._rows = policy, values, rows
         self._rewards, self._config, self._world = rewards, config, world
         self._reference = Reference(policy)

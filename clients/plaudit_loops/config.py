@@ -53,7 +53,7 @@ class OptimConfig:
     weight_decay: float = option(0.0, "on matrices, never on norms and biases", low=0)
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0: they are not", low=0)
     micro_batch: int = option(32, "sequences in one forward pass: memory and speed, not the result", low=1)
-    max_skipped: int = option(5, "updates skipped because a gradient is not finite; one more stops the run", low=0,
+    max_skipped: int = option(5, "updates skipped in a row as a gradient is not finite; one more stops the run", low=0,
                               changes=True)  # fmt: skip
 
 
@@ -249,6 +249,8 @@ def _check_rl(config: RlConfig) -> None:
         raise ConfigError(f"a step has {responses} responses, fewer than algorithm.minibatches")
     if config.reward.length_ramp > config.rollout.max_new_tokens:
         raise ConfigError("reward.length_ramp is longer than rollout.max_new_tokens")
+    if config.kl.kl_target and config.kl.kl_coef == 0:
+        raise ConfigError("kl.kl_target adapts kl.kl_coef by a factor, and that is 0: leave it out, or give a start")
     if config.kl.kl_in == "reward" and config.kl.kl_estimator in ("k2", "k3"):
         raise ConfigError("kl.kl_estimator in the reward must be k1: the others have another gradient there")
     if config.kl.kl_in == "loss" and config.kl.kl_estimator == "k1" and config.kl.kl_coef != 0:

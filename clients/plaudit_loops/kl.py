@@ -35,6 +35,7 @@ def kl_estimate(logprobs: Tensor, reference: Tensor, kind: Estimator) -> Tensor:
 
 def next_kl_coefficient(coefficient: float, kl: float, *, target: float, samples: int, horizon: int) -> float:
     """The coefficient after a step of `samples` episodes whose mean sequence KL was `kl` nats:
-    `coefficient * (1 + clip(kl / target - 1, -0.2, 0.2) * samples / horizon)` (Ziegler et al. 1909.08593, 2.2)."""
+    `coefficient * (1 + clip(kl / target - 1, -0.2, 0.2) * samples / horizon)` (Ziegler et al. 1909.08593, 2.2). More
+    samples than the horizon count as so many: beyond five times as many it would come out negative, a reward for KL."""
     error = min(max(kl / target - 1, -0.2), 0.2)
-    return coefficient * (1 + error * samples / horizon)
+    return coefficient * (1 + error * min(1.0, samples / horizon))

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import IO, Any, Protocol, TypeVar, cast
 
 import torch
 from rich.console import Console
@@ -36,7 +36,7 @@ from . import config_toml
 from .errors import ConfigError, Diverged, LoopError, NotWritten, RunExists
 from .optim import Trainable, lr_scale
 from .policy import Policy
-from .report import Display, Trackers, check_trackers
+from .report import Display, Lasting, Trackers, check_trackers
 from .world import World
 
 LOG = logging.getLogger("plaudit.loops")
@@ -109,6 +109,7 @@ def opened(out: Path, console: Console, device: str) -> Iterator[Place]:
     """The directory of a run, locked: two processes that write one run would each prune the other's checkpoints.
     Raises RunExists if another process or something else is in it, NotWritten if it cannot be written."""
     keep_freed_memory()
+    console.file = cast(IO[str], Lasting(console.file))
     world = World(device)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -152,7 +153,7 @@ def run(stage: Stage, config: configs.Config, place: Place) -> None:
             "policy": str(place.out / "policy"),
             "steps": loop.step,
             "stopped": stage.stopped or "all steps taken",
-            "last": {name: value for name, value in last.items() if value == value},
+            "last": {name: value for name, value in last.items() if math.isfinite(value)},
         }
         write_whole(place.out / REPORT, json.dumps(report, indent=1) + "\n")
     stopped = f"stopped after step {loop.step} of {stage.total}: {stage.stopped}\n" if stage.stopped else ""
@@ -255,7 +256,7 @@ class _Loop:
         described = {
             "identity": dict(self._stage.identity), "threads": torch.get_num_threads(), "skipped": trainable.skipped,
             "positions": self._positions, "stopped": self._stage.stopped, "stage": state,
-            "last": {name: value for name, value in self._last.items() if value == value},
+            "last": {name: value for name, value in self._last.items() if math.isfinite(value)},
         }  # fmt: skip
         both = {"weights": trainable.weights(), "optimizer": trainable.moments(), **tensors}
         self._saver.save(Snapshot(self.step, both, described))

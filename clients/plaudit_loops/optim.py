@@ -34,13 +34,14 @@ def lr_scale(step: int, total: int, warmup_ratio: float, min_lr_ratio: float) ->
 @dataclass(eq=False)
 class Trainable:
     """Modules with their optimiser. `rates` is the peak learning rate of each module; `skipped` counts updates that
-    were left out because their gradient was not finite."""
+    were left out because their gradient was not finite, `_in_a_row` the last of them."""
 
     modules: Mapping[str, nn.Module]
     rates: Mapping[str, float]
     config: OptimConfig
     world: World
     skipped: int = 0
+    _in_a_row: int = field(default=0, init=False)
     optimizer: torch.optim.AdamW = field(init=False)
 
     def __post_init__(self) -> None:
@@ -76,18 +77,20 @@ class Trainable:
 
     def update(self, only: str | None = None) -> float:
         """One optimiser step with the gradients of all processes, clipped; returns their norm. `only` names the single
-        module that moves. Raises Diverged after too many gradients that are not finite."""
+        module that moves. Raises Diverged after too many gradients in a row that are not finite: a few among many are
+        left out, as a long run has them."""
         moved = [p for name, p in self.named() if only is None or name.startswith(f"{only}.")]
         self.world.sum_gradients(moved)
         norm = float(nn.utils.clip_grad_norm_(moved, self.config.max_grad_norm or math.inf))
         if math.isfinite(norm):
             self.optimizer.step()
+            self._in_a_row = 0
         self.optimizer.zero_grad(set_to_none=True)
         if not math.isfinite(norm):
-            self.skipped += 1
+            self.skipped, self._in_a_row = self.skipped + 1, self._in_a_row + 1
             LOG.warning("an update is left out: its gradient is not finite (%d so far)", self.skipped)
-            if self.skipped > self.config.max_skipped:
-                raise Diverged(f"{self.skipped} gradients are not finite: lower --learning-rate")
+            if self._in_a_row > self.config.max_skipped:
+                raise Diverged(f"{self._in_a_row} gradients in a row are not finite: lower --learning-rate")
         return norm
 
     def weights(self) -> dict[str, Tensor]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
@@ -69,3 +70,25 @@ class Display(ProgressLine):
     def step(self, step: int, values: Mapping[str, float]) -> None:
         """Show the numbers of a step that is done."""
         self.show(step, "  ".join(f"{n.rpartition('/')[2]} {values[n]:.3f}" for n in _SHOWN if n in values))
+
+
+class Lasting:
+    """A stream that may end before the run does: what it does not take is lost. A log on a full disk, or a reader that
+    has left, is nothing to end a run for."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write it, or not."""
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Have it written, or not."""
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from statistics import fmean
@@ -40,14 +40,6 @@ _UPDATE = (
     "loss/policy_avg", "loss/value_avg", "policy/approxkl_avg", "policy/clipfrac_avg", "val/ratio", "kl_loss",
     "val/clipfrac_avg", "val/ratio_var",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Totals:
-    """What the losses of one minibatch are divided by, over all processes."""
-
-    tokens: float
-    sequences: float
 
 
 class Rl:
@@ -199,8 +191,8 @@ class Rl:
 
     def _gradients(self, batch: Batch, minibatch: list[int], warming: bool) -> Tensor:
         """Those of this process's part of the minibatch; its sums for the metrics."""
-        sums = torch.zeros(len(_UPDATE) + 1, dtype=torch.float64)
-        totals = Totals(float(batch.mask_ST[minibatch].sum()), float(batch.mask_ST[minibatch].any(1).sum()))
+        sums, mask_MT = torch.zeros(len(_UPDATE) + 1, dtype=torch.float64), batch.mask_ST[minibatch]
+        totals = float(mask_MT.sum()), float(mask_MT.any(1).sum())
         mine = minibatch[self.trainable.world.rank :: self.trainable.world.size]
         mine.sort(key=lambda s: sum(map(len, batch.pairs[s])))
         for part in slices(mine, self._config.optim.micro_batch):
@@ -216,9 +208,14 @@ class Rl:
             order = np.random.default_rng([self._config.run.seed, 1 + step, epoch]).permutation(count)
             yield from (list(part) for part in slices(order.tolist(), size))
 
-    def _loss(self, batch: Batch, part: Sequence[int], totals: Totals, warming: bool) -> tuple[Tensor, Tensor]:
-        """The part's share of the minibatch's loss, and the sums for the metrics, the number of tokens last."""
-        settings, said = self._config.algorithm, self._said(batch, part, warming)
+    def _loss(
+        self, batch: Batch, part: Sequence[int], totals: tuple[float, float], warming: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The part's share of the minibatch's loss, and the sums for the metrics, the number of tokens last. `totals`:
+        tokens and sequences of the minibatch over all processes, by which losses are divided."""
+        settings = self._config.algorithm
+        with torch.set_grad_enabled(not warming):
+            said = self.policy.say([batch.pairs[s] for s in part], self._config.rollout.temperature)
         width = said.mask_BR.shape[1]
         mask, old, reference, advantages, returns, values_before = (
             x_ST[list(part), :width].to(self.policy.device)
@@ -243,19 +240,15 @@ class Rl:
             value = losses.clipped_value_loss(values, values_before, returns, clip=settings.value_clip)
             far = (values - values_before).abs() > settings.value_clip
             weight = 1.0 if warming else settings.vf_coef
-            loss = loss + weight * masked_sum(value, mask) / totals.tokens
+            loss = loss + weight * masked_sum(value, mask) / totals[0]
         clipped = losses.clip_fraction(log_ratio, advantages, **clips)
         ratio = log_ratio.detach().double().exp()
         shown = (policy, value, 0.5 * log_ratio**2, clipped, ratio, kl, far, ratio**2)
         sums = [masked_sum(x.detach().double(), mask).cpu() for x in shown]
         return loss, torch.stack([*sums, mask.sum().double().cpu()])
 
-    def _said(self, batch: Batch, part: Sequence[int], warming: bool) -> Any:
-        with torch.set_grad_enabled(not warming):
-            return self.policy.say([batch.pairs[s] for s in part], self._config.rollout.temperature)
-
-    def _aggregated(self, loss: Tensor, mask: Tensor, totals: Totals) -> Tensor:
+    def _aggregated(self, loss: Tensor, mask: Tensor, totals: tuple[float, float]) -> Tensor:
         how = self._config.algorithm.loss_aggregation
         assert how is not None, "resolve the configuration first"
-        total = totals.tokens if how == "token" else totals.sequences
-        return losses.aggregate(loss, mask, how, total=total, length=self._config.rollout.max_new_tokens)
+        length = self._config.rollout.max_new_tokens
+        return losses.aggregate(loss, mask, how, total=totals[how != "token"], length=length)

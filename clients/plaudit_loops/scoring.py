@@ -12,6 +12,7 @@ import numpy as np
 from plaudit import Client, Identity, Prompt, RetryPolicy, RevisionChanged
 from plaudit import Scores as Answer
 from plaudit._bulk import started
+from plaudit.adapters._rewards import Ledger
 
 from .config import RewardConfig
 from .shaping import Scores
@@ -61,13 +62,20 @@ class Served:
         self._pins: list[Identity] = []
         self._counts: Counter[str] = Counter()
 
-    def connect(self) -> list[str]:
-        """Ask every endpoint who it is, and hold it to that. Raises PlauditError; a line for each."""
-        found = [client.with_options(retry=_HASTY).info().identity for client in self._clients]
+    def connect(self, *, hasty: bool = True) -> list[str]:
+        """Ask every endpoint who it is, and hold it to that. Raises PlauditError, `hasty` within seconds, so that a
+        mistyped URL is an error at once; a line for each."""
+        changes = {"retry": _HASTY} if hasty else {}
+        found = [client.with_options(**changes).info().identity for client in self._clients]
         self._pins = self._pins or found
         for place, identity in enumerate(found):
             self._compare(place, identity)
         return [f"{client.settings.url}: {one}" for client, one in zip(self._clients, found, strict=True)]
+
+    def expect(self, tokens: int) -> None:
+        """Warn if a prompt and its response may be too long for a model: responses may grow late in a run."""
+        for client in self._clients if self._config.overlong == "error" else ():
+            Ledger(client.settings.base_url, tokens).compare(client.info())
 
     def submit(self, groups: Sequence[Group]) -> Promise:
         items = [{"prompt": prompt, "responses": list(responses)} for prompt, responses in groups if responses]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import shutil
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,13 +14,14 @@ import torch
 from rich.console import Console
 
 from plaudit._extras import install
-from plaudit_model.store import weights_identity
+from plaudit_model import checkpoint
+from plaudit_model.store import atomic_directory, weights_identity
 
 from . import config as configs
 from . import data, loop, starter
 from .config import DpoConfig, PolicyConfig, RlConfig, SftConfig
 from .dpo import Dpo
-from .errors import ConfigError
+from .errors import ConfigError, RunExists
 from .optim import Trainable
 from .policy import Policy, ValueHead, load_policy
 from .rl import Rl
@@ -57,7 +57,7 @@ def rl(config: RlConfig, out: Path, console: Console, rewards: Rewards | None = 
     `rewards`. Raises LoopError, ModelError, PlauditError."""
     config = configs.resolved(config)
     with loop.opened(out, console, config.model.device) as place:
-        source = rewards or _served(config, console)
+        source = rewards or _served(config, place)
         try:
             policy = _policy(config.model, config.run.seed, place.world, out)
             values = ValueHead(policy.hidden_size).to(policy.device)
@@ -66,15 +66,18 @@ def rl(config: RlConfig, out: Path, console: Console, rewards: Rewards | None = 
             settings = config.rollout
             prompts = data.prompt_rows(settings.prompts, settings.starter_prompts, config.run.seed)
             rows = _encoded(prompts, policy, settings.max_prompt_tokens, place, settings.max_new_tokens)
+            if isinstance(source, Served):
+                source.expect(max(len(row.prompt_ids) for row in rows) + settings.max_new_tokens)
             loop.run(Rl(policy, values, trainable, rows, source, config), config, place)
         finally:
             source.close()
 
 
-def _served(config: RlConfig, console: Console) -> Served:
+def _served(config: RlConfig, place: loop.Place) -> Served:
+    """A run that goes on has patience: what was reclaimed with it may be on its way back too."""
     served = Served(config.reward.url, config.reward)
-    for line in served.connect():
-        console.print(f"scored by {line}", soft_wrap=True)
+    for line in served.connect(hasty=not checkpoint.steps(place.out / "checkpoints")):
+        place.console.print(f"scored by {line}", soft_wrap=True)
     return served
 
 
@@ -87,8 +90,10 @@ def _policy(config: PolicyConfig, seed: int, world: World, out: Path, *, kept: b
     if config.policy == starter.NAME:
         directory = out / "base"
         if world.is_main and not (directory / "config.json").exists():
-            shutil.rmtree(directory, ignore_errors=True)
-            starter.write_policy(directory, seed)
+            if directory.exists():
+                raise RunExists(f"{directory} is there and no policy: it would be overwritten; name another --out")
+            with atomic_directory(directory) as staging:
+                starter.write_policy(staging, seed)
         world.any(False)  # the others wait until it is there
     device = world.device
     autocast = config.dtype == "bfloat16" or (config.dtype == "auto" and device.startswith("cuda"))

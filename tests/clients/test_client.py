@@ -141,10 +141,21 @@ def test_a_page_of_a_proxy_is_no_answer(server: WireServer, through: Callable[..
         through(server.url, lambda c: c.score("p", "r"))
 
 
+def test_a_redirect_names_where_it_leads_and_is_not_followed(server: WireServer, through: Callable[..., Any]) -> None:
+    moved = {"status": 308, "body": b"<html>moved</html>", "headers": {"location": "https://rm.example/score"}}
+    server.fail(moved)
+    told = "308: it sends on to 'https://rm.example/score'.*; redirects are not followed: give the URL of the server"
+    with pytest.raises(errors.BadRequest, match=told):
+        through(server.url, lambda c: c.score("p", "r"), on_error="none")
+    server.fail(moved)
+    with pytest.raises(errors.BadRequest, match=told):
+        through(server.url, lambda c: c.wait_until_ready(None))
+
+
 def test_a_server_that_is_not_there(through: Callable[..., Any]) -> None:
     with pytest.raises(errors.ConnectionFailed, match="4 attempts") as caught:
         through("http://127.0.0.1:9", lambda c: c.score("p", "r"))
-    assert caught.value.exit_code == 69
+    assert caught.value.exit_code == 69 and "retry=RetryPolicy(retries=None)" in str(caught.value)
     results = through("http://127.0.0.1:9", lambda c: c.score_responses("p", ["a", "b"]), on_error="none")
     assert results.scores == [None, None] and results.identity is None
 

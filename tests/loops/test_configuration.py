@@ -55,6 +55,7 @@ def test_help_names_every_option(verb: Any, kind: Any) -> None:
         ({"kl.kl_in": "reward", "kl.kl_estimator": "k3"}, "kl.kl_estimator in the reward must be k1"),
         ({"algorithm.algo": "grpo", "kl.kl_estimator": "k1"}, "kl.kl_estimator in the loss must be k2 or k3"),
         ({"algorithm.algo": "rloo", "rollout.group_size": 1}, "rollout.group_size must be at least 2"),
+        ({"kl.kl_target": 6.0, "kl.kl_coef": 0.0}, "kl.kl_target adapts kl.kl_coef by a factor, and that is 0"),
         ({"algorithm.minibatches": 64}, "fewer than algorithm.minibatches"),
     ],
 )

@@ -221,6 +221,7 @@ def test_the_controller_moves_towards_the_target_and_never_by_more_than_a_fifth(
     assert next_kl_coefficient(0.1, 6.6, **options) == pytest.approx(0.1 * (1 + 0.1 * 0.1))  # type: ignore[arg-type]
     assert next_kl_coefficient(0.1, 60.0, **options) == pytest.approx(0.1 * 1.02)  # type: ignore[arg-type]
     assert next_kl_coefficient(0.1, 0.0, **options) == pytest.approx(0.1 * 0.98)  # type: ignore[arg-type]
+    assert next_kl_coefficient(0.1, 0.0, target=6.0, samples=600, horizon=100) == pytest.approx(0.08), "never negative"
 
 
 def test_explained_variance() -> None:

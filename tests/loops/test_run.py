@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -22,7 +23,7 @@ from safetensors.torch import load_file
 from plaudit import RevisionChanged, Unavailable
 from plaudit_loops import config_toml, loop, verbs
 from plaudit_loops.config import DpoConfig, RlConfig, SftConfig
-from plaudit_loops.errors import ConfigError, DataError, LoopError, NotWritten, RunExists
+from plaudit_loops.errors import ConfigError, DataError, Diverged, LoopError, NotWritten, RunExists
 from plaudit_loops.rl import Rl
 from plaudit_model import checkpoint
 from plaudit_model.errors import CheckpointError
@@ -378,6 +379,26 @@ def test_dpo_prefers_what_was_chosen_and_resumes(tiny_policy_dir: Path, tmp_path
     assert fingerprint(tmp_path / "again") == fingerprint(tmp_path / "out")
 
 
+def test_gradients_that_are_not_finite_stop_a_run_when_they_come_in_a_row_alone(
+    tiny_policy_dir: Path, prompts: Path, computed: Any, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, every, loss = count(), 3, Rl._loss
+
+    def overflowing(*about: Any) -> Any:
+        found, sums = loss(*about)
+        return found * (1e30 if next(calls) % every == 0 else 1), sums  # finite, but not the norm of its gradient
+
+    monkeypatch.setattr(Rl, "_loss", overflowing)
+    config = rl_config(tiny_policy_dir, prompts, **{"run.checkpoint_every": 1})
+    verbs.rl(config, tmp_path / "out", quiet, computed(pays))
+    last = json.loads((tmp_path / "out/metrics.jsonl").read_text().splitlines()[-1])
+    assert last["skipped"] == 16 > config.optim.max_skipped and last["grad_norm"] is None
+    assert "Infinity" not in (tmp_path / "out/report.json").read_text()
+    every = 1
+    with pytest.raises(Diverged, match="6 gradients in a row are not finite: lower --learning-rate"):
+        verbs.rl(config, tmp_path / "all", quiet, computed(pays))
+
+
 @pytest.mark.parametrize("name", loop.OUTPUTS)
 def test_what_is_of_no_run_is_not_overwritten(
     name: str, tiny_policy_dir: Path, prompts: Path, computed: Any, tmp_path: Path, quiet: Console
@@ -388,6 +409,29 @@ def test_what_is_of_no_run_is_not_overwritten(
     with pytest.raises(RunExists, match=f"holds {name} and no run: it would be overwritten; name another --out"):
         verbs.rl(rl_config(tiny_policy_dir, prompts), tmp_path / "out", quiet, computed(pays))
     assert (tmp_path / "out" / name).read_text() == "mine"
+
+
+def test_what_lies_where_the_starting_policy_is_made_is_not_deleted(tmp_path: Path, quiet: Console) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/notes.txt").write_text("mine")
+    with pytest.raises(RunExists, match="base is there and no policy: it would be overwritten; name another --out"):
+        verbs.sft(SftConfig(data=("starter",)), tmp_path, quiet)
+    assert (tmp_path / "base/notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), BrokenPipeError()], ids=["full", "closed"])
+def test_a_log_that_takes_no_more_lines_does_not_end_a_run(
+    error: OSError, tiny_policy_dir: Path, prompts: Path, computed: Any, tmp_path: Path
+) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            if text.startswith("step "):
+                raise error
+            return super().write(text)
+
+    config = rl_config(tiny_policy_dir, prompts, **{"steps": 2})
+    verbs.rl(config, tmp_path / "out", Console(file=Full(), width=200), computed(pays))
+    assert loop.finished(tmp_path / "out")
 
 
 def test_what_a_run_refuses(

@@ -10,16 +10,18 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from plaudit import Client, RevisionChanged
-from plaudit_loops import config_toml, starter, verbs
+from plaudit import Client, Overloaded, RevisionChanged
+from plaudit_loops import config_toml, loop, starter, verbs
 from plaudit_loops.config import RewardConfig, RlConfig, SftConfig
 from plaudit_loops.scoring import Served
+from plaudit_loops.world import World
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +82,53 @@ def test_an_item_that_cannot_be_scored_is_no_number(served: str, source: Callabl
     scores = lenient.submit(groups)()
     assert scores[0, 0] == scores[0, 0] and scores[0, 1] != scores[0, 1]
     assert lenient.counts()["reward/failed"] == 1 and lenient.counts()["reward/failed"] == 0
+
+
+def test_a_response_that_may_become_too_long_is_said_before_it_does(
+    served: str, source: Callable[..., Served], caplog: pytest.LogCaptureFixture
+) -> None:
+    source(served).expect(512)
+    source(served, overlong="truncate_prompt").expect(513)
+    assert not caplog.messages
+    source(served).expect(513)
+    assert "responses have up to 513 tokens, but" in caplog.messages[0] and "reads at most 512" in caplog.messages[0]
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_run_that_goes_on_waits_for_a_server_that_comes_back_too(
+    resumed: bool, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mistyped URL is an error at once; but where a run had scores, both may have been reclaimed together."""
+
+    class Returning(BaseHTTPRequestHandler):
+        asked = 0
+
+        def do_GET(self) -> None:
+            Returning.asked += 1
+            known = {"model": "m", "revision": "r", "numerics": "n", "limits": {"max_items": 1, "max_body_bytes": 9}}
+            body = json.dumps(known).encode()
+            self.send_response(503 if Returning.asked < 9 else 200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *about: Any) -> None: ...
+
+    monkeypatch.setattr("plaudit._client.time.sleep", lambda seconds: None)
+    if resumed:
+        (tmp_path / "checkpoints/step-00000004").mkdir(parents=True)
+    place = loop.Place(tmp_path, quiet, World("cpu"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Returning) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        config = RlConfig(reward=RewardConfig(url=(f"http://127.0.0.1:{server.server_port}",)))
+        try:
+            if resumed:
+                verbs._served(config, place).close()
+            else:
+                with pytest.raises(Overloaded, match="4 attempts"):
+                    verbs._served(config, place)
+        finally:
+            server.shutdown()
 
 
 def test_a_server_that_is_silent_is_left_without_waiting(source: Callable[..., Served]) -> None:

@@ -166,12 +166,16 @@ def merge(
     ],
     out: NewOption,
 ) -> None:
-    """Put shards together, in the order that one run without shards has; copies are left out and counted."""
+    """Put shards together, in the order that one run without shards has; copies are left out and counted. Exit code 1
+    if prompts have no sample, or fewer than others: a shard was forgotten, or is not finished."""
     for source in sources:
         refuse_same(str(source), str(out))
     with whole_file(out) as write:
-        rows, copies = samples.merge(sources, write)
+        rows, copies, missing = samples.merge(sources, write)
     typer.echo(f"{rows} samples, {copies} copies left out", err=True)
+    if missing:
+        typer.echo(f"{', '.join(missing)}: is a shard forgotten, or not finished? Run it again, then merge", err=True)
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,11 +32,12 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class PromptRow:
-    """A prompt, the line that it stands on, and the other fields of its row."""
+    """A prompt, the line that it stands on, the other fields of its row, and how many prompts all shards have."""
 
     line: int
     prompt: Prompt
     source: Mapping[str, Any] = field(default_factory=dict)
+    prompts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ def sample_line(row: PromptRow, index: int, key: str, settings: Mapping[str, Any
     what = {name: value for name, value in asdict(made).items() if value is not None or name == "response"}
     source = {"source": row.source} if row.source else {}
     place = {"key": key, "line": row.line, "index": index, "prompt": row.prompt}
-    return encode({**place, **what, "sampling": settings, **source}) + b"\n"
+    return encode({**place, **what, "sampling": settings, **source, "prompts": row.prompts}) + b"\n"
 
 
 def read_prompts(
@@ -78,7 +80,7 @@ def read_prompts(
     """The distinct prompts of a file that belong to the shard, and how many were repetitions. All of the file is
     read before the first is used: a bad row stops a run at its start, not after a day. Raises InvalidInput."""
     rows: dict[str, PromptRow] = {}
-    repeated = 0
+    repeated, every = 0, set[str]()
     for number, where, value in json_rows(lines):
         with located(where):
             prompt = value.pop(name, None)
@@ -86,11 +88,11 @@ def read_prompts(
             encode(value)
             if raw and not isinstance(prompt, str):
                 raise InvalidInput("--raw continues text, but this prompt is a list of messages")
-        own = digest(prompt)
+        every.add(own := digest(prompt))
         if int(own, 16) % shard[1] == shard[0]:
             repeated += own in rows
             rows.setdefault(own, PromptRow(number, prompt, value))
-    return list(rows.values()), repeated
+    return [replace(row, prompts=len(every)) for row in rows.values()], repeated
 
 
 def take_up(out: Path, settings: Mapping[str, Any]) -> tuple[set[str], int]:
@@ -109,13 +111,14 @@ def take_up(out: Path, settings: Mapping[str, Any]) -> tuple[set[str], int]:
     return {key for key, _ in rows}, sum(failed for _, failed in rows)
 
 
-def merge(sources: Sequence[Path], write: Callable[[bytes], object]) -> tuple[int, int]:
+def merge(sources: Sequence[Path], write: Callable[[bytes], object]) -> tuple[int, int, list[str]]:
     """Write the samples of several files in the order of their prompts and indices, as one run without shards
-    would have; how many there are, and how many copies were left out. Raises InvalidInput if a line is torn, or two
-    lines share a key and differ."""
+    would have; how many there are, how many copies were left out, and what is missing. Raises InvalidInput if a line
+    is torn, or two lines share a key and differ."""
     places: dict[str, tuple[int, int, str, int, int]] = {}
     hashes: dict[str, bytes] = {}
     copies = 0
+    samples, wanted = Counter[tuple[str, str]](), dict[str, Sequence[int]]()  # by settings: prompts, samples of each
     with ExitStack() as stack:
         files = [stack.enter_context(path.open("rb")) for path in sources]
         for number, file in enumerate(files):
@@ -124,14 +127,22 @@ def merge(sources: Sequence[Path], write: Callable[[bytes], object]) -> tuple[in
                 where = f"{sources[number]}:{count}"
                 value = json_object(line, where)
                 place, index, key = value.get("line"), value.get("index"), value.get("key")
+                prompts = value.pop("prompts", 0)  # which may have been fewer when an equal sample was made
                 if not (line.endswith(b"\n") and type(place) is type(index) is int and isinstance(key, str)):
                     raise InvalidInput(f"{where} is no whole line of a sample, with line, index and key")
-                if hashes.setdefault(key, own := hashlib.sha256(line).digest()) != own:
+                if hashes.setdefault(key, own := hashlib.sha256(encode(value)).digest()) != own:
                     raise InvalidInput(f"{where} has the key {key} of an earlier line and differs from it")
                 copies += key in places
+                if key not in places and type(prompts) is int and prompts:  # older files say nothing
+                    settings = digest(value.get("sampling"))
+                    samples[settings, digest(value.get("prompt"))] += 1
+                    wanted[settings] = tuple(map(max, wanted.get(settings, (0, 0)), (prompts, index + 1)))
                 places.setdefault(key, (place, index, key, number, offset))
                 offset += len(line)
         for *_, number, offset in sorted(places.values()):
             files[number].seek(offset)
             write(files[number].readline())
-    return len(places), copies
+    few = sum(count < wanted[settings][1] for (settings, _), count in samples.items())
+    none = sum(prompts for prompts, _ in wanted.values()) - len(samples)
+    said = {"prompts have no sample": none, "prompts have too few samples": few}
+    return len(places), copies, [f"{count} {what}" for what, count in said.items() if count > 0]

@@ -94,6 +94,37 @@ def test_shards_and_a_larger_n_merge_to_what_one_run_writes(
     assert Path("merged.jsonl").read_bytes() == Path("out.jsonl").read_bytes()
 
 
+def test_a_shard_that_was_forgotten_or_is_not_finished_is_missed(
+    openai: WireServer, bon: Bon, write: Write, read: Read
+) -> None:
+    source = write("p.jsonl", PROMPTS + PROMPTS[:1])
+    for part in range(3):
+        arguments = ("--out", f"{part}.jsonl", "--shard", f"{part}/3", *options(openai, n=4)[2:])
+        assert bon("generate", source, *arguments)[0] == 0
+    Path("0.jsonl").write_bytes(b"".join(Path("0.jsonl").read_bytes().splitlines(keepends=True)[:-6]))  # killed
+    cut = len(read("0.jsonl"))
+    sizes = [len(read(f"{part}.jsonl")) for part in range(3)]
+    code, _, err = bon("merge", "0.jsonl", "1.jsonl", "2.jsonl", "--out", "m.jsonl")
+    assert code == 1 and len(read("m.jsonl")) == sum(sizes) == 42
+    assert err.endswith("1 prompts have no sample, 1 prompts have too few samples: is a shard forgotten, or not "
+                        "finished? Run it again, then merge\n")  # fmt: skip
+    code, _, err = bon("merge", "0.jsonl", "1.jsonl", "--out", "m.jsonl")
+    assert code == 1 and f"{1 + sizes[2] // 4} prompts have no sample" in err and cut
+    old = [{name: value for name, value in row.items() if name != "prompts"} for row in read("1.jsonl")]
+    code, _, err = bon("merge", write("old.jsonl", old), "--out", "m.jsonl")
+    assert code == 0 and err == f"{len(old)} samples, 0 copies left out\n", "rows that do not say how many there are"
+
+
+def test_equal_samples_are_copies_also_where_the_prompts_have_become_more(
+    openai: WireServer, bon: Bon, write: Write, read: Read
+) -> None:
+    for name, count in (("few", 2), ("more", 3)):
+        arguments = ("--out", f"{name}.jsonl", *options(openai)[2:])
+        assert bon("generate", write("p.jsonl", PROMPTS[:count]), *arguments)[0] == 0
+    code, _, err = bon("merge", "few.jsonl", "more.jsonl", "--out", "m.jsonl")
+    assert code == 0 and err == "15 samples, 10 copies left out\n"
+
+
 def test_a_server_that_ignores_n_is_asked_again(openai: WireServer, bon: Bon, write: Write, read: Read) -> None:
     openai.most = 1  # type: ignore[attr-defined]
     assert bon("generate", write("p.jsonl", PROMPTS[:2]), *options(openai, n=4))[0] == 0
