@@ -45,7 +45,6 @@ MOVED = "redirects are not followed: give the URL of the server that answers by 
 LONGER = {
     "retries": "to wait longer, `plaudit wait` before it or, in Python, retry=RetryPolicy(retries=None)",
     "deadline": "to wait longer, raise timeout, or pass None for no limit",
-    "asked to wait too long": "to wait so long, retry=RetryPolicy(longest_wait=...)",
 }
 """What to do where a call has given up, by the reason."""
 

@@ -17,6 +17,7 @@ from .types import Attempt, OnError
 URL_VARIABLE = "PLAUDIT_URL"
 KEY_VARIABLE = "PLAUDIT_API_KEY"
 LENGTH_VARIABLE = "PLAUDIT_MAX_LENGTH"
+TIMEOUT_VARIABLE = "PLAUDIT_TIMEOUT"
 ENDPOINT_KEY_VARIABLE = "OPENAI_API_KEY"
 
 Overlong = Literal["error", "truncate_prompt", "truncate_left"]
@@ -111,6 +112,14 @@ def environment_length() -> int | None:
     if length is not None and not length.isdecimal():
         raise ConfigurationError(f"{LENGTH_VARIABLE} must be a number of tokens, got {length!r}")
     return None if length is None else int(length)
+
+
+def environment_timeout() -> float | None:
+    """Seconds for a trainer's call with its retries, where they are told in no other way; None, from 0, is no limit."""
+    seconds = os.environ.get(TIMEOUT_VARIABLE) or "600"
+    if not seconds.isdecimal():
+        raise ConfigurationError(f"{TIMEOUT_VARIABLE} must be a number of seconds, 0 for no limit; got {seconds!r}")
+    return float(seconds) or None
 
 
 def environment_url() -> str | None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import typer
-from rich.console import Console
 
 from . import config_toml
 from .config import DpoConfig, RlConfig, SftConfig
@@ -69,12 +68,12 @@ def _run(
 ) -> None:  # fmt: skip
     """Say what is derived from the data, and run the verb, unless the run is finished."""
     settled, derived = configured(kind, _file(config, out, resume), given)
-    from . import loop, verbs
+    from . import loop, report, verbs
 
     if resume and out is None:
         raise RunExists("--resume needs --out, the directory of the run to go on with")
     out = out or Path("runs") / f"{verb}-{datetime.now():%Y%m%d-%H%M%S}"
-    console = Console(markup=False, emoji=False, highlight=False)
+    console = report.Lasting(markup=False, emoji=False, highlight=False)
     if resume and loop.finished(out):
         console.print(f"the run in {out} is finished: {out / 'policy'}", soft_wrap=True)
         return

@@ -26,24 +26,19 @@ class Dpo(Supervised[DpoConfig]):
         self._reference = Reference(policy)
 
     def take(self, step: int, stop: StopRequest) -> Done:
-        rows = self.trainable.world.share(self._chosen(step))
-        sums = self.trainable.gradients(lambda: self._gradients(rows), stop)
+        config = self._config
+        sums = torch.zeros(4, dtype=torch.float64)
+        for part in batches(self.trainable.world.share(self._chosen(step)), config.optim.micro_batch):
+            loss, won, lost = self._loss(part)
+            torch.autograd.backward(loss.sum() / config.batch_size)
+            found = (loss, (won > lost).float(), won, lost)
+            sums += torch.stack([value.detach().double().sum().cpu() for value in found])
         norm = self.trainable.update()
-        everybody = torch.stack(sums).sum(0) / self._config.batch_size
+        everybody = torch.stack(self.trainable.world.gather([sums])).sum(0) / config.batch_size
         loss_mean, accuracy, chosen_mean, rejected_mean = everybody.tolist()
         values = {"loss": loss_mean, "accuracy": accuracy, "rewards/chosen": chosen_mean,
                   "rewards/rejected": rejected_mean, "rewards/margin": chosen_mean - rejected_mean}  # fmt: skip
         return Done({**values, "grad_norm": norm})
-
-    def _gradients(self, rows: Sequence[Encoded]) -> Tensor:
-        """Sums (4,) over the rows for the metrics."""
-        sums = torch.zeros(4, dtype=torch.float64)
-        for part in batches(rows, self._config.optim.micro_batch):
-            loss, won, lost = self._loss(part)
-            torch.autograd.backward(loss.sum() / self._config.batch_size)
-            found = (loss, (won > lost).float(), won, lost)
-            sums += torch.stack([value.detach().double().sum().cpu() for value in found])
-        return sums
 
     def _loss(self, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor, Tensor]:
         """Losses and implicit rewards `beta log(pi / ref)` of both responses, each (len(rows),)."""

@@ -1,6 +1,6 @@
 """The loop that all three verbs share, and the directory it leaves.
 
-    <out>/run.toml  metrics.jsonl  samples.jsonl  checkpoints/  tensorboard/  policy/  report.json
+    <out>/run.toml  metrics.jsonl  samples.jsonl  checkpoints/  tensorboard/  report.html  policy/  report.json
 
 A `Stage` takes steps and knows its state; the loop saves it, puts it back, reports, and stops when asked. A checkpoint
 holds the state between two steps, with what is done of the step after them if that was interrupted, and since all
@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar
 
 import torch
 from rich.console import Console
@@ -32,17 +32,17 @@ from plaudit_model.json_lines import JsonLines, write_whole
 from plaudit_model.memory import keep_freed_memory
 
 from . import config as configs
-from . import config_toml
+from . import config_toml, page
 from .errors import ConfigError, Diverged, LoopError, NotWritten, RunExists
 from .optim import Trainable, lr_scale
 from .policy import Policy
-from .report import Display, Lasting, Trackers, check_trackers
+from .report import Display, Trackers, check_trackers
 from .world import World
 
 LOG = logging.getLogger("plaudit.loops")
 C = TypeVar("C", configs.SftConfig, configs.DpoConfig, configs.RlConfig)
 REPORT = "report.json"
-OUTPUTS = ("metrics.jsonl", "samples.jsonl", "checkpoints", "tensorboard", "policy", REPORT)
+OUTPUTS = ("metrics.jsonl", "samples.jsonl", "checkpoints", "tensorboard", "policy", REPORT, page.PAGE)
 """What a run begins anew, goes on with or replaces: never what was there before its `run.toml`."""
 
 
@@ -109,7 +109,6 @@ def opened(out: Path, console: Console, device: str) -> Iterator[Place]:
     """The directory of a run, locked: two processes that write one run would each prune the other's checkpoints.
     Raises RunExists if another process or something else is in it, NotWritten if it cannot be written."""
     keep_freed_memory()
-    console.file = cast(IO[str], Lasting(console.file))
     world = World(device)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -128,8 +127,7 @@ def opened(out: Path, console: Console, device: str) -> Iterator[Place]:
 
 def _check_own(out: Path) -> None:
     """Raise RunExists if something is there that is of no run, and would be overwritten or gone on with."""
-    foreign = [name for name in OUTPUTS if (out / name).exists()]
-    if foreign and not (out / config_toml.FILE_NAME).exists():
+    if not (out / config_toml.FILE_NAME).exists() and (foreign := [n for n in OUTPUTS if (out / n).exists()]):
         raise RunExists(f"{out} holds {foreign[0]} and no run: it would be overwritten; name another --out")
 
 
@@ -157,7 +155,7 @@ def run(stage: Stage, config: configs.Config, place: Place) -> None:
         }
         write_whole(place.out / REPORT, json.dumps(report, indent=1) + "\n")
     stopped = f"stopped after step {loop.step} of {stage.total}: {stage.stopped}\n" if stage.stopped else ""
-    place.console.print(f"{stopped}policy: {place.out / 'policy'}", soft_wrap=True)
+    place.console.print(f"{stopped}policy: {place.out / 'policy'}\nreport: {place.out / page.PAGE}", soft_wrap=True)
 
 
 class _Loop:
@@ -251,15 +249,16 @@ class _Loop:
         if not self._place.world.is_main:
             self._saver.saved_at = self.step
             return
-        trainable, (state, tensors) = self._stage.trainable, self._stage.state()
+        stage, trainable, (state, tensors) = self._stage, self._stage.trainable, self._stage.state()
         self._positions = [file.position() for file in files]
         described = {
-            "identity": dict(self._stage.identity), "threads": torch.get_num_threads(), "skipped": trainable.skipped,
-            "positions": self._positions, "stopped": self._stage.stopped, "stage": state,
+            "identity": dict(stage.identity), "threads": torch.get_num_threads(), "skipped": trainable.skipped,
+            "positions": self._positions, "stopped": stage.stopped, "stage": state,
             "last": {name: value for name, value in self._last.items() if math.isfinite(value)},
         }  # fmt: skip
         both = {"weights": trainable.weights(), "optimizer": trainable.moments(), **tensors}
         self._saver.save(Snapshot(self.step, both, described))
+        page.write(self._place.out, configs.flatten(self._config), f"{self.step} of {stage.total} {stage.stopped}")
 
     def _give_way(self, error: Exception, files: list[JsonLines]) -> Exception:
         """Save the state between the steps, and the same error with where the run stands."""

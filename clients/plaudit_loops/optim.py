@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from plaudit_model.errors import CheckpointError
-from plaudit_model.interrupt import StopRequest
 
 from .config import OptimConfig
 from .errors import Diverged
 from .world import World
 
 LOG = logging.getLogger("plaudit.loops")
-T = TypeVar("T")
 
 
 def lr_scale(step: int, total: int, warmup_ratio: float, min_lr_ratio: float) -> float:
@@ -68,12 +65,6 @@ class Trainable:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * scale
         return float(self.optimizer.param_groups[0]["lr"])
-
-    def gradients(self, work: Callable[[], T], stop: StopRequest) -> list[T]:
-        """Do the work, which adds to gradients: what it gives in each process. `update` is to follow. Raises as
-        `World.together` does, and nothing has changed then."""
-        self.optimizer.zero_grad(set_to_none=True)  # those of work that was interrupted
-        return self.world.together(lambda: [work()], stop)
 
     def update(self, only: str | None = None) -> float:
         """One optimiser step with the gradients of all processes, clipped; returns their norm. `only` names the single

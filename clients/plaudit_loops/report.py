@@ -6,9 +6,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from rich.console import Console
 
 from plaudit_model.progress import ProgressLine
 
@@ -72,23 +73,11 @@ class Display(ProgressLine):
         self.show(step, "  ".join(f"{n.rpartition('/')[2]} {values[n]:.3f}" for n in _SHOWN if n in values))
 
 
-class Lasting:
-    """A stream that may end before the run does: what it does not take is lost. A log on a full disk, or a reader that
-    has left, is nothing to end a run for."""
+class Lasting(Console):
+    """A console that may go before the run does: a log on a full disk, or a reader that has left (of which rich makes a
+    SystemExit), is nothing to end a run for."""
 
-    def __init__(self, stream: IO[str]) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        """Write it, or not."""
-        with suppress(OSError):
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        """Have it written, or not."""
-        with suppress(OSError):
-            self._stream.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+    def print(self, *what: Any, **how: Any) -> None:
+        """Print it, or not."""
+        with suppress(OSError, SystemExit):
+            super().print(*what, **how)

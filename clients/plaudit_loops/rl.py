@@ -72,8 +72,11 @@ class Rl:
             return Done(metrics, begun.shown)
         self._unfinished = begun
         metrics |= self._update(step, begun, stop)
+        # What the last update leaves is held to the budget as any other policy, though no step samples from it.
         if self._config.kl.kl_budget and step + 1 == self.total:
-            metrics |= self._measured_after(stop)
+            after = [float((sample.old - sample.reference).sum()) for sample in self._sampled(self.total, stop)]
+            metrics["objective/kl_after"] = fmean(after)
+            self._keeps_budget(fmean(after))
         self._adapt(kl, len(begun.batch.pairs))
         self._unfinished = None
         return Done(metrics, begun.shown)
@@ -143,13 +146,6 @@ class Rl:
             self.trainable.load_weights(self._within)
         return False
 
-    def _measured_after(self, stop: StopRequest) -> dict[str, float]:
-        """The KL of what the last update leaves, which no step samples from, held to the budget as any other."""
-        samples = self._sampled(self.total, stop)
-        kl = fmean(float((sample.old - sample.reference).sum()) for sample in samples)
-        self._keeps_budget(kl)
-        return {"objective/kl_after": kl}
-
     def _adapt(self, kl: float, samples: int) -> None:
         settings = self._config.kl
         if settings.kl_target:
@@ -177,7 +173,7 @@ class Rl:
         warming = settings.algo == "ppo" and step < settings.value_warmup_steps
         for minibatch in islice(self._minibatches(step, len(batch.pairs)), begun.taken, None):
             if batch.mask_ST[minibatch].any():
-                found = self.trainable.gradients(partial(self._gradients, batch, minibatch, warming), stop)
+                found = self.trainable.world.together(partial(self._gradients, batch, minibatch, warming), stop)
                 begun.norm = max(begun.norm, self.trainable.update(only="value" if warming else None))
                 begun.sums += torch.stack(found)
             begun.taken += 1
@@ -189,8 +185,9 @@ class Rl:
             del values["loss/value_avg"], values["val/clipfrac_avg"]
         return {**values, "grad_norm": begun.norm}
 
-    def _gradients(self, batch: Batch, minibatch: list[int], warming: bool) -> Tensor:
+    def _gradients(self, batch: Batch, minibatch: list[int], warming: bool) -> list[Tensor]:
         """Those of this process's part of the minibatch; its sums for the metrics."""
+        self.trainable.optimizer.zero_grad(set_to_none=True)  # of a minibatch that was interrupted
         sums, mask_MT = torch.zeros(len(_UPDATE) + 1, dtype=torch.float64), batch.mask_ST[minibatch]
         totals = float(mask_MT.sum()), float(mask_MT.any(1).sum())
         mine = minibatch[self.trainable.world.rank :: self.trainable.world.size]
@@ -199,7 +196,7 @@ class Rl:
             loss, found = self._loss(batch, part, totals, warming)
             torch.autograd.backward(loss)
             sums += found
-        return sums
+        return [sums]
 
     def _minibatches(self, step: int, count: int) -> Iterator[list[int]]:
         settings = self._config.algorithm
@@ -208,9 +205,7 @@ class Rl:
             order = np.random.default_rng([self._config.run.seed, 1 + step, epoch]).permutation(count)
             yield from (list(part) for part in slices(order.tolist(), size))
 
-    def _loss(
-        self, batch: Batch, part: Sequence[int], totals: tuple[float, float], warming: bool
-    ) -> tuple[Tensor, Tensor]:
+    def _loss(self, batch: Batch, part: Sequence[int], totals: Sequence[float], warming: bool) -> tuple[Tensor, Tensor]:
         """The part's share of the minibatch's loss, and the sums for the metrics, the number of tokens last. `totals`:
         tokens and sequences of the minibatch over all processes, by which losses are divided."""
         settings = self._config.algorithm
@@ -247,8 +242,7 @@ class Rl:
         sums = [masked_sum(x.detach().double(), mask).cpu() for x in shown]
         return loss, torch.stack([*sums, mask.sum().double().cpu()])
 
-    def _aggregated(self, loss: Tensor, mask: Tensor, totals: tuple[float, float]) -> Tensor:
+    def _aggregated(self, loss: Tensor, mask: Tensor, sums: Sequence[float]) -> Tensor:
         how = self._config.algorithm.loss_aggregation
         assert how is not None, "resolve the configuration first"
-        length = self._config.rollout.max_new_tokens
-        return losses.aggregate(loss, mask, how, total=totals[how != "token"], length=length)
+        return losses.aggregate(loss, mask, how, total=sums[how != "token"], length=self._config.rollout.max_new_tokens)

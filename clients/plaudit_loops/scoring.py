@@ -65,8 +65,7 @@ class Served:
     def connect(self, *, hasty: bool = True) -> list[str]:
         """Ask every endpoint who it is, and hold it to that. Raises PlauditError, `hasty` within seconds, so that a
         mistyped URL is an error at once; a line for each."""
-        changes = {"retry": _HASTY} if hasty else {}
-        found = [client.with_options(**changes).info().identity for client in self._clients]
+        found = [(one.with_options(retry=_HASTY) if hasty else one).info().identity for one in self._clients]
         self._pins = self._pins or found
         for place, identity in enumerate(found):
             self._compare(place, identity)

@@ -15,7 +15,7 @@ from .data import Encoded, fingerprint, members
 from .loop import Done
 from .masked import masked_sum
 from .optim import Trainable
-from .policy import Policy, Prompted
+from .policy import Policy
 
 T = TypeVar("T")
 C = TypeVar("C", SftConfig, DpoConfig)
@@ -51,20 +51,15 @@ class Sft(Supervised[SftConfig]):
 
     def take(self, step: int, stop: StopRequest) -> Done:
         pairs = [(row.prompt_ids, row.responses[0]) for row in self._chosen(step)]
-        total = sum(len(response) for _, response in pairs)
-        losses = self.trainable.gradients(lambda: self._gradients(self.trainable.world.share(pairs), total), stop)
-        norm = self.trainable.update()
-        return Done({"loss": sum(losses), "tokens": float(total), "grad_norm": norm})
-
-    def _gradients(self, pairs: Sequence[Prompted], total: int) -> float:
-        """Their share of the loss."""
-        loss = 0.0
-        for part in batches(pairs, self._config.optim.micro_batch):
+        total, loss = sum(len(response) for _, response in pairs), 0.0
+        for part in batches(self.trainable.world.share(pairs), self._config.optim.micro_batch):
             said = self.policy.say(part, temperature=1.0)
             part_loss = -masked_sum(said.logprobs_BR, said.mask_BR) / total
             torch.autograd.backward(part_loss)
             loss += float(part_loss.detach())
-        return loss
+        norm = self.trainable.update()
+        loss = sum(self.trainable.world.gather([loss]))
+        return Done({"loss": loss, "tokens": float(total), "grad_norm": norm})
 
 
 def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -50,16 +50,15 @@ class World:
         """What the processes have found, in their order; raises in all of them if one fails. A signal ends the work
         where it is: it is not kept waiting for long responses, nor for a server that may be as gone as the node that is
         being reclaimed."""
-        failure: Exception | None = None
-        mine: list[T] = []
+        mine: list[T] | Exception
         try:
             with stop.at_once():
                 mine = work()
         except Exception as error:
-            failure = error
-        told = self.gather([f"{type(failure).__name__}: {failure}" if failure else ""])
-        if failure:
-            raise failure
+            mine = error
+        told = self.gather([f"{type(mine).__name__}: {mine}" if isinstance(mine, Exception) else ""])
+        if isinstance(mine, Exception):
+            raise mine
         if any(told):
             raise PeerFailed(f"another process stopped: {next(filter(None, told))}")
         return self.gather(mine)

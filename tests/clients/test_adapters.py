@@ -19,7 +19,7 @@ import pytest
 from plaudit import AsyncClient, AsyncEnsemble, Client, Ensemble, RetryPolicy, errors
 from plaudit._base import BaseClient
 from plaudit.adapters import openrlhf, slime, verl
-from plaudit.adapters._rewards import TRAINER, async_client, ledger_of, longest
+from plaudit.adapters._rewards import async_client, ledger_of, longest, trainer
 from plaudit.adapters.trl import AsyncReward, Reward, item_of
 from plaudit.types import Identity, ServerInfo
 
@@ -154,7 +154,22 @@ def test_trl_a_server_that_is_away_is_no_reward(server: WireServer, kind: Any) -
     server.fail(*[{"status": 503, "body": {"error": {"code": "draining", "message": "x", "retryable": True}}}] * 9)
     with pytest.raises(errors.Unavailable, match="draining"):
         call_trl(kind(server.url, retry=FAST), ["p"] * 2, ["a", "b"])
-    assert TRAINER["retry"].retries is None, "by default it is waited for as long as the timeout allows"
+    assert trainer()["retry"].retries is None, "by default it is waited for as long as the timeout allows"
+
+
+def test_a_trainers_patience_comes_from_the_environment_where_it_is_told_in_no_other_way(
+    server: WireServer, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLAUDIT_URL", server.url)
+    for told, seconds in (("", 600), ("7200", 7200), ("0", None)):
+        monkeypatch.setenv("PLAUDIT_TIMEOUT", told)
+        clients = [kind(server.url).scorer, loaded(openrlhf)._client(), *(make.__wrapped__(None) for make in
+                   (async_client, verl._client))]  # fmt: skip
+        assert [client.settings.timeout for client in clients] == [seconds] * 4
+    assert kind(server.url, timeout=5.0).scorer.settings.timeout == 5.0, "what is told goes before it"
+    monkeypatch.setenv("PLAUDIT_TIMEOUT", "1h")
+    with pytest.raises(errors.ConfigurationError, match="PLAUDIT_TIMEOUT must be a number of seconds, 0 for no limit"):
+        kind(server.url)
 
 
 def test_trl_the_revision_is_pinned_or_its_change_shows(

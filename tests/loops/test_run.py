@@ -21,9 +21,10 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from plaudit import RevisionChanged, Unavailable
-from plaudit_loops import config_toml, loop, verbs
+from plaudit_loops import config_toml, loop, page, verbs
 from plaudit_loops.config import DpoConfig, RlConfig, SftConfig
 from plaudit_loops.errors import ConfigError, DataError, Diverged, LoopError, NotWritten, RunExists
+from plaudit_loops.report import Lasting
 from plaudit_loops.rl import Rl
 from plaudit_model import checkpoint
 from plaudit_model.errors import CheckpointError
@@ -371,6 +372,7 @@ def test_dpo_prefers_what_was_chosen_and_resumes(tiny_policy_dir: Path, tmp_path
     lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
     assert lines[0]["loss"] == pytest.approx(0.693147, abs=1e-5), "log 2 where the policy is its reference"
     assert lines[-1]["accuracy"] == 1 and lines[-1]["rewards/margin"] > 0.1
+    assert "aria-label='Implicit rewards'" in (tmp_path / "out/report.html").read_text()
     again = config_toml.build(DpoConfig, values)
     verbs.dpo(again, tmp_path / "again", quiet)
     newest = max((tmp_path / "again/checkpoints").glob("step-*"))
@@ -419,9 +421,38 @@ def test_what_lies_where_the_starting_policy_is_made_is_not_deleted(tmp_path: Pa
     assert (tmp_path / "base/notes.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), BrokenPipeError()], ids=["full", "closed"])
+def test_what_is_looked_at_after_a_night(
+    tiny_policy_dir: Path,
+    prompts: Path,
+    computed: Any,
+    tmp_path: Path,
+    quiet: Console,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    out, seen = tmp_path / "a <night>", list[str]()
+
+    class Looking(computed):  # type: ignore[misc]
+        def submit(self, groups: Any) -> Any:
+            seen.append((out / "report.html").read_text() if (out / "report.html").exists() else "")
+            return super().submit(groups)
+
+    verbs.rl(rl_config(tiny_policy_dir, prompts, **{"steps": 3, "run.checkpoint_every": 2}), out, quiet, Looking(pays))
+    text = (out / "report.html").read_text()
+    titles = ("Score of the reward model", "KL to the starting policy, nats", "Tokens of a response", "Value loss")
+    places = [text.index(f"aria-label='{title}'") for title in titles]
+    assert places == sorted(places) and text.count("<polygon") == 1, "scores alone have a band"
+    assert "kl.kl_budget</text>" in text and "rollout.max_new_tokens</text>" in text
+    assert "3 of 3" in text and "<td>a b</td>" in text and "a &lt;night&gt;" in text and "<script" not in text
+    assert "Accuracy" not in text, "nothing is drawn that the run does not have"
+    assert "2 of 3" in seen[-2] and not seen[1], "a run that goes on is looked at too, as of its last checkpoint"
+    (out / "metrics.jsonl").write_text("torn")
+    page.write(out, {}, "4 of 9")
+    assert "report.html could not be written" in caplog.text and (out / "report.html").read_text() == text
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), SystemExit(1)], ids=["full", "closed"])
 def test_a_log_that_takes_no_more_lines_does_not_end_a_run(
-    error: OSError, tiny_policy_dir: Path, prompts: Path, computed: Any, tmp_path: Path
+    error: BaseException, tiny_policy_dir: Path, prompts: Path, computed: Any, tmp_path: Path
 ) -> None:
     class Full(io.StringIO):
         def write(self, text: str) -> int:
@@ -430,7 +461,7 @@ def test_a_log_that_takes_no_more_lines_does_not_end_a_run(
             return super().write(text)
 
     config = rl_config(tiny_policy_dir, prompts, **{"steps": 2})
-    verbs.rl(config, tmp_path / "out", Console(file=Full(), width=200), computed(pays))
+    verbs.rl(config, tmp_path / "out", Lasting(file=Full(), width=200), computed(pays))
     assert loop.finished(tmp_path / "out")
 
 

@@ -12,19 +12,23 @@ from typing import Any
 
 from .._async_client import AsyncClient
 from .._retry import RetryPolicy
+from .._settings import environment_timeout
 from ..errors import InvalidInput, Unavailable
 from ..types import Identity, Item, Message, Prompt, ScoreResult, Scores, ServerInfo
 
 log = logging.getLogger("plaudit")
 
-TRAINER: Mapping[str, Any] = {"pin": True, "priority": "batch", "retry": RetryPolicy(retries=None)}
-"""How a trainer's client is set up unless told otherwise: one revision for the whole run, patient with a restart."""
+
+def trainer(**own: Any) -> dict[str, Any]:
+    """How a trainer's client is set up unless told otherwise: one revision for the whole run, and patience."""
+    patience = {"retry": RetryPolicy(retries=None), "timeout": environment_timeout()}
+    return {"pin": True, "priority": "batch", **patience, **own}
 
 
 @functools.cache
 def async_client(url: str | None) -> AsyncClient:
     """One for all calls of a trainer's process."""
-    return AsyncClient(url, **TRAINER)
+    return AsyncClient(url, **trainer())
 
 
 class Ledger:

@@ -14,12 +14,12 @@ from typing import Any
 
 from plaudit._client import Client
 from plaudit._settings import environment_length
-from plaudit.adapters._rewards import TRAINER, Ledger, logs
+from plaudit.adapters._rewards import Ledger, logs, trainer
 
 
 @functools.cache
 def _client() -> Client:
-    return Client(**{**TRAINER, "on_error": "none", "overlong": "truncate_left"})
+    return Client(**trainer(on_error="none", overlong="truncate_left"))
 
 
 _LEDGER = Ledger("openrlhf", environment_length())

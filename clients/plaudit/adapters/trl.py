@@ -18,7 +18,7 @@ from .._async_client import AsyncClient
 from .._client import Client
 from ..errors import ItemFailed
 from ..types import Item, ItemError, OnError, ScoreResult, Scores, user
-from ._rewards import TRAINER, Ledger, conversation, grouped, message
+from ._rewards import Ledger, conversation, grouped, message, trainer
 from .hacking import RewardHackingMonitor, Verdict
 
 ItemOf = Callable[[Any, Any], Item | None]
@@ -69,7 +69,7 @@ class _Reward:
         self.ledger = Ledger(name, max_length)
         self._on_error = on_error
         self._item_of = item_of
-        self.scorer: Any = scorer or self._client(url, **{**TRAINER, "on_error": on_error, **options})
+        self.scorer: Any = scorer or self._client(url, **trainer(on_error=on_error, **options))
 
     def _uncompared(self) -> Sequence[Any]:
         """The clients whose models have not been compared with the trainer's lengths."""

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from plaudit._client import Client
-from plaudit.adapters._rewards import TRAINER, async_client, conversation, ledger_of, logs
+from plaudit.adapters._rewards import async_client, conversation, ledger_of, logs, trainer
 from plaudit.errors import ConfigurationError
 from plaudit.types import Prompt
 
@@ -21,7 +21,7 @@ Extra = Mapping[str, Any] | None
 
 @functools.cache
 def _client(url: str | None) -> Client:
-    return Client(url, **TRAINER)
+    return Client(url, **trainer())
 
 
 async def _scored(url: str | None, max_length: int | None, prompt: Prompt, response: str) -> dict[str, float]:
