@@ -16,7 +16,10 @@ COLOURS = ("#3b82f6", "#d97706", "#059669", "#dc2626", "#8b5cf6", "#0891b2", "#6
 """Readable on white and on black."""
 _STROKES = {"line": "stroke-width='2'", "dashed": "stroke-dasharray='5 4'", "faint": "opacity='.35'"}
 _LETTER = 6.6  # pixels, at 12px
-_FINEST, _DOTS = 400, 12  # more points than twice the one are thinned; so few as the other have a dot each
+_FINEST, _DOTS = (
+    400,
+    12,
+)  # more points than twice the one are thinned; so few as the other have a dot each, and so has one between two gaps
 _STYLE = """<style>.chart{color:#374151;font:12px system-ui,sans-serif;max-width:100%;height:auto}
 @media(prefers-color-scheme:dark){.chart{color:#d1d5db}}</style>"""
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -26,8 +29,8 @@ padding:0 1rem}
 h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}summary{cursor:pointer}p{max-width:48rem}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%%,26rem),1fr));gap:1.5rem}
 table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums}
-th,td{padding:.2rem .8rem;text-align:right;vertical-align:top;border-bottom:1px solid #8884;overflow-wrap:anywhere}
-th:first-child,td:first-child,td:nth-child(2):last-child{text-align:left}</style>
+th,td{padding:.2rem .8rem;text-align:left;vertical-align:top;border-bottom:1px solid #8884;overflow-wrap:anywhere}
+.number{text-align:right;white-space:nowrap}</style>
 <h1>%s</h1>
 %s
 </html>
@@ -84,10 +87,16 @@ def chart(series: Sequence[Series], title: str, x_label: str = "", y_label: str 
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """An HTML table; the first column names the rows, several others are set to the right. It may go without a head."""
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
-    body = ("".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) for row in rows)
-    return f"<table><tr>{head}</tr>{''.join(f'<tr>{cells}</tr>' for cells in body)}</table>"
+    """An HTML table; it may go without a head. A column without a letter in it is one of numbers, set to the right."""
+    body = [[str(cell) for cell in row] for row in rows]
+    texts = [any(map(str.isalpha, "".join(column))) for column in zip(*body, strict=True)]
+
+    def line(kind: str, cells: Sequence[str]) -> str:
+        shown = zip(cells, texts or [True] * len(cells), strict=True)
+        return "".join(f"<{kind}{'' if text else ' class=number'}>{html.escape(cell)}</{kind}>" for cell, text in shown)
+
+    head = [line("th", columns)] if columns else []
+    return f"<table>{''.join(f'<tr>{cells}</tr>' for cells in [*head, *(line('td', row) for row in body)])}</table>"
 
 
 def page(title: str, *parts: str) -> str:
@@ -156,7 +165,7 @@ def _shapes(own: Series, spots: Sequence[tuple[tuple[float, float], ...] | None]
             drawn.append(f"<polyline points='{' '.join(line)}' fill='none' {stroke}/>")
         elif own.low:
             drawn += [f"<path d='M{a}L{b}' stroke='{colour}' opacity='.6'/>" for a, b in zip(low, high, strict=True)]
-        if own.style == "points" or (own.style == "line" and len(run) <= _DOTS):
+        if own.style == "points" or (own.style == "line" and (len(own.x) <= _DOTS or len(run) == 1)):
             drawn += [f"<circle cx='{x:.1f}' cy='{y:.1f}' r='3' fill='{colour}'/>" for (x, y), *_ in run]
     return drawn
 

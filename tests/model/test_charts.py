@@ -84,6 +84,15 @@ def test_texts_of_users_stay_texts_in_attributes_and_between_tags() -> None:
     assert "<script" not in whole and whole.count("&lt;script&gt;") == 9
 
 
+def test_a_column_without_a_letter_is_set_to_the_right_with_its_head() -> None:
+    shown = table(["source", "accuracy"], [["one", 0.5], ["two", "0.4 .. 0.6"]])
+    assert re.findall(r"<(?:th|td)( class=number)?>([^<]*)", shown) == [
+        ("", "source"), (" class=number", "accuracy"), ("", "one"), (" class=number", "0.5"), ("", "two"),
+        (" class=number", "0.4 .. 0.6"),
+    ]  # fmt: skip
+    assert "class=number" not in table((), [["a", "b"], ["c", 1]]) and "<th>a</th>" in table(["a"], [])
+
+
 def test_a_long_legend_takes_more_lines_and_keeps_off_the_axes() -> None:
     svg = chart([Series(f"a source with a long name {i}", [0, 1], [i, i]) for i in range(8)], "t")
     lowest = max(float(e.get("y", "")) for e in shapes(svg, "text") if "source" in (e.text or ""))
