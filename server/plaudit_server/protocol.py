@@ -115,7 +115,6 @@ class Connection(HttpToolsProtocol):
     def _read_anew(self, head: bytes) -> None:
         """A parser that has failed, or has read `connection: close`, would read nothing more."""
         self.parser = HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's: the answer is still due
         self.parser.feed_data(head)
 
     def _head_without_wish(self) -> bytes:
