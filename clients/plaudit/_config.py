@@ -11,7 +11,7 @@ from typing import Any
 from .errors import ConfigurationError
 
 FILE_NAME = "plaudit.toml"
-_OTHERS = ("API_KEY", "COMPOSE_KEY", "CONFIG_FILE", "FAULT", "HOME", "KERNELS", "MAX_LENGTH", "URL")
+_OTHERS = ("API_KEY", "COMPOSE_KEY", "CONFIG_FILE", "FAULT", "HOME", "KERNELS", "MAX_LENGTH", "TIMEOUT", "URL")
 """Variables whose names do not follow from a verb and an option."""
 
 
@@ -60,11 +60,12 @@ def check_options(table: Mapping[str, Any], command: Any, where: str) -> None:
 
 def unread(names: Iterable[str], command: Any, verb: str, verbs: Iterable[str]) -> list[str]:
     """Variables that look like options of the verb, or like what every verb reads, and are neither; with the nearest
-    that is. Other verbs' are left to them, and names that are like none: deployments have some of their own."""
+    that is. Other verbs' are left to them, and names that are like none: deployments have some of their own, as
+    PLAUDIT_SERVICE_PORT, which Kubernetes sets for a service `plaudit` and is no PLAUDIT_SERVE_PORT."""
     own, *others = (f"{one}_".replace("-", "_").upper() for one in (verb, *(one for one in verbs if one != verb)))
     known = {*_OTHERS, *_variables(command, own)}
     strange = {name[8:] for name in names if name.startswith("PLAUDIT_")} - known
-    near = {name: get_close_matches(name, known, 1, 0.85) for name in strange if not name.startswith((*others,))}
+    near = {one: get_close_matches(one, known, 1, 0.85) for one in strange if not one.startswith((*others, "SERVICE_"))}
     told = {name: f" (did you mean PLAUDIT_{found[0]}?)" if found else "" for name, found in near.items()}
     return sorted(f"PLAUDIT_{name}{said}" for name, said in told.items() if said or name.startswith(own))
 

@@ -86,7 +86,7 @@ class Encoder:
 
     @property
     def vocabulary(self) -> int:
-        """Number of token ids."""
+        """One more than the highest token id: where ids were left out, more than there are tokens."""
         return self._tokenizer.vocabulary
 
     def opening(self) -> str:

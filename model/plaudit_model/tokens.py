@@ -48,7 +48,7 @@ class BoundedTokenizer:
         self._marks = _marks(spec)
         self._bytes = _byte_lengths(self._tokenizer, spec) if _is_byte_level(spec) else []
         self._composed = spec.get("normalizer") is not None
-        self.vocabulary = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        self.vocabulary = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def _open(self) -> None:
         """An instance of the library's own, and no text seen yet."""

@@ -47,7 +47,7 @@ class Connection(HttpToolsProtocol):
                 try:
                     return self.parser.feed_data(rest)
                 except HttpParserUpgrade as wish:
-                    self.parser.feed_data(self._head_without_wish())
+                    self._read_anew(self._head_without_wish())
                     rest = rest[wish.args[0] :]
         except HttpParserError:
             self.refuse(RequestError("invalid_http", "what was sent cannot be read as an HTTP request"))
@@ -56,8 +56,7 @@ class Connection(HttpToolsProtocol):
         """Have the application answer with an error, behind what came before; nothing more is read."""
         self._refused = True
         if self.cycle is None or not self.cycle.more_body or self.cycle.response_complete:
-            self.parser = HttpRequestParser(self)
-            self.parser.feed_data(_UNREADABLE)
+            self._read_anew(_UNREADABLE)
         self.cycle.scope["state"]["refused"] = error
         self.cycle.more_body = self.cycle.keep_alive = False
         self.cycle.message_event.set()
@@ -112,6 +111,11 @@ class Connection(HttpToolsProtocol):
 
     def _should_upgrade(self) -> bool:
         return True  # uvicorn then leaves such a head alone, and `data_received` feeds it again
+
+    def _read_anew(self, head: bytes) -> None:
+        """A parser that has failed, or has read `connection: close`, would read nothing more."""
+        self.parser = HttpRequestParser(self)
+        self.parser.feed_data(head)
 
     def _head_without_wish(self) -> bytes:
         """The head that was read last, without its wish for another protocol. Raises HttpParserError for a tunnel."""

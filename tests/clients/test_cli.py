@@ -10,9 +10,10 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
-from plaudit import cli
+from plaudit import _config, cli
 from plaudit._extras import install
 from plaudit._summaries import summary
 from plaudit.errors import ConfigurationError
@@ -150,7 +151,7 @@ def test_an_option_comes_from_the_line_else_the_environment_else_the_file(
 def test_a_variable_with_a_typo_is_told_and_others_are_not(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for fine in ("GREET_TIMES", "API_KEY", "GROUP_TO_DISK_ROW", "RUN", "SERVICE_HOST"):
+    for fine in ("GREET_TIMES", "API_KEY", "GROUP_TO_DISK_ROW", "RUN", "SERVICE_HOST", "TIMEOUT"):
         monkeypatch.setenv(f"PLAUDIT_{fine}", "4")
     assert run("greet")[2] == ""
     for name in ("GREET_TIME", "GRET_LOUD", "APIKEY", "GREET_SERVICE_HOST", "GREET_NAME"):
@@ -163,6 +164,14 @@ def test_a_variable_with_a_typo_is_told_and_others_are_not(
         "(did you mean PLAUDIT_GREET_LOUD?)\n"
     )
     assert "(did you mean PLAUDIT_GROUP_TO_DISK_ROWS?)" in run("group", "to-disk")[2]
+
+
+def test_what_kubernetes_says_of_a_service_of_our_name_is_no_typo() -> None:
+    serve = click.Command("serve", params=[click.Option([f"--{name}"]) for name in ("host", "port")])
+    ours = [f"PLAUDIT_{name}" for name in ("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT_8000_TCP_PORT")]
+    assert _config.unread([*ours, "PLAUDIT_SERV_PORT"], serve, "serve", ["serve"]) == [
+        "PLAUDIT_SERV_PORT (did you mean PLAUDIT_SERVE_PORT?)"
+    ]
 
 
 def test_a_subcommand_has_its_own_table(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,3 +176,9 @@ def test_the_second_text_of_a_pair_begins_where_it_would_if_it_had_tokens(templa
     assert not marked and len(ids) - boundary == closing
     longer, same, _ = bounded.pair("a b", "b a")
     assert same == boundary and longer[:boundary] == ids[:boundary] and longer[boundary : boundary + 2] == [4, 3]
+
+
+def test_the_highest_id_bounds_what_a_vocabulary_with_holes_can_give() -> None:
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "b": 9}, unk_token="[UNK]"))
+    bounded = BoundedTokenizer(tokenizer.to_str())
+    assert bounded.ids("b", special_tokens=False) == [9] and bounded.vocabulary == 10

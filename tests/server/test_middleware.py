@@ -290,6 +290,14 @@ def test_a_body_behind_a_wish_for_another_protocol_is_a_body_and_no_request(port
         assert lengths(connection, requests) == [len(body), 3, 0, 2, 0]
 
 
+def test_who_wishes_for_another_protocol_and_to_close_is_answered(port):
+    good, wish = head("/echo", "content-length: 2") + b"{}", ["connection: close, upgrade", "upgrade: h2c"]
+    last = head("/echo", *wish, "content-length: 3") + b"{ }"
+    for before in ([], [2]):
+        with connect(port) as connection:
+            assert lengths(connection, good * len(before) + last + good) == [*before, 3]
+
+
 def test_what_follows_a_body_is_no_header(port):
     """A gateway looks at the headers; and of trailers there may be as many as fit into twice the largest body."""
     trailer = b"0\r\nx-request-id: of-the-trailer\r\n" + b"a: b\r\n" * LIMITS.headers + b"\r\n"

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -147,11 +148,16 @@ def test_a_request_to_stop_saves_and_exits_with_75(plaudit: Commands, reference:
         out / "metrics.jsonl"
     ), "no step that is done is lost"
     assert "not finished</td><td>SIGTERM after step" in (out / "report.html").read_text()
+    spoiled = Path(shutil.copytree(out, tmp_path / "spoiled"))
     assert plaudit.run(*reference.arguments, "--out", out) == 0
     assert "resumed at step" in plaudit.stdout
     assert reference.same(out)
     drawn, whole = ((folder / "report.html").read_text().split("</table>", 1)[1] for folder in (out, reference.out))
     assert drawn == whole, "the whole run, also what was before"
+    log = (spoiled / "metrics.jsonl").read_bytes()
+    (spoiled / "metrics.jsonl").write_bytes(b"?" + log[1:])
+    assert plaudit.run(*reference.arguments, "--out", spoiled) == 0, "a page that cannot be drawn costs no run"
+    assert "report.html is not drawn: JSONDecodeError" in plaudit.stdout and (spoiled / "report.json").exists()
 
 
 def test_a_finished_run_is_left_as_it_is(plaudit: Commands, reference: Reference) -> None:

@@ -260,6 +260,15 @@ def test_what_was_there_before_a_run_is_not_overwritten(
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [mine]
 
 
+def test_eval_tells_what_it_found_where_its_page_cannot_be_written(
+    plaudit: Commands, files: Path, out: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "page.html").mkdir()
+    assert plaudit.run("eval", out / "model", files / "eval.jsonl", "--json", "--html", tmp_path / "page.html") != 0
+    assert "page.html cannot be written" in plaudit.stderr
+    assert json.loads(plaudit.stdout)["accuracy"]["n"] > 0
+
+
 def test_the_starter_replaces_nothing_but_a_starter(plaudit: Commands, tmp_path: Path, out: Path) -> None:
     mine = Path(shutil.copytree(out / "model", tmp_path / "mine"))
     fit = ["train", "starter", "--out", mine, "--set", "data.starter_records=60", "--dry-run"]

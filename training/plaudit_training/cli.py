@@ -156,12 +156,12 @@ def evaluate(
             cluster="response" if cluster == "response" else "conversation",
             seed=seed,
         )
-        if html:
+        if as_json:
+            typer.echo(json.dumps(quality.to_json()))
+        else:
+            print_quality(_console(), quality)
+        if html:  # last: what was found is told, whatever becomes of the page
             write(of_quality(quality, bootstrap=bootstrap, seed=seed).encode())
-    if as_json:
-        typer.echo(json.dumps(quality.to_json()))
-    else:
-        print_quality(_console(), quality)
 
 
 def _train(file: Path | None, out: Path | None, changes: Mapping[str, Any], *, resume: bool, dry_run: bool) -> None:

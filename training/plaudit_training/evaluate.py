@@ -42,10 +42,9 @@ class Evaluation:
 
     def event(self, step: int) -> dict[str, Any]:
         """A line of metrics.jsonl: values, and the intervals of those two that people follow."""
-        values = {name: estimate.value for name, estimate in self.metrics.items()}
         followed = {name: self.metrics[name] for name in ("nll", "accuracy")}
         ends = {f"{name}_{end}": getattr(found, end) for name, found in followed.items() for end in ("low", "high")}
-        return {"event": "evaluation", "step": step, **values, **ends}
+        return {"event": "evaluation", "step": step} | {name: one.value for name, one in self.metrics.items()} | ends
 
     def to_json(self) -> dict[str, Any]:
         """One object: each metric as {value, low, high, n}, and what they were computed over."""

@@ -32,6 +32,15 @@ _SIDES = ("train", "held_out")
 _TOLD = ("not finished", "model", "device", "threads", "tokens_per_second", "finished_at", "step", "skipped", "tokens")
 
 
+def draw(out: Path, *drawn: Any) -> str:
+    """`write_run`, and what to say of it. How a run ended, and its model, are worth more than that it can be drawn."""
+    try:
+        write_run(out, *drawn)
+        return f"how it went: {out / PAGE}"
+    except (ArithmeticError, LookupError, OSError, TypeError, ValueError) as error:
+        return f"warning: {out / PAGE} is not drawn: {type(error).__name__}: {error}"
+
+
 def write_run(out: Path, prepared: Prepared, evaluation: Evaluation | None, facts: Mapping[str, Any]) -> None:
     """Write `<out>/report.html` of a run that has come to an end, be it a good one: then with its evaluation, if
     anything is held out. `facts` are of its report, of which some are told."""

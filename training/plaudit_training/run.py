@@ -13,7 +13,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +30,7 @@ from plaudit_model.memory import keep_freed_memory
 from . import callbacks, config_toml
 from .config import ConfigError, RunConfig, flatten, get
 from .finish import REPORT, Finished, finish, lineage
-from .page import PAGE, write_run
+from .page import PAGE, draw
 from .prepare import Prepared, check_inputs, prepare
 from .report import Display, evaluation_table, print_prepared
 from .train import Diverged, Outlets, Task, Trainer
@@ -149,8 +149,7 @@ def _train(prepared: Prepared, out: Path, model: Path, console: Console, stop: S
     try:
         speed = _loop(trainer, task, out, console, stop)
     except (Interrupted, Diverged) as end:
-        with suppress(OSError):  # how it ended says more than that it cannot be drawn
-            write_run(out, prepared, None, {"not finished": end})
+        console.print(draw(out, prepared, None, {"not finished": end}), soft_wrap=True, markup=False)
         raise
     finished = finish(task, trainer.progress, lineage(task, prepared.base, prepared.data), model)
     if finished.evaluation:
@@ -165,10 +164,9 @@ def _train(prepared: Prepared, out: Path, model: Path, console: Console, stop: S
         "threads": torch.get_num_threads(),
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    write_run(out, prepared, finished.evaluation, report | asdict(trainer.progress))
+    drawn = draw(out, prepared, finished.evaluation, report | asdict(trainer.progress))
     write_whole(out / REPORT, json.dumps(report, indent=2) + "\n")  # last: where it is, the run is finished
-    said = f"how it went: {out / PAGE}\nreward model: {model}\nserve it: plaudit serve {model}"
-    console.print(said, soft_wrap=True)
+    console.print(f"{drawn}\nreward model: {model}\nserve it: plaudit serve {model}", soft_wrap=True, markup=False)
     return finished
 
 
