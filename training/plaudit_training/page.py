@@ -46,7 +46,7 @@ def write_run(out: Path, prepared: Prepared, evaluation: Evaluation | None, fact
     anything is held out. `facts` are of its report, of which some are told."""
     config, settings, held_out = prepared.config, prepared.config.evaluation, prepared.held_out.examples
     sizes = {f"{side} comparisons": sum(e.pairs for e in getattr(prepared, side).examples) for side in _SIDES}
-    parts = [_facts({name: value for name, value in facts.items() if name in _TOLD} | sizes | versions())]
+    parts = [_facts({name: value for name, value in facts.items() if name in _TOLD} | sizes)]
     events = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     if evaluation:
         again = partial(judge_scores, cluster=settings.cluster, bootstrap=settings.bootstrap, seed=config.seed)
@@ -58,7 +58,7 @@ def write_run(out: Path, prepared: Prepared, evaluation: Evaluation | None, fact
         parts += _sentences(f"{side}: {report.conservation()}", *report.sentences())
     findings = (*prepared.preflight.problems, *prepared.preflight.notes)
     parts.append(_closed("preflight", table((), ((found.code, found.message) for found in findings))))
-    parts.append(_closed("configuration", _facts(flatten(config))))
+    parts.append(_closed("configuration and versions", _facts(flatten(config) | versions())))
     write_whole(out / PAGE, page(f"plaudit train {' '.join(config.data.train)}", *parts))
 
 
