@@ -146,6 +146,33 @@ def test_what_is_done_of_the_first_update_is_kept_too(
     assert fingerprint(tmp_path / "out") == fingerprint(tmp_path / "whole") and again.calls == whole.calls
 
 
+def test_a_score_that_failed_before_a_signal_is_counted_as_without_it(
+    tiny_policy_dir: Path, prompts: Path, computed: Any, tmp_path: Path, quiet: Console
+) -> None:
+    class Failing(computed):  # type: ignore[misc]
+        """Has no score for some texts, and may be struck when the first step begins to sample, its statistics known."""
+
+        struck = False
+
+        def submit(self, groups: Any) -> Any:
+            if self.struck and self.answered:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().submit(groups)
+
+    def some(text: str) -> float | None:
+        return None if text.count("c") > 1 else pays(text)
+
+    config = rl_config(tiny_policy_dir, prompts, **{"steps": 1, "reward.max_failed": 0.9, "reward.on_error": "none"})
+    verbs.rl(config, tmp_path / "whole", quiet, Failing(some))
+    struck = Failing(some)
+    struck.struck = True
+    with pytest.raises(Interrupted, match="after step 0 of 1"):
+        verbs.rl(config, tmp_path / "out", quiet, struck)
+    verbs.rl(config, tmp_path / "out", quiet, Failing(some))
+    lines = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "out")]
+    assert lines[0] == lines[1] and json.loads(lines[0])["reward/failed"] > 0
+
+
 def test_the_last_update_is_held_to_the_budget_too(
     tiny_policy_dir: Path, prompts: Path, computed: Any, tmp_path: Path, quiet: Console
 ) -> None:
