@@ -6,7 +6,6 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,8 @@ def write(out: Path, settings: Mapping[str, Any], taken: str) -> None:
         events, samples = ([*map(json.loads, some)] for some in (lines[0], lines[1][:-13:-1]))  # twelve, newest first
         drawn = ((title, list(_series(events, names, settings))) for title, names in _CHARTS.items())
         charts = "".join(chart(series, title, "step") for title, series in drawn if series)
-        shown = (((f"step {s['step']}", s["prompt"]), (f"scores {s['scores']}", s["response"])) for s in samples)
-        last = table(("", "prompt, response"), chain(*shown)) if samples else ""
+        shown = [(s["step"], s["scores"], s["prompt"], s["response"]) for s in samples]
+        last = table(("step", "scores", "prompt", "response"), shown) if shown else ""
         parts = table((), [("steps", taken)]), f"<div class='charts'>{charts}</div>", last, table((), settings.items())
         write_whole(out / PAGE, page(f"plaudit: {out}", *parts))
     except Exception as error:  # a page must not cost a run
