@@ -7,6 +7,7 @@ minibatches are the same in every process as they would be in one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,11 +121,8 @@ class Collector:
                 self._config.run.seed, stream, keys[start * group : (start + size) * group], settings.max_new_tokens
             )
             prompts = [row.prompt_ids for row in part]
-            if stream == "reference":
-                with self._reference.module() as module:
-                    made = sample(self._policy, prompts, noise_ST, temperature=settings.temperature, module=module)
-            else:
-                made = sample(self._policy, prompts, noise_ST, temperature=settings.temperature)
+            with self._reference.module() if stream == "reference" else nullcontext(self._policy.module) as module:
+                made = sample(self._policy, prompts, noise_ST, temperature=settings.temperature, module=module)
             texts = [self._policy.decode(response.ids) for response in made]
             yield [(row.prompt, texts[i * group : (i + 1) * group]) for i, row in enumerate(part)], made
 

@@ -167,12 +167,12 @@ class _Loop:
         self._saver = Saver(self._root, every=config.run.checkpoint_every, keep=config.run.keep)
         self._positions = [0, 0]
         self._last: Mapping[str, float] = {}
+        self._kept: Mapping[str, Any] = {}
         self.step = 0
 
     def resume(self) -> None:
         """Take up the newest checkpoint that is whole. Raises CheckpointError if it is of another run."""
-        snapshot = checkpoint.newest(self._root)
-        if snapshot is None:
+        if (snapshot := checkpoint.newest(self._root)) is None:
             return
         state, trainable = snapshot.state, self._stage.trainable
         self._check_identity(snapshot.step, state["identity"])
@@ -183,8 +183,7 @@ class _Loop:
         trainable.skipped = state["skipped"]
         self._stage.put_back(state["stage"], snapshot.tensors)
         self.step, self._positions, self._last = snapshot.step, state["positions"], state["last"]
-        self._stage.stopped = state["stopped"]
-        self._saver.saved_at = snapshot.step
+        self._stage.stopped, self._saver.saved_at = state["stopped"], snapshot.step
         self._place.console.print(f"resumed at step {self.step} of {self._stage.total}")
 
     def _check_identity(self, step: int, known: Mapping[str, Any]) -> None:
@@ -205,6 +204,7 @@ class _Loop:
 
     def run(self, stop: StopRequest) -> Mapping[str, float]:
         """Take the steps that are left; the numbers of the last."""
+        self._kept = self._stage.state()[0]
         main = self._place.world.is_main
         out = self._place.out if main else Path(os.devnull)
         names = ("metrics.jsonl", "samples.jsonl")
@@ -246,6 +246,7 @@ class _Loop:
         display.step(self.step, self._last)
 
     def _save(self, files: list[JsonLines]) -> None:
+        self._kept = self._stage.state()[0]
         if not self._place.world.is_main:
             self._saver.saved_at = self.step
             return
@@ -261,8 +262,8 @@ class _Loop:
         page.write(self._place.out, configs.flatten(self._config), f"{self.step} of {stage.total} {stage.stopped}")
 
     def _give_way(self, error: Exception, files: list[JsonLines]) -> Exception:
-        """Save the state between the steps, and the same error with where the run stands."""
-        if self.step and self._saver.saved_at != self.step:
+        """Save what has been computed since the last checkpoint, and the same error with where the run stands."""
+        if max(self._saver.saved_at, 0) != self.step or self._stage.state()[0] != self._kept:  # also within a step
             self._save(files)
         saved = self._saver.saved_at
         last = "" if saved == self.step else f" (the last saved step is {saved})" if saved >= 0 else " (none is saved)"

@@ -30,11 +30,11 @@ _LIMITS = {"objective/kl": "kl.kl_budget", "val/length": "rollout.max_new_tokens
 def write(out: Path, settings: Mapping[str, Any], taken: str) -> None:
     """Draw what is in `<out>/metrics.jsonl` and `samples.jsonl`. A page that cannot be written is a warning."""
     try:
-        texts = ((out / name).read_text(encoding="utf-8") for name in ("metrics.jsonl", "samples.jsonl"))
-        events, samples = ([json.loads(line) for line in text.splitlines()] for text in texts)
+        lines = [(out / name).read_text(encoding="utf-8").splitlines() for name in ("metrics.jsonl", "samples.jsonl")]
+        events, samples = ([*map(json.loads, some)] for some in (lines[0], lines[1][:-13:-1]))  # twelve, newest first
         drawn = ((title, list(_series(events, names, settings))) for title, names in _CHARTS.items())
         charts = "".join(chart(series, title, "step") for title, series in drawn if series)
-        shown = [(s["step"], s["scores"], s["prompt"], s["response"]) for s in samples[:-13:-1]]  # twelve, newest first
+        shown = [(s["step"], s["scores"], s["prompt"], s["response"]) for s in samples]
         last = table(("step", "scores", "prompt", "response"), shown) if shown else ""
         parts = table((), [("steps", taken)]), f"<div class='charts'>{charts}</div>", last, table((), settings.items())
         write_whole(out / PAGE, page(f"plaudit: {out}", *parts))

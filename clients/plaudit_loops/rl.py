@@ -103,6 +103,7 @@ class Rl:
     def _collected(self, step: int, stop: StopRequest) -> Unfinished:
         """A step up to its update: nothing has changed yet."""
         statistics, samples = self._normalisation(stop), self._sampled(step, stop)
+        self._statistics = statistics  # with what was counted for them: nothing of a step is kept while it samples
         if statistics is None:
             statistics = np.stack([np.zeros(len(samples[0].scores)), np.ones(len(samples[0].scores))])
         batch = batches.build(samples, self._config, self._kl_coef, statistics)
@@ -129,8 +130,7 @@ class Rl:
         if np.isnan(scores_ES).all(1).any():
             raise Unavailable("no response of the starting policy has a score to normalise by")
         deviation_E = np.nanstd(scores_ES, 1)
-        self._statistics = np.stack([np.nanmean(scores_ES, 1), np.where(deviation_E > 0, deviation_E, 1.0)])
-        return self._statistics
+        return np.stack([np.nanmean(scores_ES, 1), np.where(deviation_E > 0, deviation_E, 1.0)])
 
     def _keeps_budget(self, kl: float) -> bool:
         """Whether the policy that was sampled from is within the KL budget. If not, the run ends with the last one that

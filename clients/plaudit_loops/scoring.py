@@ -86,8 +86,7 @@ class Served:
         return wait
 
     def counts(self) -> Mapping[str, float]:
-        counts = {"reward/failed": 0.0, "reward/revision_changes": 0.0}
-        counts |= {name: float(count) for name, count in self._counts.items()}
+        counts = {"reward/failed": 0.0, "reward/revision_changes": 0.0} | {n: float(c) for n, c in self._counts.items()}
         self._counts.clear()
         return counts
 

@@ -94,18 +94,18 @@ def save(root: Path, snapshot: Snapshot, *, keep: int, best: int | None = None) 
     root.mkdir(parents=True, exist_ok=True)
     clean(root)
     _require_space(root, snapshot)
-    hidden = root / f"{_HIDDEN[0]}{os.getpid()}"
+    hidden, final = root / f"{_HIDDEN[0]}{os.getpid()}", place(root, snapshot.step)
     try:
         hidden.mkdir()
         _write_files(hidden, snapshot)
-        final = place(root, snapshot.step)
-        if final.exists():
-            _remove(final)
+        if final.exists():  # of the same step: deleted when its successor is there, as that may take seconds
+            os.rename(final, root / f"{_HIDDEN[1]}{final.name}")
         os.rename(hidden, final)
     except BaseException:
         shutil.rmtree(hidden, ignore_errors=True)
         raise
     sync(root)
+    clean(root)
     prune(root, keep=keep, best=best)
     return final
 

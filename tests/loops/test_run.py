@@ -119,28 +119,58 @@ def test_a_signal_does_not_wait_for_an_update_and_costs_one_minibatch_of_it(
     algo: str, minibatches: int, tiny_policy_dir: Path, prompts: Path, computed: Any, tmp_path: Path, quiet: Console,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    config = rl_config(tiny_policy_dir, prompts, algo, **{"run.checkpoint_every": 0, "optim.micro_batch": 3})
+    config = rl_config(tiny_policy_dir, prompts, algo, **{"run.checkpoint_every": 1, "optim.micro_batch": 3})
     verbs.rl(config, tmp_path / "whole", quiet, whole := computed(pays))
-    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after step 2 of 6; go on with --resume"):
-        struck_in_update(patch, 2 * (2 * minibatches + minibatches // 2) + 1)  # two micro-batches to a minibatch
-        verbs.rl(config, tmp_path / "out", quiet, computed(pays))
-    kept = checkpoint.newest(tmp_path / "out/checkpoints")
-    assert kept is not None and kept.step == 2 and kept.state["stage"]["unfinished"]["taken"] == minibatches // 2
+    done = minibatches // 2
+    # Two micro-batches to a minibatch. The second signal strikes the resumed update, one minibatch or none later.
+    for at, taken in ((2 * (2 * minibatches + done) + 1, done), (2 * (done - 1) + 1, 2 * done - 1)):
+        with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after step 2 of 6; go on with --resume"):
+            struck_in_update(patch, at)
+            verbs.rl(config, tmp_path / "out", quiet, computed(pays))
+        kept = checkpoint.newest(tmp_path / "out/checkpoints")
+        assert kept is not None and kept.step == 2 and kept.state["stage"]["unfinished"]["taken"] == taken
     verbs.rl(config, tmp_path / "out", quiet, again := computed(pays))
     assert fingerprint(tmp_path / "out") == fingerprint(tmp_path / "whole")
     assert again.calls == whole.calls, "what was sampled and scored is not asked for again"
 
 
-def test_a_signal_in_the_first_update_leaves_nothing_behind(
+def test_what_is_done_of_the_first_update_is_kept_too(
     tiny_policy_dir: Path, prompts: Path, computed: Any, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = rl_config(tiny_policy_dir, prompts, **{"steps": 2})
-    verbs.rl(config, tmp_path / "whole", quiet, computed(pays))
-    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after step 0 of 2 .none is saved."):
+    verbs.rl(config, tmp_path / "whole", quiet, whole := computed(pays))
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after step 0 of 2; go on with --resume"):
         struck_in_update(patch, 3)
         verbs.rl(config, tmp_path / "out", quiet, computed(pays))
-    verbs.rl(config, tmp_path / "out", quiet, computed(pays))
-    assert fingerprint(tmp_path / "out") == fingerprint(tmp_path / "whole")
+    verbs.rl(config, tmp_path / "out", quiet, again := computed(pays))
+    assert fingerprint(tmp_path / "out") == fingerprint(tmp_path / "whole") and again.calls == whole.calls
+
+
+def test_a_score_that_failed_before_a_signal_is_counted_as_without_it(
+    tiny_policy_dir: Path, prompts: Path, computed: Any, tmp_path: Path, quiet: Console
+) -> None:
+    class Failing(computed):  # type: ignore[misc]
+        """Has no score for some texts, and may be struck when the first step begins to sample, its statistics known."""
+
+        struck = False
+
+        def submit(self, groups: Any) -> Any:
+            if self.struck and self.answered:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().submit(groups)
+
+    def some(text: str) -> float | None:
+        return None if text.count("c") > 1 else pays(text)
+
+    config = rl_config(tiny_policy_dir, prompts, **{"steps": 1, "reward.max_failed": 0.9, "reward.on_error": "none"})
+    verbs.rl(config, tmp_path / "whole", quiet, Failing(some))
+    struck = Failing(some)
+    struck.struck = True
+    with pytest.raises(Interrupted, match="after step 0 of 1"):
+        verbs.rl(config, tmp_path / "out", quiet, struck)
+    verbs.rl(config, tmp_path / "out", quiet, Failing(some))
+    lines = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "out")]
+    assert lines[0] == lines[1] and json.loads(lines[0])["reward/failed"] > 0
 
 
 def test_the_last_update_is_held_to_the_budget_too(
@@ -442,7 +472,8 @@ def test_what_is_looked_at_after_a_night(
     places = [text.index(f"aria-label='{title}'") for title in titles]
     assert places == sorted(places) and text.count("<polygon") == 1, "scores alone have a band"
     assert "kl.kl_budget</text>" in text and "rollout.max_new_tokens</text>" in text
-    assert "3 of 3" in text and "<td>a b</td>" in text and "a &lt;night&gt;" in text and "<script" not in text
+    assert "3 of 3" in text and "<td>a b</td>" in text
+    assert "a &lt;night&gt;" in text and "<script" not in text
     assert "Accuracy" not in text, "nothing is drawn that the run does not have"
     assert "2 of 3" in seen[-2] and not seen[1], "a run that goes on is looked at too, as of its last checkpoint"
     (out / "metrics.jsonl").write_text("torn")

@@ -54,6 +54,24 @@ def test_a_step_can_be_saved_again(tmp_path: Path) -> None:
     assert loaded is not None and loaded.state == again.state
 
 
+def test_a_checkpoint_that_is_replaced_is_deleted_when_its_successor_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(path: Path, **about: object) -> None:
+        if path.exists():
+            raise KeyboardInterrupt
+
+    checkpoint.save(tmp_path, snapshot(1), keep=2)
+    again = Snapshot(1, snapshot(1).tensors, {"step": 1, "more": True})
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint.shutil, "rmtree", killed)
+        checkpoint.save(tmp_path, again, keep=2)
+    loaded = checkpoint.newest(tmp_path)
+    assert loaded is not None and loaded.state == again.state
+    checkpoint.save(tmp_path, snapshot(2), keep=2)
+    assert not list(tmp_path.glob(".*")), "what was replaced is deleted the next time"
+
+
 def flip(path: Path, at: int) -> None:
     data = bytearray(path.read_bytes())
     data[at % len(data)] ^= 1 << at % 8

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -117,8 +117,8 @@ def merge(sources: Sequence[Path], write: Callable[[bytes], object]) -> tuple[in
     is torn, or two lines share a key and differ."""
     places: dict[str, tuple[int, int, str, int, int]] = {}
     hashes: dict[str, bytes] = {}
-    copies = 0
-    samples, wanted = Counter[tuple[str, str]](), dict[str, Sequence[int]]()  # by settings: prompts, samples of each
+    copies, samples = 0, defaultdict[str, Counter[str]](Counter)  # by settings: how many each prompt has
+    wanted: dict[str, Sequence[int]] = {}  # by settings: prompts, samples of each
     with ExitStack() as stack:
         files = [stack.enter_context(path.open("rb")) for path in sources]
         for number, file in enumerate(files):
@@ -133,16 +133,17 @@ def merge(sources: Sequence[Path], write: Callable[[bytes], object]) -> tuple[in
                 if hashes.setdefault(key, own := hashlib.sha256(encode(value)).digest()) != own:
                     raise InvalidInput(f"{where} has the key {key} of an earlier line and differs from it")
                 copies += key in places
-                if key not in places and type(prompts) is int and prompts:  # older files say nothing
+                if key not in places:
                     settings = digest(value.get("sampling"))
-                    samples[settings, digest(value.get("prompt"))] += 1
-                    wanted[settings] = tuple(map(max, wanted.get(settings, (0, 0)), (prompts, index + 1)))
+                    samples[settings][digest(value.get("prompt"))] += 1
+                    if type(prompts) is int and prompts:  # older rows say nothing, and are samples of theirs
+                        wanted[settings] = tuple(map(max, wanted.get(settings, (0, 0)), (prompts, index + 1)))
                 places.setdefault(key, (place, index, key, number, offset))
                 offset += len(line)
         for *_, number, offset in sorted(places.values()):
             files[number].seek(offset)
             write(files[number].readline())
-    few = sum(count < wanted[settings][1] for (settings, _), count in samples.items())
-    none = sum(prompts for prompts, _ in wanted.values()) - len(samples)
+    few = sum(count < most for own, (_, most) in wanted.items() for count in samples[own].values())
+    none = sum(max(0, prompts - len(samples[own])) for own, (prompts, _) in wanted.items())
     said = {"prompts have no sample": none, "prompts have too few samples": few}
     return len(places), copies, [f"{count} {what}" for what, count in said.items() if count > 0]

@@ -102,17 +102,23 @@ def test_a_shard_that_was_forgotten_or_is_not_finished_is_missed(
         arguments = ("--out", f"{part}.jsonl", "--shard", f"{part}/3", *options(openai, n=4)[2:])
         assert bon("generate", source, *arguments)[0] == 0
     Path("0.jsonl").write_bytes(b"".join(Path("0.jsonl").read_bytes().splitlines(keepends=True)[:-6]))  # killed
-    cut = len(read("0.jsonl"))
     sizes = [len(read(f"{part}.jsonl")) for part in range(3)]
     code, _, err = bon("merge", "0.jsonl", "1.jsonl", "2.jsonl", "--out", "m.jsonl")
     assert code == 1 and len(read("m.jsonl")) == sum(sizes) == 42
     assert err.endswith("1 prompts have no sample, 1 prompts have too few samples: is a shard forgotten, or not "
                         "finished? Run it again, then merge\n")  # fmt: skip
     code, _, err = bon("merge", "0.jsonl", "1.jsonl", "--out", "m.jsonl")
-    assert code == 1 and f"{1 + sizes[2] // 4} prompts have no sample" in err and cut
+    assert code == 1 and f"{1 + sizes[2] // 4} prompts have no sample" in err
     old = [{name: value for name, value in row.items() if name != "prompts"} for row in read("1.jsonl")]
     code, _, err = bon("merge", write("old.jsonl", old), "--out", "m.jsonl")
     assert code == 0 and err == f"{len(old)} samples, 0 copies left out\n", "rows that do not say how many there are"
+    begun = [old[0], *read("1.jsonl")[1:], *read("0.jsonl"), *read("2.jsonl")]  # begun by a version that did not say
+    _, _, err = bon("merge", write("begun.jsonl", begun), "--out", "m.jsonl")
+    assert "1 prompts have no sample, 1 prompts have too few samples" in err, "an older row is a sample too"
+    several = [{**row, "prompts": 1} for row in read("2.jsonl")]  # of files of one prompt each
+    hot = [{**row, "key": f"{row['key']}!", "sampling": {}, "prompts": sizes[2] // 4 + 1} for row in several]
+    _, _, err = bon("merge", write("several.jsonl", several), write("hot.jsonl", hot), "--out", "m.jsonl")
+    assert "\n1 prompts have no sample:" in err, "of one policy, however many another one has"
 
 
 def test_equal_samples_are_copies_also_where_the_prompts_have_become_more(
