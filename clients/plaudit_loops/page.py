@@ -34,12 +34,17 @@ def write(out: Path, settings: Mapping[str, Any], taken: str) -> None:
         events, samples = ([*map(json.loads, some)] for some in (lines[0], lines[1][:-13:-1]))  # twelve, newest first
         drawn = ((title, list(_series(events, names, settings))) for title, names in _CHARTS.items())
         charts = "".join(chart(series, title, "step") for title, series in drawn if series)
-        shown = [(s["step"], s["scores"], s["prompt"], s["response"]) for s in samples]
-        last = table(("step", "scores", "prompt", "response"), shown) if shown else ""
-        parts = table((), [("steps", taken)]), f"<div class='charts'>{charts}</div>", last, table((), settings.items())
-        write_whole(out / PAGE, page(f"plaudit: {out}", *parts))
+        last = table(("step", "score", "prompt", "response"), map(_sample, samples)) if samples else ""
+        told = f"<details><summary>configuration</summary>{table((), settings.items())}</details>"
+        parts = table((), [("steps", taken)]), f"<div class='charts'>{charts}</div>", "<h2>samples</h2>" * bool(last)
+        write_whole(out / PAGE, page(f"plaudit: {out}", *parts, last, told))
     except Exception as error:  # a page must not cost a run
         logging.getLogger("plaudit.loops").warning("%s could not be written: %s", out / PAGE, error)
+
+
+def _sample(row: Mapping[str, Any]) -> tuple[object, ...]:
+    scores = ("-" if score is None else f"{score:.3f}" for score in row["scores"])
+    return row["step"], ", ".join(scores), row["prompt"], row["response"]
 
 
 def _series(events: Sequence[Mapping[str, Any]], names: Sequence[str], settings: Mapping[str, Any]) -> Iterator[Series]:
