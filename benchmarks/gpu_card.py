@@ -110,7 +110,7 @@ class Bench:
         if self.lost or (self.without and re.search(self.without, str(case))):
             return
         if self.dry:
-            torch.manual_seed(4)  # the same numbers wherever it runs: a test looks at what it finds
+            torch.manual_seed(0)  # of tensors so small one draw in a hundred has torch err by less than half of us
         if time.monotonic() + (0.0 if self.dry else case.seconds) > self.deadline:
             self.left.append(str(case))
             return

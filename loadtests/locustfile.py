@@ -8,10 +8,9 @@ Start it in this folder, or with PYTHONSAFEPATH=1: Locust puts the current direc
 repository's root must not be there.
 
 Every response is checked for length, order, index echo and finite scores, and an item that comes again must get the
-same score, whichever shape it comes in (bit-equal unless the profile names a tolerance), and different items
-different ones. A wrong answer counts as a
-failure of its own kind. Exit codes: 0, or 1 if the profile's objectives are missed, 69 if the server is not ready,
-78 for an unusable profile.
+same score, whichever shape it comes in (bit-equal unless the profile names a tolerance), and different items different
+ones. A wrong answer counts as a failure of its own kind. Exit codes: 0, or 1 if the profile's objectives are missed, 69
+if the server is not ready, 78 for an unusable profile.
 `PLAUDIT_API_KEY` in the environment is sent as a bearer token.
 
 Users are closed loops: a server that stalls delays the next step of its user, as it delays a trainer.

@@ -246,15 +246,14 @@ class _Loop:
         display.step(self.step, self._last)
 
     def _save(self, files: list[JsonLines]) -> None:
-        self._kept = self._stage.state()[0]
+        stage, trainable, (self._kept, tensors) = self._stage, self._stage.trainable, self._stage.state()
         if not self._place.world.is_main:
             self._saver.saved_at = self.step
             return
-        stage, trainable, (state, tensors) = self._stage, self._stage.trainable, self._stage.state()
         self._positions = [file.position() for file in files]
         described = {
             "identity": dict(stage.identity), "threads": torch.get_num_threads(), "skipped": trainable.skipped,
-            "positions": self._positions, "stopped": stage.stopped, "stage": state,
+            "positions": self._positions, "stopped": stage.stopped, "stage": self._kept,
             "last": {name: value for name, value in self._last.items() if math.isfinite(value)},
         }  # fmt: skip
         both = {"weights": trainable.weights(), "optimizer": trainable.moments(), **tensors}

@@ -100,9 +100,10 @@ class Report:
         await send_error(failure, scope, send)
 
     def _done(self, scope: Scope, status: int, seconds: float) -> None:
-        named = _MODEL_PATH.fullmatch(scope["path"])  # one that its head refuses has not come to `ModelPath`
-        path = named["rest"] if named else scope["path"]
-        route = path if path in self._paths else "unknown"
+        route = scope["path"]
+        if route not in self._paths and (named := _MODEL_PATH.fullmatch(route)):  # its head was refused, or it is outer
+            route = named["rest"]
+        route = route if route in self._paths else "unknown"
         self._metrics.request_done(route, status, seconds)
         level = logging.DEBUG if status < 400 or route in PUBLIC else logging.WARNING if status >= 500 else logging.INFO
         if access.isEnabledFor(level):
@@ -206,7 +207,7 @@ class Direct:
         route = self._routes.get(scope["path"]) if scope["type"] == "http" else None
         if route is None or scope["method"] not in (route.methods or ()):
             return await self._app(scope, receive, send)
-        scope["app"], scope["route"] = self._app, route
+        scope["app"] = self._app
         answer: Response = await route.endpoint(Request(scope, receive, send))
         await answer(scope, receive, send)
 

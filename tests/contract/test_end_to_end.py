@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -14,9 +13,11 @@ from typing import Any
 
 import httpx2
 import pytest
+import torch
 
 from plaudit import Client
 from plaudit_model import contract
+from plaudit_model.reward_model import RewardModel
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAUDIT = str(Path(sys.executable).with_name("plaudit"))
@@ -154,19 +155,33 @@ def test_a_prompt_costs_once_grouped_and_nearly_so_as_single_posts(served: Any, 
     assert single <= 1.3 * grouped
 
 
-def test_traffic_is_checked_and_an_objective_can_fail(url: str, tmp_path: Path) -> None:
+SMOKE = ROOT / "loadtests" / "profiles" / "smoke.toml"
+
+
+def load(url: str, profile: Path, seconds: int) -> tuple[int, str]:
+    """The exit code of a load test, and what it says."""
     locust = [str(Path(sys.executable).with_name("locust")), "--headless", "--host", url, "--users", "3"]
-    command = [*locust, "--spawn-rate", "3", "--run-time", "3s", "--only-summary", "--load"]
-    profiles = ROOT / "loadtests" / "profiles"
-    good = subprocess.run(
-        [*command, str(profiles / "smoke.toml")], cwd=ROOT / "loadtests", capture_output=True, text=True
-    )
-    assert good.returncode == 0, good.stdout + good.stderr
-    harsh = tmp_path / "harsh.toml"
-    text = (profiles / "smoke.toml").read_text()
+    command = [*locust, "--spawn-rate", "3", "--run-time", f"{seconds}s", "--only-summary", "--load", str(profile)]
+    done = subprocess.run(command, cwd=ROOT / "loadtests", capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_traffic_is_checked_and_an_objective_can_fail(url: str, tmp_path: Path) -> None:
+    code, said = load(url, SMOKE, 3)
+    assert code == 0, said
+    text, harsh = SMOKE.read_text(), tmp_path / "harsh.toml"
     assert "items_per_second" in text
     lines = ["items_per_second = 1e9" if line.startswith("items_per_second") else line for line in text.splitlines()]
     harsh.write_text("\n".join(lines))
-    command[command.index("3s")] = "1s"
-    bad = subprocess.run([*command, str(harsh)], cwd=ROOT / "loadtests", capture_output=True, text=True, env=os.environ)
-    assert bad.returncode == 1, bad.stdout + bad.stderr
+    code, said = load(url, harsh, 1)
+    assert code == 1, said
+
+
+def test_a_load_test_finds_a_model_that_scores_everything_alike(
+    write_base: Callable[[str], Path], serve: Callable[..., Any], tmp_path: Path
+) -> None:
+    model = RewardModel.from_base(write_base("qwen3"), seed=3)
+    torch.nn.init.zeros_(model.module.score.weight)
+    model.save(tmp_path / "alike", model.contract)
+    code, said = load(serve(tmp_path / "alike").url, SMOKE, 1)
+    assert code == 1 and "different items in a row, one score" in said, said
