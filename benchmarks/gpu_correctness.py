@@ -206,9 +206,9 @@ def _losses(bench: Bench) -> dict[str, tuple[Operation, Inputs, bool]]:
     scores = fresh(bench, count)
     chosen, rejected = (torch.randint(count, (count,), device=bench.device) for _ in range(2))
     share, margin, weight = (fresh(bench, count).sigmoid().float() for _ in range(3))
-    sizes = torch.randint(bench.small(150, 4), (groups,), device=bench.device)
-    offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
-    ranking = torch.randint(count, (int(sizes.sum()),), device=bench.device)
+    ends = np.random.default_rng(0).integers(bench.small(150, 4), size=groups).cumsum()
+    offsets = torch.tensor([0, *ends.tolist()], device=bench.device)
+    ranking = torch.randint(count, (int(ends[-1]),), device=bench.device)
     return {
         "bradley_terry": (
             lambda s: bradley_terry(s, chosen, rejected, share, margin, weight, centring=0.01),
