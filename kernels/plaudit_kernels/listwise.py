@@ -50,7 +50,8 @@ def _running(values, less, mask, top, weight):
     while tl.max(tl.max(mask.to(tl.int32), 0), 0) > 0:
         share, largest = _shares(values, less, mask, top)
         sums = tl.cumsum(share, 1) + (weight * tl.exp(top - largest))[:, None]
-        tiny = sums <= 1e-3  # never of NaN, which shows in the loss
+        # Never of NaN, nor of what no number is above: they show in the loss, and would be summed for ever.
+        tiny = (sums <= 1e-3) & (largest > -1e30)[:, None]
         level = tl.where(mask & (tiny == 0), largest[:, None], level)
         total = tl.where(mask & (tiny == 0), sums, total)
         mask = mask & tiny
@@ -60,9 +61,8 @@ def _running(values, less, mask, top, weight):
 @jit
 def _shares(values, less, mask, top):
     """exp(values - less - largest), 0 where masked, and the largest of each row and of `top`."""
-    values = tl.where(mask, values, -1e30)
-    largest = tl.maximum(tl.max(values - less, 1), top)
-    return tl.where(mask, tl.exp(values - largest[:, None] - less), 0.0), largest
+    largest = tl.maximum(tl.max(tl.where(mask, values - less, -1e30), 1), top)
+    return tl.exp(tl.where(mask, values - largest[:, None] - less, -1e30)), largest
 
 
 @jit

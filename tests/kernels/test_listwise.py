@@ -54,6 +54,17 @@ def test_torch_is_the_definition(sizes: list[int]) -> None:
     assert torch.allclose(ours[0], truth[0])
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("bad", [float("-inf"), float("inf"), float("nan")])
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [0, 2, 3, 1], [1, 0, 2, 3]])
+def test_a_score_that_is_no_number_shows_and_ends(bad: float, order: list[int], device: torch.device) -> None:
+    scores = torch.tensor([1.0, bad, 0.5, 2.0], device=device, requires_grad=True)
+    ranked, ends = (torch.tensor(values, device=device) for values in (order, [0, 4]))
+    loss = TritonPlackettLuce.apply(scores, ranked, ends)
+    (gradient,) = torch.autograd.grad(loss.sum(), scores)
+    assert not (loss.isfinite().all() and gradient.isfinite().all())
+
+
 def test_a_pair_is_bradley_terry() -> None:
     loss = plackett_luce(torch.tensor([0.5, 2.0]), torch.tensor([1, 0]), torch.tensor([0, 2]))
     assert torch.allclose(loss, torch.nn.functional.softplus(torch.tensor([-1.5])))
