@@ -11,9 +11,9 @@ rates are shares of what the same run measured (section `matrix`).
 `--resume` leaves out the cases that have rows of this commit and card, in `--results` or among the checked-in ones. A
 case that hangs ends the process, one that breaks the card's context the run: go on with `--resume --without CASE`.
 Without a Git checkout name the commit. `http` needs the packages of the server and says so where they are absent.
-Most of `correctness` is compiling: eight processes, `--shard 0/8` to `--shard 7/8`, share it, and the kernels that they
-leave in Triton's cache are not compiled again. What is timed must run alone. `all` is all but `gluon`, a candidate for
-attention that runs only when it is asked for by name.
+Its kernels take six minutes of CPU to compile: `gpu_compile.py` does that beforehand, side by side, also on a machine
+without a card. Eight processes, `--shard 0/8` to `--shard 7/8`, can share `correctness`; what is timed must run alone.
+`all` is all but `gluon`, a candidate for attention that runs only when it is asked for by name.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from gpu_card import Bench
 SECTIONS = {
     "matrix": "gpu_card",
     "correctness": "gpu_correctness",
-    "forward": "gpu_engine",
-    "attention": "gpu_attention",
-    "fused": "gpu_kernels",
-    "training": "gpu_training",
-    "invariant": "gpu_kernels",
     "regroupings": "gpu_engine",
-    "fp8": "gpu_engine",
+    "fused": "gpu_kernels",
+    "attention": "gpu_attention",
+    "forward": "gpu_engine",
     "http": "gpu_serving",
     "ready": "gpu_serving",
+    "training": "gpu_training",
+    "invariant": "gpu_kernels",
+    "fp8": "gpu_engine",
+    "gluon": "gpu_gluon",
     "sanitizer": "gpu_correctness",
     "tune": "gpu_tune",
-    "gluon": "gpu_gluon",
 }
 """The module of each, whose function of that name it is, in the order of their importance. It is imported when its turn
 comes: what one section needs and this machine lacks stops no other."""

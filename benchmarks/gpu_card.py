@@ -178,11 +178,11 @@ class Bench:
     @contextlib.contextmanager
     def _limited(self, case: Case) -> Iterator[None]:
         """What hangs on a card hangs for ever: the process ends with a traceback, and the next one can go on without
-        the case."""
+        the case. At first a case compiles: a minute."""
         if self.device.type != "cuda":
             yield
             return
-        faulthandler.dump_traceback_later(120 + 5 * case.seconds, exit=True)
+        faulthandler.dump_traceback_later(60 + 3 * case.seconds, exit=True)
         try:
             yield
         finally:

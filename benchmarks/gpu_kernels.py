@@ -32,6 +32,9 @@ Work = Callable[[], object]
 Norms = tuple[torch.Tensor | None, torch.Tensor | None]
 """Weights of the norms of queries and keys."""
 
+ELEMENTS = 1 << 27
+"""Of the stream: a microsecond around a kernel must be nothing beside it."""
+
 MODELS = ("Qwen3-0.6B", "Llama-3.2-1B", "Llama-3.1-8B")
 
 
@@ -53,11 +56,11 @@ def fused(bench: Bench) -> None:
     """Share of the copy bandwidth at sizes that fill the card; over liger-kernel where that is installed."""
     for model in bench.models(*MODELS):
         sizes = sizes_of(bench, model)
-        rows = bench.small(32768, 32)
+        rows = bench.small(ELEMENTS // sizes.hidden, 32)
         for name, make in {**_forwards(bench, sizes, rows), **_backwards(bench, sizes, rows)}.items():
             bench.run(Case("fused", name, f"{model}, {rows} rows", seconds=2), lambda make=make: _moved(bench, make()))
     for name, make in _losses(bench).items():
-        bench.run(Case("fused", name, "2^22 comparisons", "float32", 5), lambda make=make: _moved(bench, make()))
+        bench.run(Case("fused", name, "2^24 comparisons", "float32", 5), lambda make=make: _moved(bench, make()))
 
 
 def _moved(bench: Bench, fused: Fused) -> list[Row]:
@@ -153,7 +156,7 @@ def _backwards(bench: Bench, sizes: Sizes, rows: int) -> dict[str, Callable[[], 
 
 
 def _losses(bench: Bench) -> dict[str, Callable[[], Fused]]:
-    count = bench.small(1 << 22, 64)
+    count = bench.small(1 << 24, 64)
 
     def pairs() -> Fused:
         scores = random(bench, 2 * count, dtype=torch.float32)

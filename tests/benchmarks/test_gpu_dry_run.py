@@ -61,8 +61,9 @@ def test_every_section_runs_without_a_card(dry: tuple[subprocess.CompletedProces
 def test_what_never_ran_on_a_card_is_left_out_unless_it_is_named(
     dry: tuple[subprocess.CompletedProcess[str], Path],
 ) -> None:
-    assert imported("gpu").chosen(["all"]) == [*SECTIONS[:-1], "sanitizer", SECTIONS[-1]]
-    part = dry[0].stdout.split("== gluon\n")[1]
+    chosen = imported("gpu").chosen(["all"])
+    assert {*chosen} == {*SECTIONS, "sanitizer"} and chosen[:3] == ["matrix", "correctness", "regroupings"]
+    part = dry[0].stdout.split("== gluon\n")[1].split("\n== ")[0]
     assert "not measured" in part and "dry: what=" not in part
 
 
@@ -93,6 +94,40 @@ def test_without_a_card_nothing_is_measured(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 1 and "no GPU" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def compiling(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(BENCHMARKS / "gpu_compile.py"), *arguments]
+    paths = os.pathsep.join(filter(None, (str(BENCHMARKS), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": paths, **environment}
+    environment.pop("TRITON_INTERPRET", None)
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+for_cuda = pytest.mark.skipif(torch.version.cuda is None, reason="torch was built without CUDA")
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="torch was built for CUDA")
+def test_a_torch_without_cuda_is_told_that_it_cannot_compile_for_a_card() -> None:
+    done = compiling("--list")
+    assert done.returncode == 1 and "built without CUDA" in done.stderr
+
+
+@for_cuda
+def test_kernels_of_a_card_are_known_without_one() -> None:
+    told = compiling("--sections", "fp8", "regroupings", "--only", "fp8|bfloat16", "--list").stdout
+    for kernel in ("attention_triton._forward", "matmul._described_product", "matmul._quantize", "int8._widen"):
+        assert kernel in told, told
+    assert "regroupings | BERT-base | 10,000 regroupings | bfloat16: plaudit_kernels.norm._forward" in told
+
+
+@for_cuda
+@pytest.mark.soak
+def test_they_are_compiled_into_the_cache(tmp_path: Path) -> None:
+    options = ("--sections", "invariant", "--only", "Qwen3-0.6B qkv", "--processes", "2")
+    told = compiling(*options, TRITON_CACHE_DIR=str(tmp_path)).stdout
+    assert "3 kernels" in told and "0 failed" in told
+    assert len(list(tmp_path.glob("*/*.cubin"))) == 3
 
 
 # -- rows ----------------------------------------------------------------------------------------------------
