@@ -180,8 +180,14 @@ def pretend(compiler: Compiler, chip: int) -> None:
     torch.nn.Module._apply = applied  # type: ignore[assignment]
     generator = torch.Generator
     torch.Generator = lambda *_: generator()  # type: ignore[assignment, misc]
-    reward_model.CudaRecorder = lambda _: lambda compute: lambda result=compute(): result  # type: ignore[assignment, misc]
+    reward_model.CudaRecorder = lambda _: recorded  # type: ignore[assignment, misc]
     reward_model.Readback = lambda scores: SimpleNamespace(wait=lambda: np.ones(tuple(scores.shape)))  # type: ignore[assignment, misc]
+
+
+def recorded(compute: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+    """As `CudaRecorder` gives it."""
+    result = compute()
+    return lambda: result
 
 
 def few(load: Any, items: Any, alone: Any, count: int, generator: Any) -> tuple[int, int]:
@@ -249,7 +255,7 @@ def _ordered(roots: list[Any]) -> list[Any]:
 def main() -> int:
     arguments = parsed()
     if torch.version.cuda is None:
-        print("this torch was built without CUDA: it has no tensors of a card, not even without numbers", file=sys.stderr)
+        print("this torch was built without CUDA: it knows no tensors of a card", file=sys.stderr)
         return 1
     bench = Walk(torch.device("cuda"), False, Path(tempfile.mkdtemp()), "none")
     bench.verbose, bench.wanted = arguments.verbose, arguments.only

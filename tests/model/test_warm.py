@@ -20,7 +20,8 @@ from plaudit_model.reward_model import RewardModel
 
 SCRIPT = Path(__file__).parents[1] / "pretended_gpu.py"
 MODELS = ("qwen3:exact:float32", "qwen3:fast:float32", "qwen3:exact:bfloat16", "gemma2:exact:bfloat16",
-          "bert:exact:float32", "modernbert:exact:float32", "modernbert:fast:float32", "llama:exact:int8")  # fmt: skip
+          "bert:exact:float32", "modernbert:exact:float32", "modernbert:fast:float32", "llama:exact:int8",
+          "llama:exact:fp8")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
