@@ -66,7 +66,7 @@ def main() -> int:
         without=arguments.without, patience=arguments.patience,
     )  # fmt: skip
     for wanted in (*arguments.first, ""):
-        bench.wanted = wanted
+        bench.look_for(wanted)
         for name in chosen(arguments.sections):
             print(" ".join(filter(None, ("==", name, wanted))), flush=True)
             with bench.guarded(name):

@@ -82,7 +82,7 @@ class Walk(Bench):
     def synchronize(self) -> None: ...
 
     @property
-    def ceilings(self) -> Ceilings:  # type: ignore[override]
+    def ceilings(self) -> Ceilings:
         return Ceilings({1: [1.0]}, [1.0])
 
 
@@ -160,7 +160,7 @@ def _compiled(src: Any, target: GPUTarget, options: Any, told: str) -> int:
 def pretend(compiler: Compiler, chip: int) -> None:
     """There is a card of this chip from now on; its tensors have addresses, and where numbers are asked for, ones."""
     triton.compiler.compile = compiler
-    triton.runtime.driver.set_active(Driver(chip))  # type: ignore[arg-type]
+    triton.runtime.driver.set_active(Driver(chip))
     about = {"multi_processor_count": 132, "name": "a card", "total_memory": 1 << 37, "major": chip // 10}
     for name, value in {
         "get_device_capability": divmod(chip, 10), "get_device_properties": SimpleNamespace(**about, minor=chip % 10),
@@ -177,11 +177,11 @@ def pretend(compiler: Compiler, chip: int) -> None:
         setattr(FakeTensor, name, answer)
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False
     torch.autograd.grad = torch.autograd.backward = differentiate
-    torch.nn.Module._apply = applied  # type: ignore[assignment]
+    torch.nn.Module._apply = applied
     generator = torch.Generator
-    torch.Generator = lambda *_: generator()  # type: ignore[assignment, misc]
-    reward_model.CudaRecorder = lambda _: recorded  # type: ignore[assignment, misc]
-    reward_model.Readback = lambda scores: SimpleNamespace(wait=lambda: np.ones(tuple(scores.shape)))  # type: ignore[assignment, misc]
+    torch.Generator = lambda *_: generator()
+    reward_model.CudaRecorder = lambda _: recorded
+    reward_model.Readback = lambda scores: SimpleNamespace(wait=lambda: np.ones(tuple(scores.shape)))
 
 
 def recorded(compute: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:

@@ -260,7 +260,9 @@ def _regrouped(bench: Bench, name: str, dtype: str) -> list[Row]:
         return model
 
     model, generator = load(), np.random.default_rng(0)
-    items = random_items(model, generator)[: bench.small(1 << 20, 12)]
+    # Prompts of several tiles, so that the copy engine's pipeline over a prefix is full.
+    longest = {"prompt": bench.small(700, 120), "response": bench.small(260, 70)}
+    items = random_items(model, generator, **longest)[: bench.small(1 << 20, 12)]
     alone = np.concatenate([model.score_encoded([item]) for item in items])
     done, changed = regroup(replaying, items, alone, bench.small(10_000, 20), generator)
     return [

@@ -134,17 +134,19 @@ async def post(client: httpx2.AsyncClient, company: list[Encoded]) -> list[dict[
     return results
 
 
-def random_items(model: RewardModel, generator: np.random.Generator) -> list[Encoded]:
-    """One to eight responses to each prompt; lengths from one token to several blocks."""
+def random_items(
+    model: RewardModel, generator: np.random.Generator, *, prompt: int = 120, response: int = 70
+) -> list[Encoded]:
+    """One to eight responses to each prompt; fewer tokens than these, from one to several blocks."""
 
     def tokens(low: int, high: int) -> NDArray[np.int32]:
         return generator.integers(5, 400, int(generator.integers(low, high)), dtype=np.int32)
 
     items = []
     for _ in range(PROMPTS):
-        prompt = tokens(0, 120)
+        shared = tokens(0, prompt)
         for _ in range(int(generator.integers(1, 9))):
-            items.append(Encoded(np.concatenate([prompt, tokens(1, 70)]), len(prompt)))
+            items.append(Encoded(np.concatenate([shared, tokens(1, response)]), len(shared)))
     return items
 
 

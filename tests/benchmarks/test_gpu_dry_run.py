@@ -178,8 +178,10 @@ def test_resume_goes_on_with_the_first_case_without_rows(gpu_card: Any, tmp_path
 def test_shards_measure_every_case_once(gpu_card: Any, tmp_path: Path) -> None:
     for number in range(3):
         part = bench(gpu_card, tmp_path, shard=(number, 3))
-        for name in "abcdefg":
-            part.run(gpu_card.Case("fused", name, "8 rows"), lambda: [gpu_card.Row("rate", [1.0], "x")])
+        for wanted in ("[ce]", ""):
+            part.look_for(f"fused . {wanted}")
+            for name in "abcdefg":
+                part.run(gpu_card.Case("fused", name, "8 rows"), lambda: [gpu_card.Row("rate", [1.0], "x")])
     assert sorted(row["subject"] for row in recorded(tmp_path)) == list("abcdefg")
 
 
