@@ -3,8 +3,7 @@
 A kernel takes a second or two of CPU to compile and its launcher half of one, one after another, when a section first
 launches it: of minutes on a card, most of them. Here the sections are walked over tensors that have shapes and no
 numbers, as if there was a card, and each new kernel is compiled in a process of its own. No GPU is used: it can be
-done on another machine with the same Triton, whose cache is then brought along (launchers are built where there is a
-CUDA driver).
+done on another machine with the same Triton and Python, whose cache is then brought along.
 
     TRITON_CACHE_DIR=CACHE python benchmarks/gpu_compile.py --sections all gluon --processes 16
     python benchmarks/gpu_compile.py --sections forward --list   # which kernels, by case; compiles nothing
@@ -13,9 +12,11 @@ CUDA driver).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -32,7 +33,7 @@ import numpy as np
 import torch
 import triton
 from gpu_card import Bench, Case, Ceilings, Row, Skip
-from regroupings import regroup
+from regroupings import random_items, regroup
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from triton.backends.compiler import GPUTarget
 
@@ -42,6 +43,12 @@ COMPILE = triton.compiler.compile
 LAYERS = 2
 """Of every model: further ones launch the same."""
 
+
+CALLED = (
+    "cuCtxGetCurrent", "cuCtxSetCurrent", "cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuFuncSetAttribute",
+    "cuGetErrorString", "cuPointerGetAttribute",
+)  # fmt: skip
+"""What a launcher asks the driver for."""
 
 THEIRS = {"padded_scores", "_padded_step"}
 """What launches no kernel of ours, and takes long."""
@@ -150,11 +157,19 @@ def _compiled(src: Any, target: GPUTarget, options: Any, told: str) -> int:
     except Exception as error:
         print(f"FAILED: {told}: {str(error).splitlines()[0]}", flush=True)
         return 1
-    if Path("/dev/nvidiactl").exists():  # the launcher is linked with the driver
-        from triton.backends.nvidia.driver import CudaLauncher
+    from triton.backends.nvidia.driver import CudaLauncher
 
+    with contextlib.suppress(ImportError):  # without a driver it is built and cannot be loaded
         CudaLauncher(src, kernel.metadata)
     return 0
+
+
+def link_with_nothing(folder: str) -> None:
+    """Launchers are linked with a library of the driver's name, and meet the driver's own where they are loaded."""
+    source, library = Path(folder) / "stub.c", Path(folder) / "libcuda.so.1"
+    source.write_text("".join(f"int {name}(void) {{ return 0; }}\n" for name in CALLED), encoding="utf-8")
+    subprocess.run(["gcc", "-shared", "-Wl,-soname,libcuda.so.1", str(source), "-o", str(library)], check=True)
+    triton.knobs.nvidia.libcuda_path = folder
 
 
 def pretend(compiler: Compiler, chip: int) -> None:
@@ -260,6 +275,8 @@ def main() -> int:
     bench = Walk(torch.device("cuda"), False, Path(tempfile.mkdtemp()), "none")
     bench.verbose, bench.wanted = arguments.verbose, arguments.only
     compiler = Compiler(bench, arguments.processes, only_list=arguments.list)
+    if not Path("/dev/nvidiactl").exists():
+        link_with_nothing(str(bench.results))
     pretend(compiler, arguments.chip)
     for _, sizes in gpu_models.SHAPES.values():
         sizes["num_hidden_layers"] = min(LAYERS, sizes["num_hidden_layers"])
@@ -272,6 +289,7 @@ def main() -> int:
                 setattr(section, theirs, lambda *_: torch.ones(1))
             if hasattr(section, "regroup"):
                 section.regroup = few
+                section.random_items = lambda *given, **sizes: random_items(*given, **sizes)[:24]
             getattr(section, name)(bench)
         print(f"== {name}: {compiler.kernels - before} kernels, {time.monotonic() - began:.0f} s", flush=True)
     compiler.finish()
