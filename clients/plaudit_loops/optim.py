@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from plaudit_model.errors import CheckpointError
+from plaudit_model.run_folder import Diverged
 
 from .config import OptimConfig
-from .errors import Diverged
 from .world import World
 
 LOG = logging.getLogger("plaudit.loops")

@@ -11,9 +11,8 @@ from typing import Any
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from rich.console import Console
 
+from plaudit import ConfigurationError
 from plaudit_model.progress import ProgressLine
-
-from .errors import ConfigError
 
 LOG = logging.getLogger("plaudit.loops")
 
@@ -56,13 +55,15 @@ class Trackers:
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raise ConfigError for a tracker that does not exist or, but for the default one, is not installed."""
+    """Raise ConfigurationError for a tracker that does not exist or, but for the default one, is not installed."""
     there = {tracker.value for tracker in get_available_trackers()}
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
-            raise ConfigError(f"report_to: unknown tracker {name!r}; known: {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}")
+            raise ConfigurationError(
+                f"report_to: unknown tracker {name!r}; known: {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}"
+            )
         if name not in there and name != "tensorboard":
-            raise ConfigError(f"report_to names {name}, which is not installed: pip install {name}")
+            raise ConfigurationError(f"report_to names {name}, which is not installed: pip install {name}")
 
 
 class Display(ProgressLine):

@@ -18,9 +18,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from plaudit import _trees as trees
 from plaudit_loops import batch as batches
 from plaudit_loops import config as configs
-from plaudit_loops import config_toml, data
+from plaudit_loops import data
 from plaudit_loops.collect import Sample
 from plaudit_loops.config import DpoConfig, OptimConfig, RlConfig
 from plaudit_loops.data import Encoded
@@ -72,7 +73,7 @@ def moved(module: nn.Module, seed: int) -> None:
 
 def rl_stage(policy: Policy, prompts: Path, computed: Any, algo: str, **changes: Any) -> tuple[Rl, RlConfig]:
     values = {"rollout.prompts": [str(prompts)], "algorithm.algo": algo} | RL | ALGORITHMS[algo] | changes
-    config = configs.resolved(config_toml.build(RlConfig, values))
+    config = configs.resolved(trees.changed(RlConfig(), values))
     value = ValueHead(policy.hidden_size)
     modules = {"policy": policy.module} | ({"value": value} if algo == "ppo" else {})
     rates = {"policy": config.optim.learning_rate, "value": config.algorithm.value_learning_rate}
@@ -327,7 +328,7 @@ def test_whitened_advantages_have_mean_0(algo: str, policy: Policy, prompts: Pat
 
 def test_a_step_of_dpo(policy: Policy) -> None:
     values = OPTIM | {"data": ["pairs"], "batch_size": 3, "beta": 0.4, "label_smoothing": 0.1}
-    config = config_toml.build(DpoConfig, values | {"optim.micro_batch": 2})
+    config = trees.changed(DpoConfig(), values | {"optim.micro_batch": 2})
     rows = [Encoded(p, tuple(policy.encode_prompt(p)), responses) for p, responses in (
         ("a b", ((4, 4, 1), (5, 1))), ("c", ((3, 1), (2, 6, 7, 1))), ("d e f", ((9, 1), (8, 8, 8, 8, 1))),
     )]  # fmt: skip

@@ -16,20 +16,22 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from plaudit import _trees as trees
 from plaudit_model import checkpoint
 from plaudit_model.checkpoint import Snapshot
 from plaudit_model.interrupt import Interrupted, StopRequest
 from plaudit_model.json_lines import JsonLines
 from plaudit_model.records import Record
 from plaudit_model.reward_model import RewardModel
-from plaudit_training import config_toml, rng
+from plaudit_model.run_folder import Diverged
+from plaudit_training import rng
 from plaudit_training.batches import Example, encode_records
 from plaudit_training.callbacks import Callbacks, make
 from plaudit_training.config import RunConfig
 from plaudit_training.evaluate import evaluate
 from plaudit_training.report import Display
 from plaudit_training.state import module_tensors
-from plaudit_training.train import Diverged, Outlets, Task, Trainer
+from plaudit_training.train import Outlets, Task, Trainer
 
 Toy = Callable[[int, int], list[Record]]
 WriteBase = Callable[[str], Path]
@@ -40,7 +42,7 @@ SMALL: dict[str, Any] = {
 
 
 def settings(**changes: object) -> RunConfig:
-    return config_toml.override(RunConfig(), SMALL | {name.replace("__", "."): v for name, v in changes.items()})
+    return trees.changed(RunConfig(), SMALL | {name.replace("__", "."): v for name, v in changes.items()})
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +163,7 @@ def test_a_run_that_gives_way_goes_on_bit_by_bit(
 
 
 def test_recomputed_layers_change_no_bit(make_task: Callable[..., Task], tmp_path: Path, whole: Whole) -> None:
-    config = config_toml.override(whole.config, {"optim.gradient_checkpointing": True})
+    config = trees.changed(whole.config, {"optim.gradient_checkpointing": True})
     task = make_task(config)
     run(task, tmp_path)
     assert whole.is_same(task, tmp_path)

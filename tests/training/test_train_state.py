@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import torch
 
+from plaudit.errors import ConfigurationError
 from plaudit_model.interrupt import Interrupted, StopRequest
 from plaudit_model.json_lines import JsonLines
 from plaudit_training import callbacks, rng
-from plaudit_training.config import ConfigError
 
 
 def draw() -> list[float]:
@@ -105,7 +105,7 @@ def test_a_disk_that_is_full_costs_lines_and_not_the_run(tmp_path: Path, caplog:
 
 def test_a_tracker_that_is_not_installed_is_an_error_and_tensorboard_is_not() -> None:
     callbacks.check(("tensorboard",))
-    with pytest.raises(ConfigError, match="pip install mlflow"):
+    with pytest.raises(ConfigurationError, match="pip install mlflow"):
         callbacks.check(("tensorboard", "mlflow"))
 
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from .config import ConfigError
-from .config_toml import FILE_NAME
+from plaudit.errors import ConfigurationError
+from plaudit_model.run_folder import FILE_NAME
 
 LOG = logging.getLogger("plaudit.training")
 
@@ -101,10 +101,10 @@ class Callbacks:
 
 
 def check(names: Sequence[str]) -> None:
-    """Raise ConfigError for a tracker that is not installed, but for tensorboard, the default: `make` leaves it out."""
+    """Raise ConfigurationError for a tracker that is not installed; tensorboard, the default, is left out then."""
     for name in names:
         if name != "tensorboard" and not _installed(name):
-            raise ConfigError(f"report_to names {name}, which is not installed: pip install {name}")
+            raise ConfigurationError(f"report_to names {name}, which is not installed: pip install {name}")
 
 
 def make(names: Sequence[str], out: Path, config: Mapping[str, Any], step: int) -> Callbacks:

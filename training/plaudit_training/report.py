@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
+from plaudit._trees import flatten
 from plaudit_model.progress import ProgressLine
 
 from .batches import steps_per_epoch
-from .config import RunConfig, flatten, help_of
+from .config import HELP, RunConfig
 from .evaluate import Evaluation
 from .metrics import Estimate
 from .preflight import render
@@ -79,7 +80,7 @@ def config_table(config: RunConfig, reasons: Mapping[str, str]) -> Table:
     defaults = flatten(RunConfig())
     told = {path: value for path, value in flatten(config).items() if path in reasons or value != defaults[path]}
     for path, value in told.items():
-        table.add_row(path, plain(value), reasons.get(path) or help_of(path))
+        table.add_row(path, plain(value), reasons.get(path) or HELP[path])
     table.caption = f"{len(defaults) - len(told)} others have their defaults; all are in the run's run.toml"
     table.caption_justify = "left"
     return table

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from plaudit._trees import plain
 from plaudit_model.checkpoint import Snapshot, Tensors
 from plaudit_model.errors import CheckpointError
 
 from . import optim, rng
 from .config import RunConfig
-from .config_toml import to_dict
 
 LOG = logging.getLogger("plaudit.training")
 
@@ -50,7 +50,7 @@ class RunState:
     def take(self, progress: Progress, generators: Tensors) -> Snapshot:
         """A snapshot with the random number generators as they were in `generators`."""
         state = {
-            "config": to_dict(self.config),
+            "config": plain(self.config),
             "data": self.data,
             "base": self.base,
             "threads": torch.get_num_threads(),
@@ -62,7 +62,7 @@ class RunState:
 
     def put_back(self, snapshot: Snapshot) -> Progress:
         """Make everything as it was. Raises CheckpointError if the snapshot is of another run."""
-        for name, mine in (("config", to_dict(self.config)), ("data", self.data), ("base", self.base)):
+        for name, mine in (("config", plain(self.config)), ("data", self.data), ("base", self.base)):
             if snapshot.state[name] != mine:
                 raise CheckpointError(f"step {snapshot.step} was computed with another {name}; use another --out")
         if (threads := snapshot.state["threads"]) != (now := torch.get_num_threads()):

@@ -26,6 +26,7 @@ from plaudit_model.interrupt import Interrupted, StopRequest
 from plaudit_model.json_lines import JsonLines
 from plaudit_model.packing import PackedBatch
 from plaudit_model.reward_model import RewardModel
+from plaudit_model.run_folder import Diverged
 
 from . import optim, rng
 from .batches import Example, MicroBatch, micro_batches, step_members, steps_per_epoch, total_weight
@@ -37,12 +38,6 @@ from .report import Display
 from .state import Progress, RunState, load_module, module_tensors
 
 LOG = logging.getLogger("plaudit.training")
-
-
-class Diverged(Exception):
-    """Too many steps had a loss or a gradient that was not finite."""
-
-    exit_code = 1
 
 
 @dataclass(frozen=True, eq=False)
