@@ -30,6 +30,7 @@ from plaudit_model.errors import CheckpointError
 from plaudit_model.interrupt import Interrupted, StopRequest
 from plaudit_model.json_lines import JsonLines, write_whole
 from plaudit_model.memory import keep_freed_memory
+from plaudit_model.progress import Trackers
 from plaudit_model.run_folder import FILE_NAME, Diverged, check_own, held
 
 from . import page
@@ -37,7 +38,7 @@ from .config import Config
 from .errors import LoopError
 from .optim import Trainable, lr_scale
 from .policy import Policy
-from .report import Display, Trackers, check_trackers
+from .report import Display, check_trackers, trackers
 from .world import World
 
 LOG = logging.getLogger("plaudit.loops")
@@ -146,8 +147,8 @@ class _Loop:
         self._check_identity(snapshot.step, state["identity"])
         if state["threads"] != torch.get_num_threads():
             LOG.warning("the run began with %d threads: the last bits may differ with now", state["threads"])
-        trainable.load_weights(snapshot.tensors["weights"])
-        trainable.load_moments(snapshot.tensors["optimizer"])
+        checkpoint.load_tensors(dict(trainable.named()), snapshot.tensors["weights"])
+        checkpoint.load_moments(trainable.named(), trainable.optimizer, snapshot.tensors["optimizer"])
         trainable.skipped = state["skipped"]
         self._stage.put_back(state["stage"], snapshot.tensors)
         self.step, self._positions, self._last = snapshot.step, state["positions"], state["last"]
@@ -175,30 +176,31 @@ class _Loop:
         self._kept = self._stage.state()[0]
         main = self._place.world.is_main
         out = self._place.out if main else Path(os.devnull)
-        names = ("metrics.jsonl", "samples.jsonl")
-        files = [JsonLines(out / name, at) for name, at in zip(names, self._positions, strict=True)] if main else []
-        trackers = Trackers(self._config.run.report_to if main else (), out, trees.flatten(self._config), self.step)
+        both = zip(("metrics.jsonl", "samples.jsonl"), self._positions, strict=True)
+        files = [JsonLines(out / name, at) for name, at in both] if main else []
+        names = self._config.run.report_to if main else ()
+        told = trackers(names, out, trees.flatten(self._config), self.step)
         try:
             with Display(self._place.console, self._stage.total, self.step) as display:
                 while self.step < self._stage.total and not self._stage.stopped:
                     if self._place.world.any(self._saver.due(self.step)):
                         self._save(files)
-                    self._take(stop, files, trackers, display)
+                    self._take(stop, files, told, display)
             if self._saver.saved_at != self.step:
                 self._save(files)
         finally:
-            trackers.close()
+            told.close()
             for file in files:
                 file.close()
         return self._last
 
-    def _take(self, stop: StopRequest, files: list[JsonLines], trackers: Trackers, display: Display) -> None:
+    def _take(self, stop: StopRequest, files: list[JsonLines], told: Trackers, display: Display) -> None:
         settings = self._config.optim
         scale = lr_scale(self.step, self._stage.total, settings.warmup_ratio, settings.min_lr_ratio)
         rate = self._stage.trainable.set_rate(scale)
         try:
-            if told := max(self._place.world.gather([stop.received])):  # all stop, or none: a step takes them all
-                raise Interrupted(told)
+            if received := max(self._place.world.gather([stop.received])):  # all stop, or none: a step takes them all
+                raise Interrupted(received)
             done = self._stage.take(self.step, stop)
         except Diverged:
             raise  # within a step: the last checkpoint is the state to go back to
@@ -210,7 +212,7 @@ class _Loop:
             files[0].write({"step": self.step} | {n: v if math.isfinite(v) else None for n, v in self._last.items()})
             for sample in done.samples:
                 files[1].write({"step": self.step, **sample})
-        trackers.log(self.step, {name: value for name, value in self._last.items() if value == value})
+        told.log(self.step, {name: value for name, value in self._last.items() if value == value})
         display.step(self.step, self._last)
 
     def _save(self, files: list[JsonLines]) -> None:
@@ -224,8 +226,9 @@ class _Loop:
             "positions": self._positions, "stopped": stage.stopped, "stage": self._kept,
             "last": {name: value for name, value in self._last.items() if math.isfinite(value)},
         }  # fmt: skip
-        both = {"weights": trainable.weights(), "optimizer": trainable.moments(), **tensors}
-        self._saver.save(Snapshot(self.step, both, described))
+        moments = checkpoint.moments(trainable.named(), trainable.optimizer)
+        every = {"weights": trainable.weights(), "optimizer": moments, **tensors}
+        self._saver.save(Snapshot(self.step, every, described))
         page.write(self._place.out, trees.flatten(self._config), f"{self.step} of {stage.total} {stage.stopped}")
 
     def _give_way(self, error: Exception, files: list[JsonLines]) -> Exception:

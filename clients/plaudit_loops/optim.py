@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from plaudit_model.errors import CheckpointError
 from plaudit_model.run_folder import Diverged
 
 from .config import OptimConfig
@@ -87,31 +86,6 @@ class Trainable:
     def weights(self) -> dict[str, Tensor]:
         """A copy of what is trained."""
         return {name: parameter.detach().clone() for name, parameter in self.named()}
-
-    def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
-        """Raises CheckpointError if the names differ."""
-        mine = dict(self.named())
-        if odd := sorted({*mine} ^ {*tensors}):
-            raise CheckpointError(f"the checkpoint is of another policy: {odd[0]} is only on one side")
-        with torch.no_grad():
-            for name, parameter in mine.items():
-                parameter.copy_(tensors[name])
-
-    def moments(self) -> dict[str, Tensor]:
-        """The optimiser's state as flat tensors: `<parameter>/<moment>`."""
-        return {
-            f"{name}/{key}": torch.as_tensor(value).detach()
-            for name, parameter in self.named()
-            for key, value in self.optimizer.state.get(parameter, {}).items()
-        }
-
-    def load_moments(self, tensors: Mapping[str, Tensor]) -> None:
-        mine = dict(self.named())
-        self.optimizer.state.clear()
-        for key, value in tensors.items():
-            name, moment = key.rsplit("/", 1)
-            place = "cpu" if moment == "step" else mine[name].device
-            self.optimizer.state[mine[name]][moment] = value.to(place).clone()
 
 
 def _decays(name: str, parameter: Tensor) -> bool:

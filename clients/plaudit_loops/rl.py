@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from plaudit import ConfigurationError, Unavailable
-from plaudit_model.checkpoint import Tensors
+from plaudit_model.checkpoint import Tensors, load_tensors
 from plaudit_model.interrupt import StopRequest
 
 from . import batch as batches
@@ -144,7 +144,7 @@ class Rl:
             return True
         self.stopped = f"KL {kl:.3f} exceeds the budget of {budget:g}"
         if self._within:
-            self.trainable.load_weights(self._within)
+            load_tensors(dict(self.trainable.named()), self._within)
         return False
 
     def _adapt(self, kl: float, samples: int) -> None:

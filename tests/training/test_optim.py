@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from plaudit_model import checkpoint
 from plaudit_model.reward_model import RewardModel
 from plaudit_training import optim
 from plaudit_training.config import OptimConfig
@@ -92,13 +93,13 @@ def test_the_optimiser_goes_on_where_its_tensors_were_taken() -> None:
     module = Toy()
     optimizer = optim.build(module, CONFIG)
     some_steps(module, optimizer, 3)
-    saved = {name: tensor.clone() for name, tensor in optim.state_tensors(module, optimizer).items()}
+    saved = {name: tensor.clone() for name, tensor in checkpoint.moments(optim.trained(module), optimizer).items()}
     moments = ("step", "exp_avg", "exp_avg_sq")
     assert set(saved) == {f"{name}/{moment}" for name, _ in module.named_parameters() for moment in moments}
     twin = Toy()
     twin.load_state_dict(module.state_dict())
     other = optim.build(twin, CONFIG)
-    optim.load_state(twin, other, saved)
+    checkpoint.load_moments(optim.trained(twin), other, saved)
     for one, its_optimizer in ((module, optimizer), (twin, other)):
         some_steps(one, its_optimizer, 2)
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), twin.parameters(), strict=True))

@@ -21,12 +21,13 @@ from plaudit_model import checkpoint
 from plaudit_model.checkpoint import Snapshot
 from plaudit_model.interrupt import Interrupted, StopRequest
 from plaudit_model.json_lines import JsonLines
+from plaudit_model.progress import Trackers
 from plaudit_model.records import Record
 from plaudit_model.reward_model import RewardModel
 from plaudit_model.run_folder import Diverged
-from plaudit_training import rng
+from plaudit_training import state
 from plaudit_training.batches import Example, encode_records
-from plaudit_training.callbacks import Callbacks, make
+from plaudit_training.callbacks import make
 from plaudit_training.config import RunConfig
 from plaudit_training.evaluate import evaluate
 from plaudit_training.report import Display
@@ -70,7 +71,7 @@ class StopAt(StopRequest):
             raise Interrupted("SIGTERM")
 
 
-def run(task: Task, out: Path, stop: StopRequest | None = None, callbacks: Callbacks | None = None) -> Trainer:
+def run(task: Task, out: Path, stop: StopRequest | None = None, callbacks: Trackers | None = None) -> Trainer:
     """Train into `out`, from its newest checkpoint if there is one."""
     out.mkdir(exist_ok=True)
     trainer = Trainer(task, out)
@@ -78,7 +79,7 @@ def run(task: Task, out: Path, stop: StopRequest | None = None, callbacks: Callb
     log = JsonLines(out / "metrics.jsonl", trainer.progress.metrics_bytes)
     try:
         with Display(Console(file=StringIO()), task.steps, trainer.progress.step) as display:
-            trainer.run(Outlets(log, callbacks or Callbacks([]), display, stop or StopRequest()))
+            trainer.run(Outlets(log, callbacks or make((), out, {}, 0), display, stop or StopRequest()))
     finally:
         log.close()
     return trainer
@@ -195,7 +196,7 @@ def test_the_generators_are_part_of_the_state(
             run(make_task(settings()), tmp_path / name, StopAt(3))
         resumed = make_task(settings())
         if forget:
-            monkeypatch.setattr(rng, "restore", lambda states: None)
+            monkeypatch.setattr(state, "restore_generators", lambda states: None)
         run(resumed, tmp_path / name)
         assert (weights(resumed) == weights(whole)) != forget
 
@@ -408,7 +409,8 @@ def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(
 ) -> None:
     task, collector = make_task(settings()), Collector()
     with caplog.at_level(logging.WARNING):
-        trainer = run(task, tmp_path, callbacks=Callbacks([collector]))
+        trackers = Trackers(["Collector"], lambda _: (collector.log, collector.close))
+        trainer = run(task, tmp_path, callbacks=trackers)
     assert trainer.progress.step == task.steps
     assert [step for step, _ in collector.seen] == [1, 2, 3]
     assert "train/loss" in collector.seen[0][1] and "train/tokens_per_second" in collector.seen[0][1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -80,23 +80,3 @@ def clip(module: nn.Module, max_norm: float) -> float:
     parameters = [p for _, p in trained(module)]
     limit = max_norm if max_norm > 0 else math.inf
     return float(nn.utils.clip_grad_norm_(parameters, limit))
-
-
-def state_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's moments as flat named tensors: `<parameter>/<moment>`."""
-    return {
-        f"{name}/{key}": torch.as_tensor(value).detach()
-        for name, parameter in trained(module)
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def load_state(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `state_tensors` took out. A parameter without an entry starts without moments."""
-    by_name = dict(trained(module))
-    optimizer.state.clear()
-    for key, value in tensors.items():
-        name, moment = key.rsplit("/", 1)
-        parameter = by_name[name]
-        target = "cpu" if moment == "step" else parameter.device
-        optimizer.state[parameter][moment] = value.to(target).clone()

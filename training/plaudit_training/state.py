@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from plaudit._trees import plain
-from plaudit_model.checkpoint import Snapshot, Tensors
+from plaudit_model.checkpoint import Snapshot, Tensors, load_moments, load_tensors, moments
 from plaudit_model.errors import CheckpointError
 
-from . import optim, rng
+from . import optim
 from .config import RunConfig
 
 LOG = logging.getLogger("plaudit.training")
@@ -56,7 +56,7 @@ class RunState:
             "threads": torch.get_num_threads(),
             "progress": dataclasses.asdict(progress),
         }
-        optimizer = optim.state_tensors(self.module, self.optimizer)
+        optimizer = moments(optim.trained(self.module), self.optimizer)
         tensors = {"model": module_tensors(self.module), "optimizer": optimizer, "rng": generators}
         return Snapshot(progress.step, tensors, state)
 
@@ -67,9 +67,9 @@ class RunState:
                 raise CheckpointError(f"step {snapshot.step} was computed with another {name}; use another --out")
         if (threads := snapshot.state["threads"]) != (now := torch.get_num_threads()):
             LOG.warning("the run began with %d threads and goes on with %d: the last bits may differ", threads, now)
-        load_module(self.module, snapshot.tensors["model"])
-        optim.load_state(self.module, self.optimizer, snapshot.tensors["optimizer"])
-        rng.restore(snapshot.tensors["rng"])
+        load_tensors(module_tensors(self.module), snapshot.tensors["model"])
+        load_moments(optim.trained(self.module), self.optimizer, snapshot.tensors["optimizer"])
+        restore_generators(snapshot.tensors["rng"])
         return Progress(**snapshot.state["progress"])
 
 
@@ -80,11 +80,15 @@ def module_tensors(module: nn.Module) -> Tensors:
     return {name: parameter.detach() for name, parameter in optim.trained(module)} | kept
 
 
-def load_module(module: nn.Module, tensors: Tensors) -> None:
-    """Copy a checkpoint's weights into the module. Raises CheckpointError if the names differ."""
-    mine = module_tensors(module)
-    if odd := sorted(set(mine) ^ set(tensors)):
-        raise CheckpointError(f"the checkpoint is of another model: {odd[0]} is only on one side")
-    with torch.no_grad():
-        for name, tensor in mine.items():
-            tensor.copy_(tensors[name])
+def generators() -> Tensors:
+    """The state of torch's generators, the only ones that a run draws from without a seed of its own (dropout)."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"torch": torch.get_rng_state()} | {f"cuda{i}": state for i, state in enumerate(cuda)}
+
+
+def restore_generators(states: Tensors) -> None:
+    """Put back what `generators` took. A CUDA state without its device is left out: there is nothing to seed."""
+    torch.set_rng_state(states["torch"])
+    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        if f"cuda{i}" in states:
+            torch.cuda.set_rng_state(states[f"cuda{i}"], i)
