@@ -30,6 +30,7 @@ from plaudit_model.errors import CheckpointError
 from plaudit_model.interrupt import Interrupted, StopRequest
 from plaudit_model.json_lines import JsonLines, write_whole
 from plaudit_model.memory import keep_freed_memory
+from plaudit_model.optimiser import load_moments, moments, set_rate
 from plaudit_model.progress import Trackers
 from plaudit_model.run_folder import FILE_NAME, Diverged, check_own, held
 
@@ -148,7 +149,7 @@ class _Loop:
         if state["threads"] != torch.get_num_threads():
             LOG.warning("the run began with %d threads: the last bits may differ with now", state["threads"])
         checkpoint.load_tensors(dict(trainable.named()), snapshot.tensors["weights"])
-        checkpoint.load_moments(trainable.named(), trainable.optimizer, snapshot.tensors["optimizer"])
+        load_moments(trainable.named(), trainable.optimizer, snapshot.tensors["optimizer"])
         trainable.skipped = state["skipped"]
         self._stage.put_back(state["stage"], snapshot.tensors)
         self.step, self._positions, self._last = snapshot.step, state["positions"], state["last"]
@@ -197,7 +198,7 @@ class _Loop:
     def _take(self, stop: StopRequest, files: list[JsonLines], told: Trackers, display: Display) -> None:
         settings = self._config.optim
         scale = lr_scale(self.step, self._stage.total, settings.warmup_ratio, settings.min_lr_ratio)
-        rate = self._stage.trainable.set_rate(scale)
+        rate = set_rate(self._stage.trainable.optimizer, scale)
         try:
             if received := max(self._place.world.gather([stop.received])):  # all stop, or none: a step takes them all
                 raise Interrupted(received)
@@ -226,8 +227,8 @@ class _Loop:
             "positions": self._positions, "stopped": stage.stopped, "stage": self._kept,
             "last": {name: value for name, value in self._last.items() if math.isfinite(value)},
         }  # fmt: skip
-        moments = checkpoint.moments(trainable.named(), trainable.optimizer)
-        every = {"weights": trainable.weights(), "optimizer": moments, **tensors}
+        state = moments(trainable.named(), trainable.optimizer)
+        every = {"weights": trainable.weights(), "optimizer": state, **tensors}
         self._saver.save(Snapshot(self.step, every, described))
         page.write(self._place.out, trees.flatten(self._config), f"{self.step} of {stage.total} {stage.stopped}")
 

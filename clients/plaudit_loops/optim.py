@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from plaudit_model.optimiser import adamw, trained
 from plaudit_model.run_folder import Diverged
 
 from .config import OptimConfig
@@ -41,29 +42,12 @@ class Trainable:
     optimizer: torch.optim.AdamW = field(init=False)
 
     def __post_init__(self) -> None:
-        groups = []
-        for name, module in self.modules.items():
-            for decays in (True, False):
-                chosen = [p for n, p in module.named_parameters() if p.requires_grad and _decays(n, p) is decays]
-                decay = self.config.weight_decay if decays else 0.0
-                groups.append({"params": chosen, "peak": self.rates[name], "weight_decay": decay, "module": name})
-        self.optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=1.0,
-            betas=(self.config.adam_beta1, self.config.adam_beta2), eps=self.config.adam_epsilon,
-        )  # fmt: skip
+        parts = [(self.rates[name], trained(module)) for name, module in self.modules.items()]
+        self.optimizer = adamw(parts, self.config)
 
     def named(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What is trained, by name. Frozen parameters, as those below an adapter, are the base's."""
-        for module_name, module in self.modules.items():
-            for name, parameter in module.named_parameters():
-                if parameter.requires_grad:
-                    yield f"{module_name}.{name}", parameter
-
-    def set_rate(self, scale: float) -> float:
-        """Scale every learning rate; returns that of the first module."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * scale
-        return float(self.optimizer.param_groups[0]["lr"])
+        return ((f"{name}.{n}", p) for name, module in self.modules.items() for n, p in trained(module))
 
     def update(self, only: str | None = None) -> float:
         """One optimiser step with the gradients of all processes, clipped; returns their norm. `only` names the single
@@ -86,7 +70,3 @@ class Trainable:
     def weights(self) -> dict[str, Tensor]:
         """A copy of what is trained."""
         return {name: parameter.detach().clone() for name, parameter in self.named()}
-
-
-def _decays(name: str, parameter: Tensor) -> bool:
-    return parameter.ndim >= 2 and not any(part in name.lower() for part in ("norm", "bias", "ln_"))

@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -108,29 +108,6 @@ def save(root: Path, snapshot: Snapshot, *, keep: int, best: int | None = None) 
     clean(root)
     prune(root, keep=keep, best=best)
     return final
-
-
-def moments(
-    parameters: Iterable[tuple[str, torch.Tensor]], optimizer: torch.optim.Optimizer
-) -> dict[str, torch.Tensor]:
-    """An optimiser's state as flat named tensors: `<parameter>/<moment>`."""
-    return {
-        f"{name}/{key}": torch.as_tensor(value).detach()
-        for name, parameter in parameters
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def load_moments(
-    parameters: Iterable[tuple[str, torch.Tensor]], optimizer: torch.optim.Optimizer, tensors: Tensors
-) -> None:
-    """Put back what `moments` took out. A parameter without an entry starts without moments."""
-    mine = dict(parameters)
-    optimizer.state.clear()
-    for key, value in tensors.items():
-        name, moment = key.rsplit("/", 1)
-        place = "cpu" if moment == "step" else mine[name].device
-        optimizer.state[mine[name]][moment] = value.to(place).clone()
 
 
 def load_tensors(mine: Tensors, tensors: Tensors) -> None:

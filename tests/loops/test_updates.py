@@ -32,6 +32,7 @@ from plaudit_loops.policy import Policy, ValueHead
 from plaudit_loops.rl import Rl
 from plaudit_loops.world import World
 from plaudit_model.interrupt import StopRequest
+from plaudit_model.optimiser import set_rate
 
 CLOSE = 1e-6
 OPTIM: dict[str, Any] = {
@@ -293,7 +294,7 @@ def test_a_step_of_reinforcement_learning(algo: str, policy: Policy, prompts: Pa
     now = Network(policy.module, stage._values if algo == "ppo" else None, 0.8)
     samples = collected(stage, config)
     assert any(math.isnan(s.scores[0]) for s in samples) and {s.response.ended for s in samples} == {True, False}
-    stage.trainable.set_rate(1.0)
+    set_rate(stage.trainable.optimizer, 1.0)
     done = stage.take(0, StopRequest())
     adam = reference_step(config, samples, now, then, warming=False)
     assert_the_same_weights(stage.trainable, adam)
@@ -308,7 +309,7 @@ def test_a_warm_up_step_moves_the_value_head_alone(policy: Policy, prompts: Path
     stage, config = rl_stage(policy, prompts, computed, "ppo")
     now, before = Network(policy.module, stage._values, 0.8), stage.trainable.weights()
     samples = collected(stage, config)
-    stage.trainable.set_rate(1.0)
+    set_rate(stage.trainable.optimizer, 1.0)
     done = stage.take(0, StopRequest())
     adam = reference_step(config, samples, now, then, warming=True)
     assert_the_same_weights(stage.trainable, adam)
@@ -337,7 +338,7 @@ def test_a_step_of_dpo(policy: Policy) -> None:
     stage = Dpo(policy, trainable, rows, config)
     moved(policy.module, 1)
     now = Network(policy.module, None, 1.0)
-    trainable.set_rate(1.0)
+    set_rate(trainable.optimizer, 1.0)
     done = stage.take(0, StopRequest())
     losses: Any = []
     for row in rows:

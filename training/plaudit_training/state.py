@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from plaudit._trees import plain
-from plaudit_model.checkpoint import Snapshot, Tensors, load_moments, load_tensors, moments
+from plaudit_model.checkpoint import Snapshot, Tensors, load_tensors
 from plaudit_model.errors import CheckpointError
+from plaudit_model.optimiser import load_moments, moments, trained
 
-from . import optim
 from .config import RunConfig
 
 LOG = logging.getLogger("plaudit.training")
@@ -56,7 +56,7 @@ class RunState:
             "threads": torch.get_num_threads(),
             "progress": dataclasses.asdict(progress),
         }
-        optimizer = moments(optim.trained(self.module), self.optimizer)
+        optimizer = moments(trained(self.module), self.optimizer)
         tensors = {"model": module_tensors(self.module), "optimizer": optimizer, "rng": generators}
         return Snapshot(progress.step, tensors, state)
 
@@ -68,7 +68,7 @@ class RunState:
         if (threads := snapshot.state["threads"]) != (now := torch.get_num_threads()):
             LOG.warning("the run began with %d threads and goes on with %d: the last bits may differ", threads, now)
         load_tensors(module_tensors(self.module), snapshot.tensors["model"])
-        load_moments(optim.trained(self.module), self.optimizer, snapshot.tensors["optimizer"])
+        load_moments(trained(self.module), self.optimizer, snapshot.tensors["optimizer"])
         restore_generators(snapshot.tensors["rng"])
         return Progress(**snapshot.state["progress"])
 
@@ -77,7 +77,7 @@ def module_tensors(module: nn.Module) -> Tensors:
     """The parameters that are trained and the persistent buffers by name, a shared one once."""
     buffers = {name for name, _ in module.named_buffers()}
     kept = {name: tensor for name, tensor in module.state_dict().items() if name in buffers}
-    return {name: parameter.detach() for name, parameter in optim.trained(module)} | kept
+    return {name: parameter.detach() for name, parameter in trained(module)} | kept
 
 
 def generators() -> Tensors:

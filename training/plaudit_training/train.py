@@ -24,6 +24,7 @@ from plaudit_model.checkpoint import Saver, Tensors
 from plaudit_model.errors import CheckpointError
 from plaudit_model.interrupt import Interrupted, StopRequest
 from plaudit_model.json_lines import JsonLines
+from plaudit_model.optimiser import set_rate
 from plaudit_model.packing import PackedBatch
 from plaudit_model.progress import Trackers
 from plaudit_model.reward_model import RewardModel
@@ -156,7 +157,7 @@ class Trainer:
         order = step_members(len(self._task.train), self._task.steps_per_epoch, self._config.seed, step)
         members = [self._task.train[i] for i in order]
         scale = optim.lr_scale(step, self._total, settings.warmup_ratio, settings.min_lr_ratio)
-        optim.set_lr(self._optimizer, scale)
+        set_rate(self._optimizer, scale)
         sums = self._accumulate(members, outlets.stop)
         norm = optim.clip(self._model.module, settings.max_grad_norm)
         finite = math.isfinite(sums.loss) and math.isfinite(norm)
