@@ -115,7 +115,8 @@ def judge(examples: Sequence[Example], scores: Sequence[Floats], cluster: Cluste
     kinds = (np.float64, np.float64, np.float64, np.bool_, np.int64, np.int64)
     columns: list[Any] = [np.array([row[i] for row in rows], dtype=kind) for i, kind in enumerate(kinds)]
     clusters = np.array([[names[name] for name in row[-1]] for row in rows], dtype=np.int64).reshape(len(rows), -1)
-    return Judged(*columns, clusters)
+    columns.append(clusters)
+    return Judged(*columns)
 
 
 def statistics(scores: Sequence[Floats]) -> Statistics | None:
