@@ -88,9 +88,7 @@ def score(
             for done in score_batches(batches(rows, batch), scorer, tally, overlong=overlong, prefix=prefix):
                 write(done.line)
                 advance(done)
-    summarise(tally, as_json, to_stdout=out != STANDARD)
-    if tally.failed:
-        raise typer.Exit(1)
+    finish(tally, as_json, to_stdout=out != STANDARD)
 
 
 def refuse_same(source: str, out: str) -> None:
@@ -181,13 +179,15 @@ def progress(tally: Tally, total: int | None = None) -> Iterator[Any]:
         yield advance
 
 
-def summarise(tally: Tally, as_json: bool, *, to_stdout: bool) -> None:
-    """One line about the whole output; on standard output only if the scores are not there."""
+def finish(tally: Tally, as_json: bool, *, to_stdout: bool) -> None:
+    """The summary: JSON on standard output if that is free, else a sentence for people. Exit code 1 if a row failed."""
     if as_json:
         typer.echo(json.dumps(asdict(tally)), err=not to_stdout)
-        return
-    by = f" by {tally.identity.model}@{tally.identity.revision}" if tally.identity else ""
-    typer.echo(f"{tally.rows} rows, {tally.failed} failed, {tally.earlier} from an earlier run{by}", err=True)
+    else:
+        by = f" by {tally.identity.model}@{tally.identity.revision}" if tally.identity else ""
+        typer.echo(f"{tally.rows} rows, {tally.failed} failed, {tally.earlier} from an earlier run{by}", err=True)
+    if tally.failed:
+        raise typer.Exit(1)
 
 
 def _read_item(file: str) -> dict[str, Any]:

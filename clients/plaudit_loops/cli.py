@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from datetime import datetime
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
-from . import config_toml
-from .config import DpoConfig, RlConfig, SftConfig
-from .errors import RunExists
-from .options import configured, takes
+from plaudit import _trees as trees
+from plaudit._options import own_names, takes
+from plaudit_model.run_folder import settle, stored
+
+from .config import DpoConfig, RlConfig, SftConfig, recipe
 
 C = TypeVar("C", SftConfig, DpoConfig, RlConfig)
 
@@ -21,7 +24,7 @@ File = Annotated[Path | None, typer.Option(help="a run.toml; options beside it c
 Resume = Annotated[bool, typer.Option("--resume", help="go on with the run in --out, if there is one")]
 
 
-@takes(SftConfig, argument="data")
+@takes(SftConfig, own_names(SftConfig), argument="data")
 def sft(out: Out = None, config: File = None, resume: Resume = False, **given: Any) -> None:
     """Fit a policy to prompts with responses.
 
@@ -33,7 +36,7 @@ def sft(out: Out = None, config: File = None, resume: Resume = False, **given: A
     _run("sft", SftConfig, out, config, resume, given)
 
 
-@takes(RlConfig)
+@takes(RlConfig, own_names(RlConfig))
 def rl(out: Out = None, config: File = None, resume: Resume = False, **given: Any) -> None:
     """Optimise a policy against a served reward model: PPO, GRPO, RLOO or REINFORCE++.
 
@@ -46,7 +49,7 @@ def rl(out: Out = None, config: File = None, resume: Resume = False, **given: An
     _run("rl", RlConfig, out, config, resume, given)
 
 
-@takes(DpoConfig, argument="data")
+@takes(DpoConfig, own_names(DpoConfig), argument="data")
 def dpo(out: Out = None, config: File = None, resume: Resume = False, **given: Any) -> None:
     """Fit a policy to preference pairs directly, without a reward model.
 
@@ -56,10 +59,21 @@ def dpo(out: Out = None, config: File = None, resume: Resume = False, **given: A
     _run("dpo", DpoConfig, out, config, resume, given)
 
 
-def _file(config: Path | None, out: Path | None, resume: bool) -> Path | None:
-    """The run's own configuration, when it is resumed without another."""
-    stored = out / config_toml.FILE_NAME if out and resume and not config else None
-    return stored if stored is not None and stored.exists() else config
+def configured(kind: type[C], file: Path | None, given: Mapping[str, Any]) -> tuple[C, dict[str, Any]]:
+    """What the command line gives over what `file` names over the recipe of the data over the defaults; and, by dotted
+    path, what is of the recipe. Raises ConfigurationError."""
+    paths = own_names(kind)
+    values = {paths[name]: value for name, value in given.items() if value not in (None, [])}
+    config = trees.changed(trees.read(file, kind) if file else kind(), values)
+    tables = tomllib.loads(file.read_text(encoding="utf-8")) if file else {}
+    named = values.keys() | {path for path in paths.values() if _value(tables, path) != {}}
+    derived = {path: value for path, value in recipe(config).items() if path not in named}
+    return trees.changed(config, derived), derived
+
+
+def _value(tables: Mapping[str, Any], path: str) -> Any:
+    found: Any = reduce(lambda place, key: place.get(key, {}), path.split("."), tables)
+    return found
 
 
 def _run(
@@ -67,17 +81,15 @@ def _run(
     given: Mapping[str, Any],
 ) -> None:  # fmt: skip
     """Say what is derived from the data, and run the verb, unless the run is finished."""
-    settled, derived = configured(kind, _file(config, out, resume), given)
+    settled, derived = configured(kind, stored(out, resume=resume, file=config), given)
     from . import loop, report, verbs
 
-    if resume and out is None:
-        raise RunExists("--resume needs --out, the directory of the run to go on with")
     out = out or Path("runs") / f"{verb}-{datetime.now():%Y%m%d-%H%M%S}"
     console = report.Lasting(markup=False, emoji=False, highlight=False)
     if resume and loop.finished(out):
         console.print(f"the run in {out} is finished: {out / 'policy'}", soft_wrap=True)
         return
-    settled = loop.settle(settled, out, resume=resume)
+    settled = settle(settled, out, resume=resume)
     if derived:
         said = ", ".join(f"{path} = {value}" for path, value in derived.items())
         console.print(f"from the data, `starter` (docs/loops.md; what you name goes before): {said}", soft_wrap=True)

@@ -1,5 +1,5 @@
 """The configurations of the three verbs: frozen dataclasses. A field's sentence is its help on the command line, and
-every field is an option there (`cli_options`), so its name is unique within a configuration.
+every field is an option there (`plaudit._options`), so its name is unique within a configuration.
 
 Names are TRL's where TRL has one. None means "resolved when the run starts"; the `run.toml` that a run leaves holds
 the resolved value.
@@ -8,21 +8,14 @@ the resolved value.
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from operator import attrgetter
-from typing import Any, Literal, get_type_hints
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from .errors import ConfigError
+from plaudit._trees import check_ranges, option
+from plaudit.errors import ConfigurationError
 
 Algorithm = Literal["ppo", "grpo", "rloo", "reinforce++"]
-
-
-def option(default: Any, help: str, *, low: float = -math.inf, high: float = math.inf, changes: bool = False) -> Any:
-    """A field with its default, the sentence that explains it, the range of its numbers, and whether it may change
-    when a run is resumed (what decides about results may not)."""
-    return field(default=default, metadata={"help": help, "low": low, "high": high, "changes": changes})
 
 
 @dataclass(frozen=True)
@@ -87,6 +80,9 @@ class SftConfig:
     optim: OptimConfig = OptimConfig()
     run: RunConfig = RunConfig()
 
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
 
 @dataclass(frozen=True)
 class DpoConfig:
@@ -101,6 +97,9 @@ class DpoConfig:
     model: PolicyConfig = PolicyConfig()
     optim: OptimConfig = OptimConfig()
     run: RunConfig = RunConfig()
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True)
@@ -207,58 +206,34 @@ class RlConfig:
     optim: OptimConfig = OptimConfig()
     run: RunConfig = RunConfig()
 
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        group, responses = self.rollout.group_size, self.rollout.prompts_per_step * (self.rollout.group_size or 1)
+        if group == 1 and (self.algorithm.algo in ("grpo", "rloo") or self.algorithm.baseline):
+            raise ConfigurationError(
+                "rollout.group_size must be at least 2: a response is compared with the others of its prompt"
+            )
+        if self.algorithm.minibatches > responses:
+            raise ConfigurationError(f"a step has {responses} responses, fewer than algorithm.minibatches")
+        if self.reward.length_ramp > self.rollout.max_new_tokens:
+            raise ConfigurationError("reward.length_ramp is longer than rollout.max_new_tokens")
+        if self.kl.kl_target and self.kl.kl_coef == 0:
+            raise ConfigurationError(
+                "kl.kl_target adapts kl.kl_coef by a factor, and that is 0: leave it out, or give a start"
+            )
+        if self.kl.kl_in == "reward" and self.kl.kl_estimator in ("k2", "k3"):
+            raise ConfigurationError("kl.kl_estimator in the reward must be k1: the others have another gradient there")
+        if self.kl.kl_in == "loss" and self.kl.kl_estimator == "k1" and self.kl.kl_coef != 0:
+            raise ConfigurationError(
+                "kl.kl_estimator in the loss must be k2 or k3: the gradient of k1 is 0 in the mean there"
+            )
+
 
 Config = SftConfig | DpoConfig | RlConfig
 
 
-def leaves(kind: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
-    """Dotted path, field and type of every value of a configuration, in the order of declaration."""
-    hints = get_type_hints(kind)
-    for f in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(hints[f.name]):
-            yield from leaves(hints[f.name], f"{prefix}{f.name}.")
-        else:
-            yield f"{prefix}{f.name}", f, hints[f.name]
-
-
-def flatten(config: Config) -> dict[str, Any]:
-    """Every value under its dotted path."""
-    return {path: get(config, path) for path, *_ in leaves(type(config))}
-
-
-def get(config: Any, path: str) -> Any:
-    """The value at a dotted path."""
-    return attrgetter(path)(config)
-
-
-def check(config: Config) -> None:
-    """Raise ConfigError for a number out of its range, or values that contradict each other."""
-    for path, f, _ in leaves(type(config)):
-        value, low, high = get(config, path), f.metadata["low"], f.metadata["high"]
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and not low <= value <= high:
-            raise ConfigError(f"{path} must lie in {low:g}..{high:g}, got {value}")
-    if isinstance(config, RlConfig):
-        _check_rl(config)
-
-
-def _check_rl(config: RlConfig) -> None:
-    group, responses = config.rollout.group_size, config.rollout.prompts_per_step * (config.rollout.group_size or 1)
-    if group == 1 and (config.algorithm.algo in ("grpo", "rloo") or config.algorithm.baseline):
-        raise ConfigError("rollout.group_size must be at least 2: a response is compared with the others of its prompt")
-    if config.algorithm.minibatches > responses:
-        raise ConfigError(f"a step has {responses} responses, fewer than algorithm.minibatches")
-    if config.reward.length_ramp > config.rollout.max_new_tokens:
-        raise ConfigError("reward.length_ramp is longer than rollout.max_new_tokens")
-    if config.kl.kl_target and config.kl.kl_coef == 0:
-        raise ConfigError("kl.kl_target adapts kl.kl_coef by a factor, and that is 0: leave it out, or give a start")
-    if config.kl.kl_in == "reward" and config.kl.kl_estimator in ("k2", "k3"):
-        raise ConfigError("kl.kl_estimator in the reward must be k1: the others have another gradient there")
-    if config.kl.kl_in == "loss" and config.kl.kl_estimator == "k1" and config.kl.kl_coef != 0:
-        raise ConfigError("kl.kl_estimator in the loss must be k2 or k3: the gradient of k1 is 0 in the mean there")
-
-
 def resolved(config: RlConfig) -> RlConfig:
-    """The configuration with what depends on the algorithm filled in. Raises ConfigError."""
+    """The configuration with what depends on the algorithm filled in. Raises ConfigurationError."""
     algo = config.algorithm.algo
     place = config.kl.kl_in or ("loss" if algo == "grpo" else "reward")
     choices: Mapping[str, Mapping[str, Any]] = {
@@ -272,7 +247,6 @@ def resolved(config: RlConfig) -> RlConfig:
         part = getattr(config, section)
         missing = {name: value for name, value in values.items() if getattr(part, name) is None}
         config = dataclasses.replace(config, **{section: dataclasses.replace(part, **missing)})
-    check(config)
     return config
 
 

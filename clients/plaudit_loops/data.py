@@ -10,19 +10,17 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from plaudit import Prompt
+from plaudit import InvalidInput, Prompt
+from plaudit._jsonl import open_input
+from plaudit._row_files import json_rows, located
 from plaudit_model import starter as tasks
 
 from . import starter
-from .errors import DataError
 from .policy import Policy
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ def pair_rows(files: Sequence[str]) -> list[Row]:
 
 
 def encode(rows: Sequence[Row], policy: Policy, *, max_length: int) -> tuple[list[Encoded], int]:
-    """The rows as token ids, and how many were left out for their length. Raises DataError if none is left."""
+    """The rows as token ids, and how many were left out for their length. Raises InvalidInput if none is left."""
     encoded = []
     for row in rows:
         ids = tuple(policy.encode_prompt(row.prompt))
@@ -68,7 +66,7 @@ def encode(rows: Sequence[Row], policy: Policy, *, max_length: int) -> tuple[lis
         if len(ids) + max((len(r) for r in responses), default=0) <= max_length:
             encoded.append(Encoded(row.prompt, ids, responses))
     if not encoded:
-        raise DataError(f"none of the {len(rows)} rows has at most {max_length} tokens; raise the limit")
+        raise InvalidInput(f"none of the {len(rows)} rows has at most {max_length} tokens; raise the limit")
     return encoded, len(rows) - len(encoded)
 
 
@@ -95,35 +93,19 @@ def members(count: int, size: int, seed: int, step: int) -> list[int]:
 def _all(
     files: Sequence[str], made: Callable[[], Iterator[Row]] | None, read: Callable[[Mapping[str, Any]], Row]
 ) -> list[Row]:
-    rows = [row for name in files for row in (made() if made and name == starter.NAME else _read(Path(name), read))]
+    rows = [row for name in files for row in (made() if made and name == starter.NAME else _read(name, read))]
     if not rows:
-        raise DataError("there are no rows to train on: name a JSONL file" + (" or `starter`" if made else ""))
+        raise InvalidInput("there are no rows to train on: name a JSONL file" + (" or `starter`" if made else ""))
     return rows
 
 
-def _read(path: Path, read: Callable[[Mapping[str, Any]], T]) -> Iterator[T]:
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield _row(path, number, line, read)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8: {error.reason}") from error
-
-
-def _row(path: Path, number: int, line: str, read: Callable[[Mapping[str, Any]], T]) -> T:
-    try:
-        row = json.loads(line)
-        if not isinstance(row, dict):
-            raise DataError("a row is a JSON object")
-        json.dumps(row, ensure_ascii=False).encode()  # a lone surrogate is no text that a tokenizer takes
-        return read(row)
-    except ValueError as error:
-        raise DataError(f"{path}, line {number}: not JSON: {error}") from None
-    except DataError as error:
-        raise DataError(f"{path}, line {number}: {error}") from None
+def _read(path: str, read: Callable[[Mapping[str, Any]], Row]) -> Iterator[Row]:
+    with located(path), open_input(path) as lines:
+        for _, where, value in json_rows(lines):
+            with located(where):
+                json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate is no text that a tokenizer takes
+                row = read(value)
+            yield row
 
 
 def _split(row: Mapping[str, Any], *, needs_response: bool) -> tuple[Prompt, tuple[str, ...]]:
@@ -131,9 +113,9 @@ def _split(row: Mapping[str, Any], *, needs_response: bool) -> tuple[Prompt, tup
         turns = _messages(row["messages"], "messages")
         has_response = turns[-1]["role"] == "assistant"
         if has_response and len(turns) == 1:
-            raise DataError("'messages' hold a response and nothing that it answers")
+            raise InvalidInput("'messages' hold a response and nothing that it answers")
         if needs_response and not has_response:
-            raise DataError("'messages' must end with the assistant's turn, which is what is learned")
+            raise InvalidInput("'messages' must end with the assistant's turn, which is what is learned")
         return (turns[:-1], (turns[-1]["content"],)) if has_response else (turns, ())
     if not needs_response:
         return _prompt(row), ()
@@ -145,7 +127,7 @@ def _prompt(row: Mapping[str, Any]) -> Prompt:
     if isinstance(prompt, str):
         return prompt
     if prompt is None:
-        raise DataError(f"has no 'prompt'; its fields are {sorted(row)}")
+        raise InvalidInput(f"has no 'prompt'; its fields are {sorted(row)}")
     return _messages(prompt, "prompt")
 
 
@@ -154,10 +136,12 @@ def _response(row: Mapping[str, Any], name: str) -> str:
     if isinstance(value, list):
         turns = _messages(value, name)
         if len(turns) != 1:
-            raise DataError(f"{name!r} has {len(turns)} messages; a response is one, what comes before is the prompt")
+            raise InvalidInput(
+                f"{name!r} has {len(turns)} messages; a response is one, what comes before is the prompt"
+            )
         value = turns[0]["content"]
     if not isinstance(value, str):
-        raise DataError(f"has no {name!r} that is a text or messages; its fields are {sorted(row)}")
+        raise InvalidInput(f"has no {name!r} that is a text or messages; its fields are {sorted(row)}")
     return value
 
 
@@ -165,5 +149,5 @@ def _messages(value: Any, name: str) -> list[Any]:
     turns = value if isinstance(value, list) and value else [None]
     texts = [m.get(key) if isinstance(m, dict) else None for m in turns for key in ("role", "content")]
     if not all(isinstance(text, str) for text in texts):
-        raise DataError(f"{name!r} must be a text or a list of messages with role and content, both texts")
+        raise InvalidInput(f"{name!r} must be a text or a list of messages with role and content, both texts")
     return [{"role": m["role"], "content": m["content"]} for m in value]

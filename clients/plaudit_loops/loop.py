@@ -9,38 +9,40 @@ randomness is a function of (seed, step, sample), a killed and resumed run compu
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from rich.console import Console
 
 from plaudit import PlauditError
+from plaudit import _trees as trees
 from plaudit_model import checkpoint
 from plaudit_model.checkpoint import Saver, Snapshot, Tensors
 from plaudit_model.errors import CheckpointError
 from plaudit_model.interrupt import Interrupted, StopRequest
 from plaudit_model.json_lines import JsonLines, write_whole
 from plaudit_model.memory import keep_freed_memory
+from plaudit_model.optimiser import load_moments, moments, set_rate
+from plaudit_model.progress import Trackers
+from plaudit_model.run_folder import FILE_NAME, Diverged, check_own, held
 
-from . import config as configs
-from . import config_toml, page
-from .errors import ConfigError, Diverged, LoopError, NotWritten, RunExists
+from . import page
+from .config import Config
+from .errors import LoopError
 from .optim import Trainable, lr_scale
 from .policy import Policy
-from .report import Display, Trackers, check_trackers
+from .report import Display, check_trackers, trackers
 from .world import World
 
 LOG = logging.getLogger("plaudit.loops")
-C = TypeVar("C", configs.SftConfig, configs.DpoConfig, configs.RlConfig)
 REPORT = "report.json"
 OUTPUTS = ("metrics.jsonl", "samples.jsonl", "checkpoints", "tensorboard", "policy", REPORT, page.PAGE)
 """What a run begins anew, goes on with or replaces: never what was there before its `run.toml`."""
@@ -84,63 +86,31 @@ class Place:
     world: World
 
 
-def settle(config: C, out: Path, *, resume: bool) -> C:
-    """The configuration to go on with: that of the run in `out`, if there is one to resume, with what may change from
-    `config`. Raises RunExists if there is a run and no `resume`, ConfigError if something else is asked for."""
-    path = out / config_toml.FILE_NAME
-    if not path.exists():
-        return config
-    if not resume:
-        raise RunExists(f"{out} already holds a run: go on with --resume, or name another --out")
-    stored = config_toml.read(path, type(config))
-    changes: dict[str, Any] = {}
-    for name, field, _ in configs.leaves(type(config)):
-        given, known = configs.get(config, name), configs.get(stored, name)
-        if given in (known, None, "auto"):
-            continue
-        if not field.metadata["changes"]:
-            raise ConfigError(f"{name} is {given!r}, but the run in {out} has {known!r}: name another --out")
-        changes[name] = given
-    return config_toml.build(type(config), changes, stored)
-
-
 @contextmanager
 def opened(out: Path, console: Console, device: str) -> Iterator[Place]:
-    """The directory of a run, locked: two processes that write one run would each prune the other's checkpoints.
-    Raises RunExists if another process or something else is in it, NotWritten if it cannot be written."""
+    """The directory of a run, held. Raises RunExists if another process or something else is in it, NotWritten if it
+    cannot be written."""
     keep_freed_memory()
     world = World(device)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with (out / ".lock").open("w") if world.is_main else nullcontext() as file:
-            if file is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _check_own(out)
+        with held(out, lock=world.is_main):
+            if world.is_main:
+                check_own(out, OUTPUTS)
             yield Place(out, console if world.is_main else Console(quiet=True), world)
-    except BlockingIOError as error:
-        raise RunExists(f"another process is training into {out}") from error
-    except OSError as error:
-        raise NotWritten(f"{error}; what is in {out} is whole, go on with --resume") from error
     finally:
         world.close()
 
 
-def _check_own(out: Path) -> None:
-    """Raise RunExists if something is there that is of no run, and would be overwritten or gone on with."""
-    if not (out / config_toml.FILE_NAME).exists() and (foreign := [n for n in OUTPUTS if (out / n).exists()]):
-        raise RunExists(f"{out} holds {foreign[0]} and no run: it would be overwritten; name another --out")
-
-
 def finished(out: Path) -> bool:
     """Whether there is a run in `out` that has come to its end."""
-    return (out / config_toml.FILE_NAME).exists() and (out / REPORT).exists()
+    return (out / FILE_NAME).exists() and (out / REPORT).exists()
 
 
-def run(stage: Stage, config: configs.Config, place: Place) -> None:
+def run(stage: Stage, config: Config, place: Place) -> None:
     """From the newest checkpoint, if there is one, to the end: the policy is then in `<out>/policy`."""
     check_trackers(config.run.report_to)
     if place.world.is_main:
-        write_whole(place.out / config_toml.FILE_NAME, config_toml.write(config))
+        write_whole(place.out / FILE_NAME, trees.toml(config))
     loop = _Loop(stage, config, place)
     loop.resume()
     with StopRequest() as stop:
@@ -161,7 +131,7 @@ def run(stage: Stage, config: configs.Config, place: Place) -> None:
 class _Loop:
     """One run. Owns the step, the files and the checkpoints."""
 
-    def __init__(self, stage: Stage, config: configs.Config, place: Place) -> None:
+    def __init__(self, stage: Stage, config: Config, place: Place) -> None:
         self._stage, self._config, self._place = stage, config, place
         self._root = place.out / "checkpoints"
         self._saver = Saver(self._root, every=config.run.checkpoint_every, keep=config.run.keep)
@@ -178,8 +148,8 @@ class _Loop:
         self._check_identity(snapshot.step, state["identity"])
         if state["threads"] != torch.get_num_threads():
             LOG.warning("the run began with %d threads: the last bits may differ with now", state["threads"])
-        trainable.load_weights(snapshot.tensors["weights"])
-        trainable.load_moments(snapshot.tensors["optimizer"])
+        checkpoint.load_tensors(dict(trainable.named()), snapshot.tensors["weights"])
+        load_moments(trainable.named(), trainable.optimizer, snapshot.tensors["optimizer"])
         trainable.skipped = state["skipped"]
         self._stage.put_back(state["stage"], snapshot.tensors)
         self.step, self._positions, self._last = snapshot.step, state["positions"], state["last"]
@@ -207,30 +177,31 @@ class _Loop:
         self._kept = self._stage.state()[0]
         main = self._place.world.is_main
         out = self._place.out if main else Path(os.devnull)
-        names = ("metrics.jsonl", "samples.jsonl")
-        files = [JsonLines(out / name, at) for name, at in zip(names, self._positions, strict=True)] if main else []
-        trackers = Trackers(self._config.run.report_to if main else (), out, configs.flatten(self._config), self.step)
+        both = zip(("metrics.jsonl", "samples.jsonl"), self._positions, strict=True)
+        files = [JsonLines(out / name, at) for name, at in both] if main else []
+        names = self._config.run.report_to if main else ()
+        told = trackers(names, out, trees.flatten(self._config), self.step)
         try:
             with Display(self._place.console, self._stage.total, self.step) as display:
                 while self.step < self._stage.total and not self._stage.stopped:
                     if self._place.world.any(self._saver.due(self.step)):
                         self._save(files)
-                    self._take(stop, files, trackers, display)
+                    self._take(stop, files, told, display)
             if self._saver.saved_at != self.step:
                 self._save(files)
         finally:
-            trackers.close()
+            told.close()
             for file in files:
                 file.close()
         return self._last
 
-    def _take(self, stop: StopRequest, files: list[JsonLines], trackers: Trackers, display: Display) -> None:
+    def _take(self, stop: StopRequest, files: list[JsonLines], told: Trackers, display: Display) -> None:
         settings = self._config.optim
         scale = lr_scale(self.step, self._stage.total, settings.warmup_ratio, settings.min_lr_ratio)
-        rate = self._stage.trainable.set_rate(scale)
+        rate = set_rate(self._stage.trainable.optimizer, scale)
         try:
-            if told := max(self._place.world.gather([stop.received])):  # all stop, or none: a step takes them all
-                raise Interrupted(told)
+            if received := max(self._place.world.gather([stop.received])):  # all stop, or none: a step takes them all
+                raise Interrupted(received)
             done = self._stage.take(self.step, stop)
         except Diverged:
             raise  # within a step: the last checkpoint is the state to go back to
@@ -242,7 +213,7 @@ class _Loop:
             files[0].write({"step": self.step} | {n: v if math.isfinite(v) else None for n, v in self._last.items()})
             for sample in done.samples:
                 files[1].write({"step": self.step, **sample})
-        trackers.log(self.step, {name: value for name, value in self._last.items() if value == value})
+        told.log(self.step, {name: value for name, value in self._last.items() if value == value})
         display.step(self.step, self._last)
 
     def _save(self, files: list[JsonLines]) -> None:
@@ -256,9 +227,10 @@ class _Loop:
             "positions": self._positions, "stopped": stage.stopped, "stage": self._kept,
             "last": {name: value for name, value in self._last.items() if math.isfinite(value)},
         }  # fmt: skip
-        both = {"weights": trainable.weights(), "optimizer": trainable.moments(), **tensors}
-        self._saver.save(Snapshot(self.step, both, described))
-        page.write(self._place.out, configs.flatten(self._config), f"{self.step} of {stage.total} {stage.stopped}")
+        state = moments(trainable.named(), trainable.optimizer)
+        every = {"weights": trainable.weights(), "optimizer": state, **tensors}
+        self._saver.save(Snapshot(self.step, every, described))
+        page.write(self._place.out, trees.flatten(self._config), f"{self.step} of {stage.total} {stage.stopped}")
 
     def _give_way(self, error: Exception, files: list[JsonLines]) -> Exception:
         """Save what has been computed since the last checkpoint, and the same error with where the run stands."""
@@ -266,11 +238,7 @@ class _Loop:
             self._save(files)
         saved = self._saver.saved_at
         last = "" if saved == self.step else f" (the last saved step is {saved})" if saved >= 0 else " (none is saved)"
-        kind = Interrupted if isinstance(error, Interrupted) else _Stopped
+        kind = Interrupted if isinstance(error, Interrupted) else LoopError
         told = kind(f"{error} after step {self.step} of {self._stage.total}{last}; go on with --resume")
         told.exit_code = getattr(error, "exit_code", 70)
         return told
-
-
-class _Stopped(LoopError):
-    """A step could not be taken; `exit_code` is that of its cause."""

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from plaudit_model.errors import CheckpointError
+from plaudit_model.optimiser import adamw, trained
+from plaudit_model.run_folder import Diverged
 
 from .config import OptimConfig
-from .errors import Diverged
 from .world import World
 
 LOG = logging.getLogger("plaudit.loops")
@@ -42,29 +42,12 @@ class Trainable:
     optimizer: torch.optim.AdamW = field(init=False)
 
     def __post_init__(self) -> None:
-        groups = []
-        for name, module in self.modules.items():
-            for decays in (True, False):
-                chosen = [p for n, p in module.named_parameters() if p.requires_grad and _decays(n, p) is decays]
-                decay = self.config.weight_decay if decays else 0.0
-                groups.append({"params": chosen, "peak": self.rates[name], "weight_decay": decay, "module": name})
-        self.optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=1.0,
-            betas=(self.config.adam_beta1, self.config.adam_beta2), eps=self.config.adam_epsilon,
-        )  # fmt: skip
+        parts = [(self.rates[name], trained(module)) for name, module in self.modules.items()]
+        self.optimizer = adamw(parts, self.config)
 
     def named(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What is trained, by name. Frozen parameters, as those below an adapter, are the base's."""
-        for module_name, module in self.modules.items():
-            for name, parameter in module.named_parameters():
-                if parameter.requires_grad:
-                    yield f"{module_name}.{name}", parameter
-
-    def set_rate(self, scale: float) -> float:
-        """Scale every learning rate; returns that of the first module."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * scale
-        return float(self.optimizer.param_groups[0]["lr"])
+        return ((f"{name}.{n}", p) for name, module in self.modules.items() for n, p in trained(module))
 
     def update(self, only: str | None = None) -> float:
         """One optimiser step with the gradients of all processes, clipped; returns their norm. `only` names the single
@@ -87,32 +70,3 @@ class Trainable:
     def weights(self) -> dict[str, Tensor]:
         """A copy of what is trained."""
         return {name: parameter.detach().clone() for name, parameter in self.named()}
-
-    def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
-        """Raises CheckpointError if the names differ."""
-        mine = dict(self.named())
-        if odd := sorted({*mine} ^ {*tensors}):
-            raise CheckpointError(f"the checkpoint is of another policy: {odd[0]} is only on one side")
-        with torch.no_grad():
-            for name, parameter in mine.items():
-                parameter.copy_(tensors[name])
-
-    def moments(self) -> dict[str, Tensor]:
-        """The optimiser's state as flat tensors: `<parameter>/<moment>`."""
-        return {
-            f"{name}/{key}": torch.as_tensor(value).detach()
-            for name, parameter in self.named()
-            for key, value in self.optimizer.state.get(parameter, {}).items()
-        }
-
-    def load_moments(self, tensors: Mapping[str, Tensor]) -> None:
-        mine = dict(self.named())
-        self.optimizer.state.clear()
-        for key, value in tensors.items():
-            name, moment = key.rsplit("/", 1)
-            place = "cpu" if moment == "step" else mine[name].device
-            self.optimizer.state[mine[name]][moment] = value.to(place).clone()
-
-
-def _decays(name: str, parameter: Tensor) -> bool:
-    return parameter.ndim >= 2 and not any(part in name.lower() for part in ("norm", "bias", "ln_"))

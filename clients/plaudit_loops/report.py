@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,58 +10,38 @@ from typing import Any
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from rich.console import Console
 
-from plaudit_model.progress import ProgressLine
-
-from .errors import ConfigError
-
-LOG = logging.getLogger("plaudit.loops")
+from plaudit import ConfigurationError
+from plaudit_model.progress import ProgressLine, Tracker, Trackers
 
 _SHOWN = ("loss", "objective/scores", "objective/kl", "objective/entropy", "val/length", "accuracy")
 
 
-class Trackers:
-    """TensorBoard, Weights & Biases, MLflow and what else accelerate knows. None of them can stop a run: one that fails
-    is named in a warning and left out from then on."""
+def trackers(names: Sequence[str], out: Path, config: Mapping[str, Any], step: int) -> Trackers:
+    """TensorBoard, Weights & Biases, MLflow and what else accelerate knows, for a run that stands at `step`."""
 
-    def __init__(self, names: Sequence[str], out: Path, config: Mapping[str, Any], step: int) -> None:
-        self._members: list[Any] = []
-        for name in names:
-            try:
-                options: dict[str, Any] = {"purge_step": step + 1} if name == "tensorboard" else {}
-                if LOGGER_TYPE_TO_CLASS[name].requires_logging_directory:
-                    options["logging_dir"] = str(out)
-                tracker = LOGGER_TYPE_TO_CLASS[name](name if "logging_dir" in options else out.name, **options)
-                tracker.start()
-                if name != "tensorboard":  # which would make a run of its own for them
-                    tracker.store_init_configuration({k: str(v) for k, v in config.items()})
-                self._members.append(tracker)
-            except Exception as error:  # a tracker must not cost a training run
-                LOG.warning("%s could not be started and is left out: %s", name, error)
+    def begin(name: str) -> Tracker:
+        options: dict[str, Any] = {"purge_step": step + 1} if name == "tensorboard" else {}
+        if LOGGER_TYPE_TO_CLASS[name].requires_logging_directory:
+            options["logging_dir"] = str(out)
+        tracker: Any = LOGGER_TYPE_TO_CLASS[name](name if "logging_dir" in options else out.name, **options)
+        tracker.start()
+        if name != "tensorboard":  # which would make a run of its own for them
+            tracker.store_init_configuration({k: str(v) for k, v in config.items()})
+        return lambda step, values: tracker.log(dict(values), step=step), tracker.finish
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        for member in list(self._members):
-            try:
-                member.log(dict(values), step=step)
-            except Exception as error:
-                LOG.warning("%s failed and is left out from here: %s", member.name, error)
-                self._members.remove(member)
-
-    def close(self) -> None:
-        for member in self._members:
-            try:
-                member.finish()
-            except Exception as error:
-                LOG.warning("%s did not close: %s", member.name, error)
+    return Trackers(names, begin)
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raise ConfigError for a tracker that does not exist or, but for the default one, is not installed."""
+    """Raise ConfigurationError for a tracker that does not exist or, but for the default one, is not installed."""
     there = {tracker.value for tracker in get_available_trackers()}
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
-            raise ConfigError(f"report_to: unknown tracker {name!r}; known: {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}")
+            raise ConfigurationError(
+                f"report_to: unknown tracker {name!r}; known: {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}"
+            )
         if name not in there and name != "tensorboard":
-            raise ConfigError(f"report_to names {name}, which is not installed: pip install {name}")
+            raise ConfigurationError(f"report_to names {name}, which is not installed: pip install {name}")
 
 
 class Display(ProgressLine):

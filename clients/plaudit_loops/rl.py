@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plaudit import Unavailable
-from plaudit_model.checkpoint import Tensors
+from plaudit import ConfigurationError, Unavailable
+from plaudit_model.checkpoint import Tensors, load_tensors
 from plaudit_model.interrupt import StopRequest
 
 from . import batch as batches
@@ -25,7 +25,6 @@ from .batch import Batch, Unfinished
 from .collect import Collector, Sample
 from .config import RlConfig
 from .data import Encoded, fingerprint, members
-from .errors import ConfigError
 from .kl import kl_estimate, next_kl_coefficient
 from .loop import Done
 from .masked import masked_sum
@@ -52,7 +51,9 @@ class Rl:
     ) -> None:  # fmt: skip
         world, self._per_step = trainable.world, config.rollout.prompts_per_step
         if self._per_step % world.size:
-            raise ConfigError(f"rollout.prompts_per_step is {self._per_step}: not divisible by {world.size} processes")
+            raise ConfigurationError(
+                f"rollout.prompts_per_step is {self._per_step}: not divisible by {world.size} processes"
+            )
         self.policy, self.trainable, self.total, self.stopped = policy, trainable, config.steps, ""
         self.identity: Mapping[str, Any] = {
             "data": fingerprint(rows), "processes": world.size, "policy": dict(policy.origin),
@@ -143,7 +144,7 @@ class Rl:
             return True
         self.stopped = f"KL {kl:.3f} exceeds the budget of {budget:g}"
         if self._within:
-            self.trainable.load_weights(self._within)
+            load_tensors(dict(self.trainable.named()), self._within)
         return False
 
     def _adapt(self, kl: float, samples: int) -> None:

@@ -13,15 +13,16 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 
+from plaudit import ConfigurationError
 from plaudit._extras import install
 from plaudit_model import checkpoint
+from plaudit_model.run_folder import RunExists
 from plaudit_model.store import atomic_directory, weights_identity
 
 from . import config as configs
 from . import data, loop, starter
 from .config import DpoConfig, PolicyConfig, RlConfig, SftConfig
 from .dpo import Dpo
-from .errors import ConfigError, RunExists
 from .optim import Trainable
 from .policy import Policy, ValueHead, load_policy
 from .rl import Rl
@@ -34,7 +35,7 @@ Verb = Literal["sft", "rl", "dpo"]
 
 
 def sft(config: SftConfig, out: Path, console: Console) -> None:
-    """Supervised fine-tuning into `out`. Raises LoopError, ModelError."""
+    """Supervised fine-tuning into `out`. Raises as `rl`."""
     with loop.opened(out, console, config.model.device) as place:
         policy = _policy(config.model, config.run.seed, place.world, out, kept=bool(config.model.lora_r))
         config, trainable = _ready(config, "sft", policy, place, {})
@@ -44,7 +45,7 @@ def sft(config: SftConfig, out: Path, console: Console) -> None:
 
 
 def dpo(config: DpoConfig, out: Path, console: Console) -> None:
-    """Direct preference optimisation into `out`. Raises LoopError, ModelError."""
+    """Direct preference optimisation into `out`. Raises as `rl`."""
     with loop.opened(out, console, config.model.device) as place:
         policy = _policy(config.model, config.run.seed, place.world, out)
         config, trainable = _ready(config, "dpo", policy, place, {})
@@ -54,7 +55,7 @@ def dpo(config: DpoConfig, out: Path, console: Console) -> None:
 
 def rl(config: RlConfig, out: Path, console: Console, rewards: Rewards | None = None) -> None:
     """Reinforcement learning into `out`, against the served reward model of the configuration, or another source of
-    `rewards`. Raises LoopError, ModelError, PlauditError."""
+    `rewards`. Raises RunExists, NotWritten, Diverged, PeerFailed, ModelError, PlauditError."""
     config = configs.resolved(config)
     with loop.opened(out, console, config.model.device) as place:
         source = rewards or _served(config, place)
@@ -85,7 +86,9 @@ def _policy(config: PolicyConfig, seed: int, world: World, out: Path, *, kept: b
     """The policy to begin with; that of `starter` is untrained, and made in `<out>/base`. `kept`: whether training goes
     on needing its weights, which are then hashed, once, beside their loading."""
     if not config.policy:
-        raise ConfigError("--policy names no directory: fit one with `plaudit sft`, or name any causal language model")
+        raise ConfigurationError(
+            "--policy names no directory: fit one with `plaudit sft`, or name any causal language model"
+        )
     directory = Path(config.policy)
     if config.policy == starter.NAME:
         directory = out / "base"
@@ -110,7 +113,7 @@ def _with_adapter(policy: Policy, config: PolicyConfig, seed: int) -> Policy:
     try:
         import peft
     except ModuleNotFoundError:
-        raise ConfigError(f"--lora-r needs peft: {install('peft')}") from None
+        raise ConfigurationError(f"--lora-r needs peft: {install('peft')}") from None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         settings = peft.LoraConfig(
@@ -137,14 +140,16 @@ def _ready(config: Any, verb: Verb, policy: Policy, place: loop.Place, extra: Ma
 def _encoded(
     rows: list[data.Row], policy: Policy, max_length: int, place: loop.Place, more: int = 0
 ) -> list[data.Encoded]:
-    """The rows as token ids. Raises ConfigError if one, with `more` tokens that are sampled, is longer than the policy:
-    responses may grow that long in the middle of a run, and what is read beyond is noise, or no row of a table."""
+    """The rows as token ids. Raises ConfigurationError if one, with `more` tokens that are sampled, is longer than
+    the policy: responses may grow that long in the middle of a run, and what is read beyond is noise, or no row of a
+    table."""
     encoded, dropped = data.encode(rows, policy, max_length=max_length)
     longest = more + max(len(row.prompt_ids) + max(map(len, row.responses), default=0) for row in encoded)
     reads = getattr(policy.module.config, "max_position_embeddings", None) or longest
     if longest > reads:
-        raise ConfigError(f"a prompt and its response may have {longest} tokens, but the policy reads {reads}: lower "
-                          + ("--max-new-tokens or --max-prompt-tokens" if more else "--max-length"))  # fmt: skip
+        lower = "--max-new-tokens or --max-prompt-tokens" if more else "--max-length"
+        said = f"a prompt and its response may have {longest} tokens, but the policy reads {reads}"
+        raise ConfigurationError(f"{said}: lower {lower}")
     tokens = sum(len(row.prompt_ids) + sum(map(len, row.responses)) for row in encoded)
     place.console.print(
         f"{len(encoded):,} rows, {tokens:,} tokens; {dropped:,} longer than {max_length} left out\n"

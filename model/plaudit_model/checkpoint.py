@@ -110,6 +110,15 @@ def save(root: Path, snapshot: Snapshot, *, keep: int, best: int | None = None) 
     return final
 
 
+def load_tensors(mine: Tensors, tensors: Tensors) -> None:
+    """Write the tensors of a checkpoint into these. Raises CheckpointError if the names differ."""
+    if odd := sorted(mine.keys() ^ tensors.keys()):
+        raise CheckpointError(f"the checkpoint is of another model: {odd[0]} is only on one side")
+    with torch.no_grad():
+        for name, tensor in mine.items():
+            tensor.copy_(tensors[name])
+
+
 def prune(root: Path, *, keep: int, best: int | None = None) -> None:
     """Remove all but the `keep` newest checkpoints and the one of step `best`."""
     for step, directory in list(steps(root).items())[keep:]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -140,6 +139,8 @@ def _contract(directory: Path, pin_date: str) -> Any:
 
 def read_conversations(data: Path | None, limit: int) -> list[Conversation]:
     """The items of a JSONL file, one for each response, or some of the starter tasks. Raises ItemError."""
+    from plaudit._row_files import json_rows, located
+
     from .items import conversation, flatten
 
     if data is None:
@@ -147,22 +148,8 @@ def read_conversations(data: Path | None, limit: int) -> list[Conversation]:
 
         records = preference_records(32, seed=7)
         return [(r.prompt, response) for r in records for response in r.responses][: min(limit, 64)]
-    return [conversation(item) for row in _rows(data) for item in flatten(row)][:limit]
-
-
-def _rows(data: Path) -> Iterator[dict[str, Any]]:
-    from .errors import ItemError
-
-    with data.open(encoding="utf-8", errors="surrogateescape") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line) if line.strip() else None
-            except ValueError as error:
-                raise ItemError("invalid_json", f"{data}, line {number} is not JSON: {error}") from error
-            if isinstance(row, dict):
-                yield row
-            elif row is not None:
-                raise ItemError("invalid_json", f"{data}, line {number} is not a JSON object")
+    with located(str(data)), data.open("rb") as lines:
+        return [conversation(item) for _, _, row in json_rows(lines) for item in flatten(row)][:limit]
 
 
 def _served(url: str, ours: RewardModel, conversations: list[Conversation]) -> list[float]:

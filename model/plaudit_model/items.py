@@ -8,25 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from plaudit._items import check
+from plaudit.errors import InvalidInput
+
 from .encode import Encoded, Encoder, Overlong
 from .errors import ItemError
 from .records import Conversation, Message
 
-SHAPES = (
-    frozenset({"prompt", "response"}),
-    frozenset({"prompt", "responses"}),
-    frozenset({"messages"}),
-    frozenset({"text"}),
-    frozenset({"input_ids"}),
-    frozenset({"input_ids", "prompt_tokens"}),
-)
-
 
 def flatten(item: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """One item a response, in order. Raises ItemError for a shape that is none of the native ones."""
-    if frozenset(item) not in SHAPES:
-        known = "; ".join("{" + ", ".join(sorted(shape)) + "}" for shape in SHAPES)
-        raise ItemError("invalid_messages", f"an item has one of the shapes {known}; got keys {sorted(item)}")
+    """One item a response, in order. Raises ItemError for what is none of the native shapes."""
+    try:
+        check(item)
+    except InvalidInput as error:
+        raise ItemError("invalid_messages", f"the item {error}") from None
     if "responses" not in item:
         yield dict(item)
         return
@@ -37,7 +32,7 @@ def flatten(item: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def encode_item(encoder: Encoder, item: Mapping[str, Any], overlong: Overlong = "error") -> Encoded:
     """Token ids of one flattened item. Raises ItemError."""
     if "text" in item:
-        return encoder.encode_text(_text(item["text"]), overlong)
+        return encoder.encode_text(item["text"], overlong)
     if "input_ids" in item:
         return encoder.encode_ids(item["input_ids"], item.get("prompt_tokens", 0), overlong)
     prompt, response = conversation(item)
@@ -55,20 +50,12 @@ def conversation(item: Mapping[str, Any]) -> Conversation:
         raise ItemError("invalid_messages", "this item has no conversation")
     prompt = item["prompt"]
     turns = (Message("user", prompt),) if isinstance(prompt, str) else messages(prompt)
-    return turns, _text(item["response"])
+    return turns, item["response"]
 
 
-def messages(value: Any) -> tuple[Message, ...]:
-    """Messages from a JSON list of {"role", "content"}. Raises ItemError."""
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        raise ItemError("invalid_messages", "messages must be a list of {role, content}")
+def messages(value: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
+    """Messages from {"role", "content"}. Raises ItemError for a role that is none."""
     try:
-        return tuple(Message(turn["role"], _text(turn["content"])) for turn in value)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ItemError("invalid_messages", f"a message needs a role and a content: {error}") from error
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ItemError("invalid_messages", f"expected text, got {type(value).__name__}")
-    return value
+        return tuple(Message(turn["role"], turn["content"]) for turn in value)
+    except ValueError as error:
+        raise ItemError("invalid_messages", str(error)) from error

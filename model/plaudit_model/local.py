@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .encode import Encoded, Overlong
 from .errors import ItemError
@@ -36,29 +38,12 @@ class LocalScorer:
 
     def score_items(self, items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """One result a response, in order; a bad item has `score: null` and an `error` beside its neighbours."""
-        results: list[dict[str, Any]] = []
-        good: list[tuple[int, Encoded]] = []
-        for item_index, item in enumerate(items):
-            for response_index, encoded in enumerate(self._encode(item)):
-                result: dict[str, Any] = {
-                    "index": len(results),
-                    "item_index": item_index,
-                    "response_index": response_index,
-                    "score": None,
-                    "tokens": 0,
-                    "truncated": None,
-                    "cached": False,
-                }
-                if isinstance(encoded, ItemError):
-                    result["error"] = {"code": encoded.code, "message": encoded.message, "retryable": False}
-                else:
-                    cut = encoded.truncated
-                    result["tokens"] = len(encoded.ids)
-                    result["truncated"] = {"side": cut.side, "tokens": cut.tokens} if cut else None
-                    good.append((len(results), encoded))
-                results.append(result)
-        self._score(results, good)
-        return results
+        encoded = [(place, *one) for place, item in enumerate(items) for one in enumerate(self._encode(item))]
+        scores = iter(self.model.score_encoded([one for *_, one in encoded if isinstance(one, Encoded)]))
+        return [
+            {"index": index, "item_index": item, "response_index": response, "cached": False, **_result(one, scores)}
+            for index, (item, response, one) in enumerate(encoded)
+        ]
 
     def _encode(self, item: dict[str, Any]) -> list[Encoded | ItemError]:
         try:
@@ -73,14 +58,20 @@ class LocalScorer:
         except ItemError as error:
             return error
 
-    def _score(self, results: list[dict[str, Any]], good: list[tuple[int, Encoded]]) -> None:
-        scores = self.model.score_encoded([encoded for _, encoded in good])
-        for (index, _), attributes in zip(good, scores, strict=True):
-            if np.isfinite(attributes).all():
-                results[index]["score"] = float(attributes[0])
-            else:
-                message = "the model gave a score that is not finite"
-                results[index]["error"] = {"code": "non_finite_score", "message": message, "retryable": False}
+
+def _result(encoded: Encoded | ItemError, scores: Iterator[NDArray[np.float32]]) -> dict[str, Any]:
+    """What is said of one response; `scores` are those of what could be encoded, in order."""
+    if isinstance(encoded, ItemError):
+        return {"score": None, "tokens": 0, "truncated": None, "error": _error(encoded)}
+    attributes, cut = next(scores), encoded.truncated
+    told = {"score": None, "tokens": len(encoded.ids), "truncated": asdict(cut) if cut else None}
+    if not np.isfinite(attributes).all():
+        return {**told, "error": _error(ItemError("non_finite_score", "the model gave a score that is not finite"))}
+    return {**told, "score": float(attributes[0])}
+
+
+def _error(error: ItemError) -> dict[str, Any]:
+    return {"code": error.code, "message": error.message, "retryable": False}
 
 
 def open_scorer(name: str | Path, overlong: Overlong = "error") -> LocalScorer:

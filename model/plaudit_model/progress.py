@@ -1,14 +1,20 @@
-"""How far a run has come, for people."""
+"""How far a run has come: a line for people, and the trackers that people look at."""
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Callable, Iterable, Mapping
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+LOG = logging.getLogger("plaudit.progress")
 _PLAIN_LINES = 20
+
+Tracker = tuple[Callable[[int, Mapping[str, float]], object], Callable[[], object]]
+"""What takes the numbers after a step, by name, and what says that no more will come."""
 
 
 class ProgressLine:
@@ -36,3 +42,32 @@ class ProgressLine:
         if not self._console.is_terminal and (step % max(1, self._total // _PLAIN_LINES) == 0 or step == self._total):
             left = (time.monotonic() - self._started) / max(step - self._done, 1) * (self._total - step)
             self._console.print(f"step {step}/{self._total}  {numbers}  {left:,.0f} s left")
+
+
+class Trackers:
+    """Where the numbers of a run go besides metrics.jsonl. None of them can stop a run: one that fails is named in a
+    warning and left out from then on."""
+
+    def __init__(self, names: Iterable[str], begin: Callable[[str], Tracker]) -> None:
+        self._members: dict[str, Tracker] = {}
+        for name in names:
+            try:
+                self._members[name] = begin(name)
+            except Exception as error:  # a tracker must not cost a training run
+                LOG.warning("%s could not be started and is left out: %s", name, error)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers by name, after optimiser step `step`."""
+        for name, (log, _) in list(self._members.items()):
+            try:
+                log(step, values)
+            except Exception as error:
+                LOG.warning("%s failed and is left out from here: %s", name, error)
+                del self._members[name]
+
+    def close(self) -> None:
+        for name, (_, close) in self._members.items():
+            try:
+                close()
+            except Exception as error:
+                LOG.warning("%s did not close: %s", name, error)

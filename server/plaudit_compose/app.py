@@ -24,7 +24,7 @@ from plaudit_server.errors import RULES, RequestError
 from plaudit_server.gates import gates
 from plaudit_server.metrics import Metrics
 from plaudit_server.middleware import Body, Gate, Report
-from plaudit_server.results import dumps
+from plaudit_server.service import json_response
 from plaudit_server.settings import MAX_ITEMS, ServerSettings
 
 from .envelope import Call, read_reward, read_score
@@ -65,7 +65,7 @@ class Routes:
         failed = [reward.error for reward in found if reward.error]
         if failed and len(failed) == len(found) and (len(found) == 1 or all(error.retryable for error in failed)):
             raise _failure(failed)
-        return _json(self._answer(request, call, found))
+        return json_response(self._answer(request, call, found))
 
     async def get_reward(self, request: Request) -> Response:
         """OpenRLHF's remote reward model. What is too long is cut on its left, as by the server."""
@@ -78,15 +78,15 @@ class Routes:
         names = [term.name for term in self._composer.rewards.terms]
         logs = {name: [reward.attributes[name] for reward in found] for name in names}
         floored = [int(reward.floor is not None) for reward in found]
-        return _json({"rewards": scores, "scores": scores, "extra_logs": {**logs, "floored": floored}})
+        return json_response({"rewards": scores, "scores": scores, "extra_logs": {**logs, "floored": floored}})
 
     async def livez(self, _request: Request) -> Response:
-        return _json({"status": "alive"})
+        return json_response({"status": "alive"})
 
     async def readyz(self, _request: Request) -> Response:
         """Ready when the models' servers are."""
         ready = await self._composer.ready()
-        return _json({"status": "ready" if ready else "waiting"}, 200 if ready else 503)
+        return json_response({"status": "ready" if ready else "waiting"}, 200 if ready else 503)
 
     async def info(self, _request: Request) -> Response:
         """Terms, identity and limits."""
@@ -94,7 +94,7 @@ class Routes:
         terms = [{"kind": type(term).__name__, **asdict(term)} for term in rewards.terms]
         sizes = {"max_items": MAX_ITEMS, "max_body_bytes": limits.body_bytes}
         about = {"floor": rewards.floor, "terms": terms, "sha256": rewards.sha256, "limits": sizes}
-        return _json({**asdict(self._composer.identity), **about})
+        return json_response({**asdict(self._composer.identity), **about})
 
     async def _rewards(self, candidates: Sequence[Candidate], overlong: Overlong | None, deadline: Any) -> list[Reward]:
         """Raises RequestError when the caller, who named a deadline in milliseconds, waits no longer."""
@@ -156,10 +156,6 @@ def _seconds(milliseconds: Any) -> float | None:
     if isinstance(milliseconds, bool) or not isinstance(milliseconds, (int, float)) or not 0 < milliseconds <= _A_DAY:
         raise RequestError("invalid_request", f"deadline_ms must be positive, at most {_A_DAY}", param="deadline_ms")
     return milliseconds / 1000
-
-
-def _json(value: Any, status: int = 200) -> Response:
-    return Response(dumps(value), status, media_type="application/json")
 
 
 async def _unknown(_scope: Scope, _receive: Receive, _send: Send) -> NoReturn:

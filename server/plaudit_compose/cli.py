@@ -78,10 +78,7 @@ def compose(
     async def main() -> None:
         composer = Composer(found, allow_code=allow_code or allow_code_unisolated, isolated=not allow_code_unisolated)
         await composer.start(wait)
-        config = uvicorn.Config(
-            build_app(settings, composer), log_config=None, access_log=False, lifespan="off", server_header=False,
-            proxy_headers=False, **protocol.arguments(settings.limits),
-        )  # fmt: skip
+        config = uvicorn.Config(build_app(settings, composer), **protocol.arguments(settings.limits))
         typer.echo(f"{composer.identity.model}@{composer.identity.revision}: {', '.join(t.name for t in found.terms)}")
         typer.echo(f"ready: http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}")
         try:

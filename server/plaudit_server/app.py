@@ -14,7 +14,7 @@ from . import admin, compat, openapi, probe, routes
 from .errors import RequestError
 from .gates import gates
 from .metrics import Metrics
-from .middleware import Body, Direct, Gate, ModelPath, Report
+from .middleware import Body, Direct, Gate, Report, model_in_path
 from .served import Models
 from .service import Service
 from .settings import ServerSettings
@@ -30,9 +30,9 @@ def build_app(settings: ServerSettings, models: Models, metrics: Metrics) -> ASG
     application.state.service = Service(settings, models, metrics)
     hot = [route for router in (routes.router, compat.router) for route in router.routes]
     app: ASGIApp = Direct(application, hot)
-    app = ModelPath(Body(app, settings.limits))
+    app = Body(app, settings.limits)
     paths = {route.path for route in application.routes if isinstance(route, Route)}
-    return Report(Gate(app, gates(settings)), metrics, paths)
+    return Report(Gate(app, [*gates(settings), model_in_path]), metrics, paths)
 
 
 def published_routes() -> FastAPI:

@@ -26,7 +26,7 @@ from .errors import RULES, RequestError, from_item
 from .results import Result, usage
 from .scoring import Scoring
 from .served import Served
-from .service import Defaults, agree, body_of, json_response, request_id_of, service_of
+from .service import agree, body_of, json_response, request_id_of, service_of
 
 router = APIRouter()
 
@@ -82,7 +82,7 @@ async def _scored(request: Request, read: Callable[[bytes], Call], field: str) -
     """The model and what it gave each text. Raises RequestError if one has no score."""
     call = read(body_of(request))
     overlong = service_of(request).settings.overlong or OVERLONG[request.scope["path"]]
-    model, terms = agree(request, call.options, Defaults(overlong, "batch"))
+    model, terms = agree(request, call.options, overlong=overlong, priority="batch")
     candidates = call.candidates if field != "input" else _opened(model.encoders.opening, call.candidates)
     async with Scoring(model, candidates, terms) as scoring:
         results = await scoring.all()

@@ -46,18 +46,9 @@ class Lifecycle:
         self._models = models
         self._listener = listener
         self._stop = asyncio.Event()
+        arguments = protocol.arguments(settings.limits)
         self._server = _Server(
-            uvicorn.Config(
-                app,
-                log_config=None,
-                access_log=False,
-                lifespan="off",
-                server_header=False,
-                proxy_headers=False,
-                backlog=_BACKLOG,
-                timeout_graceful_shutdown=_WRITE_SECONDS,
-                **protocol.arguments(settings.limits),
-            )
+            uvicorn.Config(app, backlog=_BACKLOG, timeout_graceful_shutdown=_WRITE_SECONDS, **arguments)
         )
 
     async def run(self, announce: Callable[[], None]) -> None:

@@ -3,7 +3,7 @@ disconnects from what is behind it. From the outside in:
 
 Report       request id, metrics, the log line, and every error's answer
 Gate         headers, host, key, content encoding: before a byte of the body is read
-ModelPath    /m/{model}[@revision]/... is the same route with the model named
+             and, last, `model_in_path`: /m/{model}[@revision]/... is the same route with the model named
 Body         reads and bounds the body, and cancels the route when its client goes away
 Direct       calls the routes that score; the rest of FastAPI, which is behind it, routes everything else
 """
@@ -126,22 +126,11 @@ class Gate:
         await self._app(scope, receive, send)
 
 
-class ModelPath:
-    """Trainers can often configure nothing but a URL, so the model can be named in it."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if (
-            scope["type"] == "http"
-            and scope["path"].startswith("/m/")
-            and (match := _MODEL_PATH.fullmatch(scope["path"]))
-        ):
-            scope["state"]["model"] = match["model"]
-            scope["path"] = match["rest"]
-            scope["raw_path"] = match["rest"].encode()
-        await self._app(scope, receive, send)
+def model_in_path(scope: Scope) -> None:
+    """The last of the checks: trainers can often configure nothing but a URL, so the model can be named in it."""
+    if scope["path"].startswith("/m/") and (match := _MODEL_PATH.fullmatch(scope["path"])):
+        scope["state"]["model"], scope["path"] = match["model"], match["rest"]
+        scope["raw_path"] = match["rest"].encode()
 
 
 class Body:

@@ -211,4 +211,6 @@ def bounded_protocol(limits: Limits) -> type[HttpToolsProtocol]:
 
 def arguments(limits: Limits) -> dict[str, Any]:
     """What uvicorn.Config is told about the protocol."""
-    return {"http": bounded_protocol(limits), "ws": "none", "timeout_keep_alive": limits.idle_seconds}
+    ours = {"http": bounded_protocol(limits), "ws": "none", "timeout_keep_alive": limits.idle_seconds}
+    return {**ours, **dict.fromkeys(("access_log", "server_header", "proxy_headers"), False),
+            "log_config": None, "lifespan": "off"}  # fmt: skip

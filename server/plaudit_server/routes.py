@@ -13,7 +13,7 @@ from .gates import header
 from .results import Result, dumps, sigmoid, temperature, timing, usage
 from .scoring import Scoring, Terms
 from .served import Served
-from .service import NATIVE, agree, body_of, json_response, request_id_of
+from .service import agree, body_of, json_response, request_id_of
 
 NDJSON = "application/x-ndjson"
 
@@ -24,7 +24,7 @@ router = APIRouter()
 async def score(request: Request) -> Response:
     """Scores of one or many responses, in the order of the request."""
     call = read_score(body_of(request))
-    model, terms = agree(request, call.options, NATIVE)
+    model, terms = agree(request, call.options)
     if NDJSON in (header(request.scope, b"accept") or ""):
         return Stream(request_id_of(request), model, call, terms)
     scoring, results = await _scored(model, call, terms)
@@ -40,7 +40,7 @@ async def score(request: Request) -> Response:
 async def rank(request: Request) -> Response:
     """The responses to one prompt, best first; equal scores keep their order. What has no score is in `failed`."""
     call = read_rank(body_of(request))
-    model, terms = agree(request, call.options, NATIVE)
+    model, terms = agree(request, call.options)
     scoring, results = await _scored(model, call, terms)
     ranked = sorted((r for r in results if r.score is not None), key=lambda r: -(r.score or 0.0))
     answer = _head(request_id_of(request), model, terms)
@@ -54,7 +54,7 @@ async def rank(request: Request) -> Response:
 async def compare(request: Request) -> Response:
     """How likely response A is the better one: sigmoid(margin / temperature), margin = score(A) - score(B)."""
     call = read_compare(body_of(request))
-    model, terms = agree(request, call.options, NATIVE)
+    model, terms = agree(request, call.options)
     scale = temperature(model.contract)
     scoring, results = await _scored(model, call, terms)
     a, b = (_needed(result, name) for result, name in zip(results, ("response_a", "response_b"), strict=True))

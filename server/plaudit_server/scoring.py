@@ -14,7 +14,7 @@ from plaudit_model.errors import ItemError
 
 from .domain import Priority, Scored, Work
 from .engine_errors import EngineError
-from .envelope import Candidate, Options
+from .envelope import Candidate
 from .errors import from_engine
 from .results import Result, transformation
 from .schema import Include, Transform
@@ -33,18 +33,6 @@ class Terms:
     deadline: float
     transform: Transform = "none"
     include: Sequence[Include] = ()
-
-    @classmethod
-    def of(cls, options: Options, *, overlong: Overlong, priority: Priority, deadline_seconds: float) -> Terms:
-        """The options over the route's defaults, the deadline from now on."""
-        seconds = deadline_seconds if options.deadline_ms is None else options.deadline_ms / 1000
-        return cls(
-            options.overlong or overlong,
-            options.priority or priority,
-            time.monotonic() + seconds,
-            options.transform,
-            options.include,
-        )
 
 
 class Scoring:

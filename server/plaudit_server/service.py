@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,17 +29,6 @@ class Service:
     metrics: Metrics
 
 
-@dataclass(frozen=True)
-class Defaults:
-    """What a route does where neither body nor URL says."""
-
-    overlong: Overlong
-    priority: Priority
-
-
-NATIVE = Defaults("error", "interactive")
-
-
 def service_of(request: Request) -> Service:
     service = request.app.state.service
     assert isinstance(service, Service)
@@ -56,17 +46,17 @@ def body_of(request: Request) -> bytes:
     return body
 
 
-def agree(request: Request, options: Options, defaults: Defaults) -> tuple[Served, Terms]:
-    """The model that a request means, and the terms it is scored on. Raises RequestError."""
+def agree(
+    request: Request, options: Options, *, overlong: Overlong = "error", priority: Priority = "interactive"
+) -> tuple[Served, Terms]:
+    """The model that a request means, and the terms it is scored on: `overlong` and `priority` are the route's, where
+    neither body nor URL says; the deadline counts from now on. Raises RequestError."""
     service, named = service_of(request), request.scope["state"].get("model")
     if named is not None or request.scope["query_string"]:
         options = options.over(replace(read_query(request.query_params.multi_items()), model=named))
-    terms = Terms.of(
-        options,
-        overlong=defaults.overlong,
-        priority=defaults.priority,
-        deadline_seconds=service.settings.deadline_seconds,
-    )
+    seconds = service.settings.deadline_seconds if options.deadline_ms is None else options.deadline_ms / 1000
+    chosen = options.overlong or overlong, options.priority or priority
+    terms = Terms(*chosen, time.monotonic() + seconds, options.transform, options.include)
     return service.models.find(options.model), terms
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from plaudit_loops import config_toml, verbs
+from plaudit import _trees as trees
+from plaudit_loops import verbs
 from plaudit_loops.config import RlConfig
 from plaudit_loops.policy import load_policy
 
@@ -27,7 +28,7 @@ def configuration(policy: Path, prompts: Path, algo: str, **changes: Any) -> RlC
         "optim.min_lr_ratio": 1.0, "algorithm.minibatches": 1, "run.report_to": [], "rollout.rollout_batch": 128,
         "algorithm.value_warmup_steps": 2, "algorithm.ppo_epochs": 1,
     } | changes  # fmt: skip
-    return config_toml.build(RlConfig, values)
+    return trees.changed(RlConfig(), values)
 
 
 def chances(directory: Path, prompt: str = "a b") -> dict[str, float]:

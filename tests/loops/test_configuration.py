@@ -9,27 +9,26 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from plaudit_loops import cli, config_toml
-from plaudit_loops.config import DpoConfig, RlConfig, SftConfig, flatten, learning_rate, leaves, resolved
-from plaudit_loops.errors import ConfigError
-from plaudit_loops.options import configured
+from plaudit import _trees as trees
+from plaudit.errors import ConfigurationError
+from plaudit_loops import cli
+from plaudit_loops.cli import configured
+from plaudit_loops.config import DpoConfig, RlConfig, SftConfig, learning_rate, resolved
 
 
 @pytest.mark.parametrize("kind", [SftConfig, DpoConfig, RlConfig])
 def test_what_is_written_is_read_back(kind: Any, tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
-    odd = config_toml.build(
-        kind, {"model.policy": 'a "quoted"\\ path\x7f', "run.report_to": [], "optim.adam_beta1": 0.5}
-    )
-    path.write_text(config_toml.write(odd))
-    assert config_toml.read(path, kind) == odd != kind()
+    odd = trees.changed(kind(), {"model.policy": 'a "quoted"\\ path\x7f', "run.report_to": [], "optim.adam_beta1": 0.5})
+    path.write_text(trees.toml(odd))
+    assert trees.read(path, kind) == odd != kind()
 
 
 @pytest.mark.parametrize("kind", [SftConfig, DpoConfig, RlConfig])
 def test_every_field_has_a_name_of_its_own_and_a_sentence(kind: Any) -> None:
-    names = [path.rpartition(".")[2] for path, *_ in leaves(kind)]
+    names = [path.rpartition(".")[2] for path, *_ in trees.leaves(kind)]
     assert len(names) == len(set(names))
-    assert all(field.metadata["help"] for _, field, _ in leaves(kind))
+    assert all(field.metadata["help"] for _, field, _ in trees.leaves(kind))
 
 
 @pytest.mark.parametrize(("verb", "kind"), [(cli.sft, SftConfig), (cli.rl, RlConfig), (cli.dpo, DpoConfig)])
@@ -38,7 +37,7 @@ def test_help_names_every_option(verb: Any, kind: Any) -> None:
     app.command()(verb)
     said = CliRunner(env={"COLUMNS": "300"}).invoke(app, ["--help"])
     assert said.exit_code == 0
-    for path, *_ in leaves(kind):
+    for path, *_ in trees.leaves(kind):
         name = path.rpartition(".")[2]
         assert "--" + name.replace("_", "-") in said.output or f"{name}..." in said.output, name
 
@@ -60,15 +59,15 @@ def test_help_names_every_option(verb: Any, kind: Any) -> None:
     ],
 )
 def test_what_is_wrong_is_named(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        resolved(config_toml.build(RlConfig, values))
+    with pytest.raises(ConfigurationError, match=message):
+        resolved(trees.changed(RlConfig(), values))
 
 
 def test_what_depends_on_the_algorithm_is_filled_in_and_what_is_given_stays() -> None:
-    grpo = flatten(resolved(config_toml.build(RlConfig, {"algorithm.algo": "grpo", "kl.kl_coef": 0.0})))
+    grpo = trees.flatten(resolved(trees.changed(RlConfig(), {"algorithm.algo": "grpo", "kl.kl_coef": 0.0})))
     assert grpo["rollout.group_size"] == 8 and grpo["kl.kl_in"] == "loss" and grpo["kl.kl_estimator"] == "k3"
     assert grpo["kl.kl_coef"] == 0.0 and grpo["algorithm.loss_aggregation"] == "sequence"
-    ppo = flatten(resolved(RlConfig()))
+    ppo = trees.flatten(resolved(RlConfig()))
     assert ppo["rollout.group_size"] == 1 and ppo["algorithm.ppo_epochs"] == 4 and ppo["kl.kl_coef"] == 0.05
 
 

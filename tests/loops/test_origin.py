@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from plaudit_loops import config_toml, verbs
+from plaudit import _trees as trees
+from plaudit_loops import verbs
 from plaudit_loops.config import DpoConfig, RlConfig, SftConfig
 from plaudit_loops.policy import load_policy
 from plaudit_model import checkpoint, store
@@ -45,12 +46,12 @@ def begin(request: pytest.FixtureRequest, start: Path, computed: Any, tmp_path: 
     rows.write_text("".join(json.dumps({"prompt": p, **row}) + "\n" for p in "abef"))
     if verb == "rl":
         values |= {"rollout.prompts": [str(rows)], "algorithm.algo": "rloo", "steps": 2, "rollout.max_new_tokens": 4}
-        config = config_toml.build(RlConfig, values | {"rollout.prompts_per_step": 2, "rollout.group_size": 2})
+        config = trees.changed(RlConfig(), values | {"rollout.prompts_per_step": 2, "rollout.group_size": 2})
         return lambda: verbs.rl(config, out, quiet, computed(lambda text: float(len(text))))
     values |= {"data": [str(rows)], "epochs": 1, "batch_size": 2}
     if verb == "dpo":
-        return lambda: verbs.dpo(config_toml.build(DpoConfig, values), out, quiet)
-    return lambda: verbs.sft(config_toml.build(SftConfig, values), out, quiet)
+        return lambda: verbs.dpo(trees.changed(DpoConfig(), values), out, quiet)
+    return lambda: verbs.sft(trees.changed(SftConfig(), values), out, quiet)
 
 
 @pytest.mark.parametrize("begin", NEEDY, indirect=True)

@@ -18,7 +18,8 @@ import pytest
 from rich.console import Console
 
 from plaudit import Client, Overloaded, RevisionChanged
-from plaudit_loops import config_toml, loop, starter, verbs
+from plaudit import _trees as trees
+from plaudit_loops import loop, starter, verbs
 from plaudit_loops.config import RewardConfig, RlConfig, SftConfig
 from plaudit_loops.scoring import Served
 from plaudit_loops.world import World
@@ -210,8 +211,8 @@ def test_from_nothing_to_a_policy_by_command(served: str, tmp_path: Path) -> Non
 def test_two_processes_compute_what_one_does(served: str, tmp_path: Path, quiet: Console, algo: str) -> None:
     base = tmp_path / "base"
     starter.write_policy(base, 0)
-    small = config_toml.build(
-        SftConfig, {"data": ["starter"], "starter_records": 64, "model.policy": str(base), "run.report_to": []}
+    small = trees.changed(
+        SftConfig(), {"data": ["starter"], "starter_records": 64, "model.policy": str(base), "run.report_to": []}
     )
     verbs.sft(small, tmp_path / "sft", quiet)
     options = [
@@ -228,5 +229,5 @@ def test_two_processes_compute_what_one_does(served: str, tmp_path: Path, quiet:
     for a, b in zip(one, two, strict=True):
         for name, value in a.items():
             assert b[name] == pytest.approx(value, rel=1e-3, abs=1e-5), (a["step"], name)
-    stored = config_toml.read(tmp_path / "two/run.toml", RlConfig)
+    stored = trees.read(tmp_path / "two/run.toml", RlConfig)
     assert stored.steps == 4

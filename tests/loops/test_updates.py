@@ -18,9 +18,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from plaudit import _trees as trees
 from plaudit_loops import batch as batches
 from plaudit_loops import config as configs
-from plaudit_loops import config_toml, data
+from plaudit_loops import data
 from plaudit_loops.collect import Sample
 from plaudit_loops.config import DpoConfig, OptimConfig, RlConfig
 from plaudit_loops.data import Encoded
@@ -31,6 +32,7 @@ from plaudit_loops.policy import Policy, ValueHead
 from plaudit_loops.rl import Rl
 from plaudit_loops.world import World
 from plaudit_model.interrupt import StopRequest
+from plaudit_model.optimiser import set_rate
 
 CLOSE = 1e-6
 OPTIM: dict[str, Any] = {
@@ -72,7 +74,7 @@ def moved(module: nn.Module, seed: int) -> None:
 
 def rl_stage(policy: Policy, prompts: Path, computed: Any, algo: str, **changes: Any) -> tuple[Rl, RlConfig]:
     values = {"rollout.prompts": [str(prompts)], "algorithm.algo": algo} | RL | ALGORITHMS[algo] | changes
-    config = configs.resolved(config_toml.build(RlConfig, values))
+    config = configs.resolved(trees.changed(RlConfig(), values))
     value = ValueHead(policy.hidden_size)
     modules = {"policy": policy.module} | ({"value": value} if algo == "ppo" else {})
     rates = {"policy": config.optim.learning_rate, "value": config.algorithm.value_learning_rate}
@@ -292,7 +294,7 @@ def test_a_step_of_reinforcement_learning(algo: str, policy: Policy, prompts: Pa
     now = Network(policy.module, stage._values if algo == "ppo" else None, 0.8)
     samples = collected(stage, config)
     assert any(math.isnan(s.scores[0]) for s in samples) and {s.response.ended for s in samples} == {True, False}
-    stage.trainable.set_rate(1.0)
+    set_rate(stage.trainable.optimizer, 1.0)
     done = stage.take(0, StopRequest())
     adam = reference_step(config, samples, now, then, warming=False)
     assert_the_same_weights(stage.trainable, adam)
@@ -307,7 +309,7 @@ def test_a_warm_up_step_moves_the_value_head_alone(policy: Policy, prompts: Path
     stage, config = rl_stage(policy, prompts, computed, "ppo")
     now, before = Network(policy.module, stage._values, 0.8), stage.trainable.weights()
     samples = collected(stage, config)
-    stage.trainable.set_rate(1.0)
+    set_rate(stage.trainable.optimizer, 1.0)
     done = stage.take(0, StopRequest())
     adam = reference_step(config, samples, now, then, warming=True)
     assert_the_same_weights(stage.trainable, adam)
@@ -327,7 +329,7 @@ def test_whitened_advantages_have_mean_0(algo: str, policy: Policy, prompts: Pat
 
 def test_a_step_of_dpo(policy: Policy) -> None:
     values = OPTIM | {"data": ["pairs"], "batch_size": 3, "beta": 0.4, "label_smoothing": 0.1}
-    config = config_toml.build(DpoConfig, values | {"optim.micro_batch": 2})
+    config = trees.changed(DpoConfig(), values | {"optim.micro_batch": 2})
     rows = [Encoded(p, tuple(policy.encode_prompt(p)), responses) for p, responses in (
         ("a b", ((4, 4, 1), (5, 1))), ("c", ((3, 1), (2, 6, 7, 1))), ("d e f", ((9, 1), (8, 8, 8, 8, 1))),
     )]  # fmt: skip
@@ -336,7 +338,7 @@ def test_a_step_of_dpo(policy: Policy) -> None:
     stage = Dpo(policy, trainable, rows, config)
     moved(policy.module, 1)
     now = Network(policy.module, None, 1.0)
-    trainable.set_rate(1.0)
+    set_rate(trainable.optimizer, 1.0)
     done = stage.take(0, StopRequest())
     losses: Any = []
     for row in rows:

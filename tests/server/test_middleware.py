@@ -23,7 +23,7 @@ from plaudit_server import protocol
 from plaudit_server.errors import RequestError
 from plaudit_server.gates import PUBLIC, gates
 from plaudit_server.metrics import Metrics
-from plaudit_server.middleware import Body, Gate, ModelPath, Report
+from plaudit_server.middleware import Body, Gate, Report, model_in_path
 from plaudit_server.settings import Limits, ServerSettings
 
 LIMITS = Limits(body_bytes=50_000, held_bytes=60_000, header_bytes=4_000, headers=20, header_seconds=60.0)
@@ -76,12 +76,11 @@ def listening(settings: ServerSettings):
         + [Route("/livez", probe.echo)],
         middleware=[
             Middleware(Report, metrics=metrics, paths=[*(f"/{name}" for name in names), "/livez"]),
-            Middleware(Gate, checks=gates(settings)), Middleware(ModelPath), Middleware(Body, limits=settings.limits),
+            Middleware(Gate, checks=[*gates(settings), model_in_path]), Middleware(Body, limits=settings.limits),
         ],
     )  # fmt: skip
     listener = socket.create_server(("127.0.0.1", 0))
-    arguments = protocol.arguments(settings.limits)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", **arguments))
+    server = uvicorn.Server(uvicorn.Config(app, **protocol.arguments(settings.limits)))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
@@ -355,7 +354,7 @@ def test_an_answer_comes_whole_and_the_next_request_may_be_there_already(port):
             top, _, body = connection.recv(65536).partition(b"\r\n\r\n")
             assert json.loads(body)["bytes"] == 2  # one write: the head did not come by itself
             assert {line.split(b":")[0] for line in top.split(b"\r\n")[1:]} == {
-                b"date", b"server", b"content-length", b"content-type", b"x-request-id"
+                b"date", b"content-length", b"content-type", b"x-request-id"
             }  # fmt: skip
         connection.sendall(request * 2 + head("/refuse", "content-length: 0") + request)
         received = b""

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from plaudit import _trees as trees
 from plaudit_model import contract
 from plaudit_model.errors import CheckpointError, ItemError
 from plaudit_model.records import Comparison, Message, Origin, Record, Votes
 from plaudit_model.reward_model import RewardModel
-from plaudit_training import config_toml, finish
+from plaudit_training import finish
 from plaudit_training.batches import Example, encode_records
 from plaudit_training.config import RunConfig
 from plaudit_training.evaluate import evaluate, judge, score, statistics
@@ -102,7 +103,7 @@ def test_a_score_that_is_not_finite_is_an_error_with_its_place(reward_model_dir:
 
 def task(model: RewardModel, examples: tuple[Example, ...], held_out: tuple[Example, ...]) -> Task:
     changes = {"evaluation.bootstrap": 20, "optim.batch_pairs": 8, "label": "a test"}
-    return Task(model, examples, held_out, config_toml.override(RunConfig(), changes), "data")
+    return Task(model, examples, held_out, trees.changed(RunConfig(), changes), "data")
 
 
 def test_what_is_saved_scores_as_what_was_trained(

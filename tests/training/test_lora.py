@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from plaudit import _trees as trees
 from plaudit_model import contract
 from plaudit_model.adapter import require_peft
 from plaudit_model.errors import AdapterError
@@ -23,7 +24,7 @@ from plaudit_model.oracle import PlainModel, agreement
 from plaudit_model.packing import group_items, pack
 from plaudit_model.records import Conversation, Record
 from plaudit_model.reward_model import RewardModel
-from plaudit_training import config_toml
+from plaudit_training.config import RunConfig
 from plaudit_training.train import forward
 
 Toy = Callable[[int, int], list[Record]]
@@ -108,7 +109,7 @@ def test_the_contract_names_the_base_and_its_hash(out: Path, base: Path) -> None
     assert known.lineage["base"]["weights"] == {"model.safetensors": sha256(base / "model.safetensors")}
     assert known.lineage["base"]["name"] == str(base)
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= set(known.files)
-    assert known.lineage["config"] == config_toml.to_dict(config_toml.read(out / "run.toml"))
+    assert known.lineage["config"] == trees.plain(trees.read(out / "run.toml", RunConfig))
     assert known.lineage["config"]["lora"] == {
         "r": 8, "alpha": 16, "dropout": 0.0, "target_modules": ["all-linear"], "use_rslora": False, "save": "adapter",
     }  # fmt: skip

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from plaudit_model import optimiser
 from plaudit_model.reward_model import RewardModel
 from plaudit_training import optim
 from plaudit_training.config import OptimConfig
@@ -50,19 +51,19 @@ def test_norms_and_biases_are_free_of_decay_and_the_head_has_its_own_rate(write_
         for parameter in group["params"]:
             name = names.pop(id(parameter))
             assert (group["weight_decay"] == 0) == (parameter.ndim < 2 or "norm" in name.lower()), name
-            assert group["base_lr"] == (5e-2 if name.startswith(("score", "classifier")) else 1e-2), name
+            assert group["peak"] == (5e-2 if name.startswith(("score", "classifier")) else 1e-2), name
     assert not names, "every parameter is in exactly one group"
 
 
 def test_the_head_shares_the_rate_unless_it_is_given_one(write_base: WriteBase) -> None:
     module = RewardModel.from_base(write_base("qwen3"), seed=0, device="cpu").module
     optimizer = optim.build(module, replace(CONFIG, head_learning_rate=None))
-    assert {group["base_lr"] for group in optimizer.param_groups} == {1e-2}
+    assert {group["peak"] for group in optimizer.param_groups} == {1e-2}
 
 
 def test_each_group_scales_its_own_rate() -> None:
     optimizer = optim.build(Toy(), CONFIG)
-    optim.set_lr(optimizer, 0.5)
+    optimiser.set_rate(optimizer, 0.5)
     assert sorted({group["lr"] for group in optimizer.param_groups}) == [5e-3, 2.5e-2]
 
 
@@ -92,13 +93,13 @@ def test_the_optimiser_goes_on_where_its_tensors_were_taken() -> None:
     module = Toy()
     optimizer = optim.build(module, CONFIG)
     some_steps(module, optimizer, 3)
-    saved = {name: tensor.clone() for name, tensor in optim.state_tensors(module, optimizer).items()}
+    saved = {name: tensor.clone() for name, tensor in optimiser.moments(optimiser.trained(module), optimizer).items()}
     moments = ("step", "exp_avg", "exp_avg_sq")
     assert set(saved) == {f"{name}/{moment}" for name, _ in module.named_parameters() for moment in moments}
     twin = Toy()
     twin.load_state_dict(module.state_dict())
     other = optim.build(twin, CONFIG)
-    optim.load_state(twin, other, saved)
+    optimiser.load_moments(optimiser.trained(twin), other, saved)
     for one, its_optimizer in ((module, optimizer), (twin, other)):
         some_steps(one, its_optimizer, 2)
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), twin.parameters(), strict=True))

@@ -16,20 +16,23 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from plaudit import _trees as trees
 from plaudit_model import checkpoint
 from plaudit_model.checkpoint import Snapshot
 from plaudit_model.interrupt import Interrupted, StopRequest
 from plaudit_model.json_lines import JsonLines
+from plaudit_model.progress import Trackers
 from plaudit_model.records import Record
 from plaudit_model.reward_model import RewardModel
-from plaudit_training import config_toml, rng
+from plaudit_model.run_folder import Diverged
+from plaudit_training import state
 from plaudit_training.batches import Example, encode_records
-from plaudit_training.callbacks import Callbacks, make
+from plaudit_training.callbacks import make
 from plaudit_training.config import RunConfig
 from plaudit_training.evaluate import evaluate
 from plaudit_training.report import Display
 from plaudit_training.state import module_tensors
-from plaudit_training.train import Diverged, Outlets, Task, Trainer
+from plaudit_training.train import Outlets, Task, Trainer
 
 Toy = Callable[[int, int], list[Record]]
 WriteBase = Callable[[str], Path]
@@ -40,7 +43,7 @@ SMALL: dict[str, Any] = {
 
 
 def settings(**changes: object) -> RunConfig:
-    return config_toml.override(RunConfig(), SMALL | {name.replace("__", "."): v for name, v in changes.items()})
+    return trees.changed(RunConfig(), SMALL | {name.replace("__", "."): v for name, v in changes.items()})
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +71,7 @@ class StopAt(StopRequest):
             raise Interrupted("SIGTERM")
 
 
-def run(task: Task, out: Path, stop: StopRequest | None = None, callbacks: Callbacks | None = None) -> Trainer:
+def run(task: Task, out: Path, stop: StopRequest | None = None, callbacks: Trackers | None = None) -> Trainer:
     """Train into `out`, from its newest checkpoint if there is one."""
     out.mkdir(exist_ok=True)
     trainer = Trainer(task, out)
@@ -76,7 +79,7 @@ def run(task: Task, out: Path, stop: StopRequest | None = None, callbacks: Callb
     log = JsonLines(out / "metrics.jsonl", trainer.progress.metrics_bytes)
     try:
         with Display(Console(file=StringIO()), task.steps, trainer.progress.step) as display:
-            trainer.run(Outlets(log, callbacks or Callbacks([]), display, stop or StopRequest()))
+            trainer.run(Outlets(log, callbacks or make((), out, {}, 0), display, stop or StopRequest()))
     finally:
         log.close()
     return trainer
@@ -161,7 +164,7 @@ def test_a_run_that_gives_way_goes_on_bit_by_bit(
 
 
 def test_recomputed_layers_change_no_bit(make_task: Callable[..., Task], tmp_path: Path, whole: Whole) -> None:
-    config = config_toml.override(whole.config, {"optim.gradient_checkpointing": True})
+    config = trees.changed(whole.config, {"optim.gradient_checkpointing": True})
     task = make_task(config)
     run(task, tmp_path)
     assert whole.is_same(task, tmp_path)
@@ -193,7 +196,7 @@ def test_the_generators_are_part_of_the_state(
             run(make_task(settings()), tmp_path / name, StopAt(3))
         resumed = make_task(settings())
         if forget:
-            monkeypatch.setattr(rng, "restore", lambda states: None)
+            monkeypatch.setattr(state, "restore_generators", lambda states: None)
         run(resumed, tmp_path / name)
         assert (weights(resumed) == weights(whole)) != forget
 
@@ -406,7 +409,8 @@ def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(
 ) -> None:
     task, collector = make_task(settings()), Collector()
     with caplog.at_level(logging.WARNING):
-        trainer = run(task, tmp_path, callbacks=Callbacks([collector]))
+        trackers = Trackers(["Collector"], lambda _: (collector.log, collector.close))
+        trainer = run(task, tmp_path, callbacks=trackers)
     assert trainer.progress.step == task.steps
     assert [step for step, _ in collector.seen] == [1, 2, 3]
     assert "train/loss" in collector.seen[0][1] and "train/tokens_per_second" in collector.seen[0][1]

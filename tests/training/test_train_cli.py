@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 
+from plaudit import _trees as trees
 from plaudit_model import contract
 from plaudit_model.records import Record
 from plaudit_model.reward_model import RewardModel
-from plaudit_training import config_toml
+from plaudit_training.config import RunConfig
 
 Toy = Callable[[int, int], list[Record]]
 QUICK = [
@@ -81,7 +82,7 @@ def test_a_run_leaves_a_model_with_its_contract(out: Path) -> None:
     assert known.evaluation["accuracy"]["value"] > 0.7
     assert known.evaluation["temperature_fitted_here"] is True
     lineage = known.lineage
-    assert lineage["config"] == config_toml.to_dict(config_toml.read(out / "run.toml"))
+    assert lineage["config"] == trees.plain(trees.read(out / "run.toml", RunConfig))
     assert lineage["data"]["records"] + lineage["data"]["eval_records"] == lineage["data"]["reports"]["train"]["used"]
     assert lineage["data"]["reports"]["train"]["quarantined"]["total"] == 0
     assert len(lineage["data"]["fingerprint"]) == 64 and lineage["versions"]["torch"] == torch.__version__

@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plaudit import _trees as trees
+from plaudit.errors import ConfigurationError
 from plaudit_model.json_lines import write_whole
-from plaudit_training import config_toml
-from plaudit_training.config import BOUNDS, ConfigError, RunConfig, flatten, get, help_of
+from plaudit_model.run_folder import RunExists, settle
+from plaudit_training.config import HELP, RunConfig
 from plaudit_training.prepare import learning_rate, read_data, resolve
-from plaudit_training.run import RunExists, discard, settle
+from plaudit_training.run import discard
 
 texts = st.text(st.characters(blacklist_categories=["Cs"]), max_size=20)
 
@@ -29,22 +31,22 @@ texts = st.text(st.characters(blacklist_categories=["Cs"]), max_size=20)
 )
 def test_what_is_written_is_read(files: list[str], columns: dict[str, str], lr: float, seed: int, label: str) -> None:
     changes = {"data.train": files, "data.columns": columns, "optim.learning_rate": lr, "seed": seed, "label": label}
-    config = config_toml.override(RunConfig(), changes)
-    assert config_toml.from_dict(tomllib.loads(config_toml.write(config))) == config
+    config = trees.changed(RunConfig(), changes)
+    assert trees.table(RunConfig, tomllib.loads(trees.toml(config))) == config
 
 
 def test_a_file_has_the_same_configuration(tmp_path: Path) -> None:
     lora = {"lora.r": 4, "lora.target_modules": ["q_proj"], "lora.use_rslora": True}
     data = {"data.columns": {"prompt": "the question"}}
-    config = config_toml.override(RunConfig(), {"optim.batch_pairs": 64, **data, **lora})
-    (tmp_path / "run.toml").write_text(config_toml.write(config))
-    assert config_toml.read(tmp_path / "run.toml") == config
+    config = trees.changed(RunConfig(), {"optim.batch_pairs": 64, **data, **lora})
+    (tmp_path / "run.toml").write_text(trees.toml(config))
+    assert trees.read(tmp_path / "run.toml", RunConfig) == config
 
 
 def test_what_is_absent_has_its_default(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text("[optim]\nlearning_rate = 1e-5\n")
-    config = config_toml.read(tmp_path / "run.toml")
-    assert config == config_toml.override(RunConfig(), {"optim.learning_rate": 1e-5})
+    config = trees.read(tmp_path / "run.toml", RunConfig)
+    assert config == trees.changed(RunConfig(), {"optim.learning_rate": 1e-5})
 
 
 @pytest.mark.parametrize(
@@ -71,25 +73,19 @@ def test_what_is_absent_has_its_default(tmp_path: Path) -> None:
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "run.toml").write_text(text)
-    with pytest.raises(ConfigError, match=message) as caught:
-        config_toml.read(tmp_path / "run.toml")
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        trees.read(tmp_path / "run.toml", RunConfig)
     assert "run.toml" in str(caught.value)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot read the configuration"):
-        config_toml.read(tmp_path / "absent.toml")
+    with pytest.raises(ConfigurationError, match="cannot read the configuration"):
+        trees.read(tmp_path / "absent.toml", RunConfig)
 
 
 def test_every_field_explains_itself() -> None:
-    for path in flatten(RunConfig()):
-        assert len(help_of(path)) > 4, path
-
-
-def test_bounds_are_of_fields_that_exist() -> None:
-    for path, low, high in ((path, *ends) for ends, paths in BOUNDS.items() for path in paths):
-        value = get(RunConfig(), path)
-        assert value is None or low <= value <= high, path
+    for path in trees.flatten(RunConfig()):
+        assert len(HELP[path]) > 4, path
 
 
 @pytest.mark.parametrize(
@@ -100,7 +96,7 @@ def test_the_learning_rate_goes_by_size(parameters: int, rate: float) -> None:
     assert learning_rate(parameters)[0] == rate
     higher, why = learning_rate(parameters, adapters=True)
     assert higher == pytest.approx(10 * rate) and "10 times" in why
-    assert f"{rate:g}".replace("e-0", "e-").replace("0.0003", "3e-4") in help_of("optim.learning_rate")
+    assert f"{rate:g}".replace("e-0", "e-").replace("0.0003", "3e-4") in HELP["optim.learning_rate"]
 
 
 def test_resolving_leaves_nothing_open_and_says_why() -> None:
@@ -109,13 +105,13 @@ def test_resolving_leaves_nothing_open_and_says_why() -> None:
     assert "600,000,000 parameters" in reasons["optim.learning_rate"]
     assert reasons["model.dtype"] == "on cuda:0"
     changes = {"optim.learning_rate": 1e-6, "optim.batch_pairs": 7, "model.dtype": "float32"}
-    given = config_toml.override(RunConfig(), changes)
+    given = trees.changed(RunConfig(), changes)
     assert resolve(given, device="cuda", parameters=1, pairs=1) == (given, {})
 
 
 def stored(out: Path, **changes: Any) -> RunConfig:
     config, _ = resolve(RunConfig(**changes), device="cpu", parameters=10, pairs=100)
-    (out / "run.toml").write_text(config_toml.write(config))
+    (out / "run.toml").write_text(trees.toml(config))
     return config
 
 
@@ -129,18 +125,18 @@ def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
 def test_resuming_takes_the_configuration_of_the_run(tmp_path: Path) -> None:
     config = stored(tmp_path, seed=3)
     assert settle(dataclasses.replace(RunConfig(), seed=3), tmp_path, resume=True) == config
-    with pytest.raises(ConfigError, match="seed is 4, but the run in .* has 3"):
+    with pytest.raises(ConfigurationError, match="seed is 4, but the run in .* has 3"):
         settle(dataclasses.replace(RunConfig(), seed=4), tmp_path, resume=True)
 
 
 def test_the_configuration_of_a_run_is_written_at_once_and_once(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
-    write_whole(path, config_toml.write(RunConfig()))
+    write_whole(path, trees.toml(RunConfig()))
     before = path.stat()
-    write_whole(path, config_toml.write(RunConfig()))
+    write_whole(path, trees.toml(RunConfig()))
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-    write_whole(path, config_toml.write(dataclasses.replace(RunConfig(), seed=3)))
-    assert config_toml.read(path).seed == 3 and path.stat().st_ino != before.st_ino, "replaced, not rewritten"
+    write_whole(path, trees.toml(dataclasses.replace(RunConfig(), seed=3)))
+    assert trees.read(path, RunConfig).seed == 3 and path.stat().st_ino != before.st_ino, "replaced, not rewritten"
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -151,10 +147,10 @@ def test_strict_ids_are_of_the_training_files(tmp_path: Path) -> None:
         (tmp_path / f"{name}.txt").write_text(f"{ids[0]}\n")
     paths = {f"data.{name}": [str(tmp_path / f"{name}.jsonl")] for name in ("train", "eval")}
     changes = paths | {"data.strict_ids": str(tmp_path / "train.txt")}
-    data = read_data(config_toml.override(RunConfig(), changes), tmp_path)
+    data = read_data(trees.changed(RunConfig(), changes), tmp_path)
     assert [len(data.train), len(data.held_out)] == [1, 2]
     changes |= {"data.eval_strict_ids": str(tmp_path / "eval.txt")}
-    data = read_data(config_toml.override(RunConfig(), changes), tmp_path)
+    data = read_data(trees.changed(RunConfig(), changes), tmp_path)
     assert [record.id for record in (*data.train, *data.held_out)] == ["a", "c"]
 
 

@@ -13,8 +13,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from . import config_toml
-from .config import ConfigError, RunConfig, get, help_of
+from plaudit import _trees as trees
+from plaudit._options import takes
+from plaudit.errors import ConfigurationError
+
+from .config import HELP, RunConfig
+from .read_options import READ, ReadOptions, parse_map, read_options
 
 STARTER = "starter"
 
@@ -32,56 +36,21 @@ FIELDS = {
     "strict_ids": "data.strict_ids", "eval_strict_ids": "data.eval_strict_ids", "ties": "data.ties",
     "max_bad_rows": "data.max_bad_rows",
 }  # fmt: skip
+# Options that are not named after their parameter, or have no opposite.
+FLAGS = {
+    "eval_data": "--eval", "gradient_checkpointing": "--gradient-checkpointing", "use_rslora": "--use-rslora",
+}  # fmt: skip
 
 
-def field(flag: str, path: str) -> Any:
-    """A command-line option for the field at a dotted path, explained by the field's own sentence."""
-    default = get(RunConfig(), path)
-    shown = ", ".join(default) if isinstance(default, tuple) else default
-    stated = "" if shown in (None, "") else f" [default: {shown}]"
-    return typer.Option(flag, help=help_of(path) + stated, show_default=False)
-
-
+@takes(RunConfig, FIELDS, argument="data", flags=FLAGS)
 def train(
-    data: Annotated[list[str] | None, typer.Argument(help=help_of("data.train"), show_default=False)] = None,
     out: Annotated[Path | None, typer.Option(help="where to write the run; default runs/<data>-<time>")] = None,
-    base: Annotated[str | None, field("--base", "model.base")] = None,
-    eval_data: Annotated[list[str] | None, field("--eval", "data.eval")] = None,
-    eval_share: Annotated[float | None, field("--eval-share", "data.eval_share")] = None,
     config: Annotated[Path | None, typer.Option(help="a run.toml; options beside it come on top")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out, if there is one")] = False,
-    seed: Annotated[int | None, field("--seed", "seed")] = None,
-    epochs: Annotated[int | None, field("--epochs", "optim.num_train_epochs")] = None,
-    lr: Annotated[float | None, field("--lr", "optim.learning_rate")] = None,
-    head_lr: Annotated[float | None, field("--head-lr", "optim.head_learning_rate")] = None,
-    batch_pairs: Annotated[int | None, field("--batch-pairs", "optim.batch_pairs")] = None,
-    token_budget: Annotated[int | None, field("--token-budget", "optim.token_budget")] = None,
-    gradient_checkpointing: Annotated[
-        bool | None, field("--gradient-checkpointing", "optim.gradient_checkpointing")
-    ] = None,
-    max_length: Annotated[int | None, field("--max-length", "model.max_length")] = None,
-    dtype: Annotated[str | None, field("--dtype", "model.dtype")] = None,
-    device: Annotated[str | None, field("--device", "model.device")] = None,
-    lora_r: Annotated[int | None, field("--lora-r", "lora.r")] = None,
-    lora_alpha: Annotated[int | None, field("--lora-alpha", "lora.alpha")] = None,
-    lora_dropout: Annotated[float | None, field("--lora-dropout", "lora.dropout")] = None,
-    lora_target_modules: Annotated[list[str] | None, field("--lora-target-modules", "lora.target_modules")] = None,
-    use_rslora: Annotated[bool | None, field("--use-rslora", "lora.use_rslora")] = None,
-    lora_save: Annotated[str | None, field("--lora-save", "lora.save")] = None,
-    eval_every: Annotated[int | None, field("--eval-every", "evaluation.every")] = None,
-    patience: Annotated[int | None, field("--patience", "evaluation.patience")] = None,
-    report_to: Annotated[list[str] | None, field("--report-to", "report_to")] = None,
-    allow: Annotated[list[str] | None, field("--allow", "data.allow")] = None,
-    format: Annotated[str | None, field("--format", "data.format")] = None,
-    columns: Annotated[str | None, typer.Option(help="ours=theirs,...; " + help_of("data.columns"))] = None,
-    labels: Annotated[str | None, typer.Option(help="theirs=ours,...; " + help_of("data.labels"))] = None,
-    strict_ids: Annotated[str | None, field("--strict-ids", "data.strict_ids")] = None,
-    eval_strict_ids: Annotated[str | None, field("--eval-strict-ids", "data.eval_strict_ids")] = None,
-    ties: Annotated[str | None, field("--ties", "data.ties")] = None,
-    max_bad_rows: Annotated[int | None, field("--max-bad-rows", "data.max_bad_rows")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="any other key of run.toml: KEY=VALUE")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="read, check and show; train nothing")] = False,
     if_missing: Annotated[bool, typer.Option("--if-missing", help="with `starter`: only if it is not there")] = False,
+    **given: Any,
 ) -> None:
     """Fit a reward model to preference data.
 
@@ -91,10 +60,10 @@ def train(
     it is: `plaudit train pairs.jsonl --base Qwen/Qwen3-8B --lora-r 16 --lora-save adapter`. How a run went is drawn in
     `report.html` in --out: loss, accuracy, calibration, margins, length bias.
     """
-    changes = _changes(locals()) | _settings(settings or [])
-    is_starter = data == [STARTER] and base is None and config is None
+    changes = _changes(given) | _settings(settings or [])
+    is_starter = given["data"] == [STARTER] and given["base"] is None and config is None
     if if_missing and not is_starter:
-        raise ConfigError("--if-missing is for `plaudit train starter` alone")
+        raise ConfigurationError("--if-missing is for `plaudit train starter` alone")
     if is_starter:
         from . import starter_fit
 
@@ -103,43 +72,30 @@ def train(
     _train(config, out, changes, resume=resume, dry_run=dry_run)
 
 
+@takes(ReadOptions, READ)
 def evaluate(
     model: Annotated[str, typer.Argument(help="directory or Hub id of a reward model, or `starter`")],
     data: Annotated[list[str], typer.Argument(help="preference files to evaluate on")],
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout, nothing else there")] = False,
-    cluster: Annotated[str, typer.Option(help=help_of("evaluation.cluster"))] = "conversation",
-    bootstrap: Annotated[int, typer.Option(help=help_of("evaluation.bootstrap"), min=0)] = 1000,
+    cluster: Annotated[str, typer.Option(help=HELP["evaluation.cluster"])] = "conversation",
+    bootstrap: Annotated[int, typer.Option(help=HELP["evaluation.bootstrap"], min=0)] = 1000,
     seed: Annotated[int, typer.Option(help="of the resampling")] = 0,
-    token_budget: Annotated[int, typer.Option(help=help_of("optim.token_budget"), min=1)] = 8192,
-    device: Annotated[str, typer.Option(help=help_of("model.device"))] = "auto",
-    format: Annotated[str, typer.Option(help=help_of("data.format"))] = "auto",
-    columns: Annotated[str, typer.Option(help="ours=theirs,...; " + help_of("data.columns"))] = "",
-    labels: Annotated[str, typer.Option(help="theirs=ours,...; " + help_of("data.labels"))] = "",
-    strict_ids: Annotated[Path | None, typer.Option(help="file of ids, one a line: only rows with these")] = None,
-    ties: Annotated[str, typer.Option(help=help_of("data.ties"))] = "half",
-    max_bad_rows: Annotated[int, typer.Option(help=help_of("data.max_bad_rows"), min=0)] = 0,
+    token_budget: Annotated[int, typer.Option(help=HELP["optim.token_budget"], min=1)] = 8192,
+    device: Annotated[str, typer.Option(help=HELP["model.device"])] = "auto",
     quarantine: Annotated[Path | None, typer.Option(help="file that lists bad rows")] = None,
     html: Annotated[Path | None, typer.Option(help="write a page with charts, too")] = None,
+    **given: Any,
 ) -> None:
     """Evaluate a reward model on preference data: accuracy, calibration, length bias, with 95% intervals."""
     if cluster not in ("conversation", "response"):
-        raise ConfigError(f"--cluster: expected conversation or response, got {cluster!r}")
+        raise ConfigurationError(f"--cluster: expected conversation or response, got {cluster!r}")
     from plaudit._row_files import whole_file
     from plaudit.cli_score import refuse_same
 
     from .page import of_quality
     from .quality import measure, print_quality
-    from .read_options import read_options
 
-    options = read_options(
-        format=format,
-        columns=columns,
-        labels=labels,
-        strict_ids=strict_ids,
-        ties=ties,
-        max_bad_rows=max_bad_rows,
-        quarantine=quarantine,
-    )
+    options = read_options(quarantine=quarantine, **given)
     with ExitStack() as stack:
         if html:
             for source in data:
@@ -165,17 +121,15 @@ def evaluate(
 
 
 def _train(file: Path | None, out: Path | None, changes: Mapping[str, Any], *, resume: bool, dry_run: bool) -> None:
-    from . import starter_fit
-    from .errors import OptionError
-    from .run import settle, train_run
+    from plaudit_model.run_folder import settle, stored
 
-    if resume and out is None:
-        raise OptionError("--resume needs --out, the directory of the run to go on with")
-    source = out / config_toml.FILE_NAME if out and resume and not file else file
-    stored = config_toml.read(source) if source and (file or source.exists()) else RunConfig()
-    config = config_toml.override(stored, changes)
+    from . import starter_fit
+    from .run import OUTPUTS, train_run
+
+    source = stored(out, resume=resume, file=file)
+    config = trees.changed(trees.read(source, RunConfig) if source else RunConfig(), changes)
     out = out or _default_out(config.data.train)
-    config = settle(config, out, resume=resume)
+    config = settle(config, out, resume=resume, outputs=OUTPUTS)
     if config.model.base == STARTER:
         config = starter_fit.as_base(config, _console(), dry_run=dry_run)
     train_run(config, out, _console(), dry_run=dry_run)
@@ -193,9 +147,7 @@ def _default_out(data: Sequence[str]) -> Path:
 
 def _changes(given: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of the configuration that the command line gives, by dotted path."""
-    from .read_options import parse_map
-
-    changes = {path: given[name] for name, path in FIELDS.items() if given[name] is not None}
+    changes = {path: given[name] for name, path in FIELDS.items() if given[name] not in (None, [])}
     if targets := changes.get("lora.target_modules"):
         changes["lora.target_modules"] = tuple(part.strip() for text in targets for part in text.split(","))
     for name in ("columns", "labels"):
@@ -210,7 +162,7 @@ def _settings(assignments: Sequence[str]) -> dict[str, Any]:
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals:
-            raise ConfigError(f"--set is written KEY=VALUE, got {assignment!r}")
+            raise ConfigurationError(f"--set is written KEY=VALUE, got {assignment!r}")
         try:
             changes[path.strip()] = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:

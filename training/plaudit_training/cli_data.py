@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
+
+from plaudit._options import takes
+
+from .read_options import READ, ReadOptions, read_options
 
 if TYPE_CHECKING:
     from plaudit_model.records import Comparison, Record
@@ -24,18 +28,6 @@ _EXAMPLE_CHARACTERS = 160
 
 Paths = Annotated[list[str], typer.Argument(
     help="Files (.jsonl, .json, .csv, .tsv, each also .gz), or the word `starter`.", show_default=False)]  # fmt: skip
-FormatOption = Annotated[str, typer.Option(
-    "--format", help="auto (by the columns), hh-rlhf, preference, pairs or ukpconvarg1.")]  # fmt: skip
-ColumnsOption = Annotated[str, typer.Option(
-    help="Our column = theirs: prompt=question,chosen=good,rejected=bad, or response_a=x,response_b=y,label=z.",
-    show_default=False)]  # fmt: skip
-LabelsOption = Annotated[str, typer.Option(
-    help="What their labels say: 1=a,2=b,0=tie. Known without it: a, b, 1, 2, tie.", show_default=False)]  # fmt: skip
-StrictIdsOption = Annotated[Path | None, typer.Option(
-    help="Use only the rows whose id this file lists, one a line (may be .gz).")]  # fmt: skip
-TiesOption = Annotated[str, typer.Option(
-    help="half: use them with the label 0.5; keep: with their votes as they are; drop: do not use them.")]  # fmt: skip
-MaxBadRowsOption = Annotated[int, typer.Option(min=0, help="Bad rows to tolerate; all are listed either way.")]
 QuarantineOption = Annotated[Path, typer.Option(help="Where bad rows are listed, if there are any.")]
 QuarantineTextOption = Annotated[bool, typer.Option(
     "--quarantine-text", help="List the text of bad rows too, not only place, reason and hash.")]  # fmt: skip
@@ -47,28 +39,20 @@ def data() -> None:
 
 
 @app.command()
+@takes(ReadOptions, READ)
 def inspect(
     paths: Paths,
-    format: FormatOption = "auto",
-    columns: ColumnsOption = "",
-    labels: LabelsOption = "",
-    strict_ids: StrictIdsOption = None,
-    ties: TiesOption = "half",
-    max_bad_rows: MaxBadRowsOption = 0,
     quarantine: QuarantineOption = Path("quarantine.jsonl"),
     quarantine_text: QuarantineTextOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+    **given: Any,
 ) -> None:
     """Read files as training would and say what became of every row. Exit code 65 if too many rows are bad, or all."""
     from .errors import BadRows, DataError
-    from .read_options import read_options
     from .sources import ReadReport, nothing_used, read
     from .summary import Summary
 
-    options = read_options(
-        format=format, columns=columns, labels=labels, strict_ids=strict_ids, ties=ties, max_bad_rows=max_bad_rows,
-        quarantine=quarantine, quarantine_text=quarantine_text,
-    )  # fmt: skip
+    options = read_options(quarantine=quarantine, quarantine_text=quarantine_text, **given)
     report, summary = ReadReport(), Summary()
     failure: DataError | None = None
     try:

@@ -1,4 +1,4 @@
-"""The configuration of a training run: frozen dataclasses; `config_toml` reads and writes them.
+"""The configuration of a training run: frozen dataclasses; `plaudit._trees` reads and writes them.
 
 Names are TRL's where TRL has one. Every field says what it does and why its default is what it is; `--help`
 and the table that a run prints first take the text from here. None means "resolved when the run starts";
@@ -7,25 +7,12 @@ the `run.toml` that a run leaves holds the resolved value.
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from operator import attrgetter
-from typing import Any, Literal, get_type_hints
+from typing import Literal
 
-
-class ConfigError(Exception):
-    """The configuration is not valid; the message names the key."""
-
-    exit_code = 78
-
-
-def option(default: Any, help: str) -> Any:
-    """A field with its default and the sentence that explains it."""
-    if isinstance(default, dict):
-        return dataclasses.field(default_factory=lambda: dict(default), metadata={"help": help})
-    return dataclasses.field(default=default, metadata={"help": help})
+from plaudit._trees import check_ranges, leaves, option
+from plaudit.errors import ConfigurationError
 
 
 @dataclass(frozen=True)
@@ -35,7 +22,10 @@ class DataConfig:
     train: tuple[str, ...] = option((), "files to train on; `starter` is the built-in generator")
     eval: tuple[str, ...] = option((), "files to evaluate on; none: a share of the training data is held out")
     eval_share: float = option(
-        0.05, "share of the conversations held out; whole conversations, so that no prompt is on both sides"
+        0.05,
+        "share of the conversations held out; whole conversations, so that no prompt is on both sides",
+        low=0,
+        high=0.5,
     )
     format: str = option("auto", "format of the files; auto: by their columns")
     columns: dict[str, str] = option({}, "our column = theirs, for files that name them differently")
@@ -45,9 +35,9 @@ class DataConfig:
     ties: Literal["drop", "half", "keep"] = option(
         "half", "comparisons without a winner: train towards 0.5, drop them, or keep their votes"
     )
-    max_bad_rows: int = option(0, "bad rows to tolerate; 0: look at a bad row before training, not after")
+    max_bad_rows: int = option(0, "bad rows to tolerate; 0: look at a bad row before training, not after", low=0)
     allow: tuple[str, ...] = option((), "preflight problems that may pass, by their code")
-    starter_records: int = option(2000, "how many records the built-in generator gives")
+    starter_records: int = option(2000, "how many records the built-in generator gives", low=1)
 
 
 @dataclass(frozen=True)
@@ -55,7 +45,7 @@ class ModelConfig:
     """What is trained."""
 
     base: str = option("starter", "directory or Hub id to start from; `starter` is the bundled small model")
-    max_length: int = option(2048, "tokens of prompt and response; a longer prompt loses its start, counted")
+    max_length: int = option(2048, "tokens of prompt and response; a longer prompt loses its start, counted", low=1)
     dtype: Literal["auto", "float32", "bfloat16"] = option(
         "auto", "of the forward pass; weights and optimiser are fp32. auto: bfloat16 on CUDA, float32 on CPU"
     )
@@ -66,9 +56,11 @@ class ModelConfig:
 class LoraConfig:
     """Low-rank adapters (LoRA, arXiv 2106.09685) on a frozen base; the head is always trained whole."""
 
-    r: int = option(0, "rank of the adapters, 16 say; 0: none, all weights are trained")
-    alpha: int = option(32, "adapters are scaled by alpha / r")
-    dropout: float = option(0.0, "dropout before the adapters; 0: a pair's responses meet the same network")
+    r: int = option(0, "rank of the adapters, 16 say; 0: none, all weights are trained", low=0)
+    alpha: int = option(32, "adapters are scaled by alpha / r", low=1)
+    dropout: float = option(
+        0.0, "dropout before the adapters; 0: a pair's responses meet the same network", low=0, high=0.9
+    )
     target_modules: tuple[str, ...] = option(
         ("all-linear",), "layers of the trunk that are adapted: ends of their names, as q_proj,v_proj, or all-linear"
     )
@@ -83,10 +75,10 @@ class LossConfig:
     """Bradley-Terry and what is added to it."""
 
     center_rewards_coefficient: float = option(
-        0.01, "pulls scores towards 0, which comparisons leave free (0.01 is that of arXiv 2312.09244)"
+        0.01, "pulls scores towards 0, which comparisons leave free (0.01 is that of arXiv 2312.09244)", low=0
     )
     label_smoothing: float = option(
-        0.0, "probability that a label is wrong; 0: plain Bradley-Terry, which ablations did not beat"
+        0.0, "probability that a label is wrong; 0: plain Bradley-Terry, which ablations did not beat", low=0, high=0.5
     )
     labels: Literal["majority", "votes"] = option("majority", "train towards the winner, or vote shares")
     weight: Literal["comparison", "record"] = option(
@@ -102,45 +94,49 @@ class OptimConfig:
         None,
         "peak learning rate; default by size: 5e-6 from 1B parameters, 2e-5 from 100M, 5e-5 from 20M, else 3e-4; ten "
         "times that with adapters",
+        low=0,
+        high=1,
     )
-    head_learning_rate: float | None = option(None, "that of the head alone; default: the same")
-    num_train_epochs: int = option(1, "passes over the data; reward models overfit from the second on")
+    head_learning_rate: float | None = option(None, "that of the head alone; default: the same", low=0, high=1)
+    num_train_epochs: int = option(1, "passes over the data; reward models overfit from the second on", low=1)
     batch_pairs: int | None = option(
-        None, "comparisons in an optimiser step; default 128, down to 8 where a run would have under 50 steps"
+        None, "comparisons in an optimiser step; default 128, down to 8 where a run would have under 50 steps", low=1
     )
-    token_budget: int = option(8192, "packed tokens of one forward pass: memory and speed, not the result")
+    token_budget: int = option(8192, "packed tokens of one forward pass: memory and speed, not the result", low=1)
     gradient_checkpointing: bool = option(
         False, "compute each layer once more in the backward pass instead of keeping it: less memory, the same result"
     )
-    warmup_ratio: float = option(0.03, "share of the steps over which the learning rate rises")
-    min_lr_ratio: float = option(0.1, "where the cosine ends, as a share of the peak")
-    adam_beta1: float = option(0.9, "AdamW")
-    adam_beta2: float = option(0.95, "AdamW; 0.95 forgets an outlier sooner than 0.999")
-    adam_epsilon: float = option(1e-8, "AdamW")
-    weight_decay: float = option(0.0, "on matrices, never on norms and biases; 0: one epoch does not need it")
-    max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0: they are not")
-    max_skipped_steps: int = option(5, "steps skipped because loss or gradient is not finite; one more stops the run")
+    warmup_ratio: float = option(0.03, "share of the steps over which the learning rate rises", low=0, high=1)
+    min_lr_ratio: float = option(0.1, "where the cosine ends, as a share of the peak", low=0, high=1)
+    adam_beta1: float = option(0.9, "AdamW", low=0, high=1)
+    adam_beta2: float = option(0.95, "AdamW; 0.95 forgets an outlier sooner than 0.999", low=0, high=1)
+    adam_epsilon: float = option(1e-8, "AdamW", low=0, high=1)
+    weight_decay: float = option(0.0, "on matrices, never on norms and biases; 0: one epoch does not need it", low=0)
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0: they are not", low=0)
+    max_skipped_steps: int = option(
+        5, "steps skipped because loss or gradient is not finite; one more stops the run", low=0
+    )
 
 
 @dataclass(frozen=True)
 class EvalConfig:
     """Evaluation during and after training."""
 
-    every: int = option(0, "evaluate every so many steps; 0: at the end only")
-    patience: int = option(0, "stop after so many evaluations without a better one; 0: never")
+    every: int = option(0, "evaluate every so many steps; 0: at the end only", low=0)
+    patience: int = option(0, "stop after so many evaluations without a better one; 0: never", low=0)
     metric: Literal["nll", "accuracy"] = option("nll", "what decides; nll moves before accuracy does")
     cluster: Literal["conversation", "response"] = option(
         "conversation", "what is resampled for intervals: rows of one conversation are not independent"
     )
-    bootstrap: int = option(1000, "resamples; 0: no intervals")
+    bootstrap: int = option(1000, "resamples; 0: no intervals", low=0)
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
     """What survives a kill."""
 
-    every: int = option(0, "save every so many steps; 0: as often as keeps saving under 2% of the time")
-    keep: int = option(2, "checkpoints kept besides the best; at least 2: a damaged one needs a predecessor")
+    every: int = option(0, "save every so many steps; 0: as often as keeps saving under 2% of the time", low=0)
+    keep: int = option(2, "checkpoints kept besides the best; at least 2: a damaged one needs a predecessor", low=2)
 
 
 @dataclass(frozen=True)
@@ -154,61 +150,29 @@ class RunConfig:
     optim: OptimConfig = OptimConfig()
     evaluation: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
-    seed: int = option(0, "of a fresh head, the split and the order of the data")
+    seed: int = option(0, "of a fresh head, the split and the order of the data", low=0, high=2**63 - 1)
     report_to: tuple[str, ...] = option(
         ("tensorboard",), "tensorboard, wandb, mlflow: besides metrics.jsonl, where installed"
     )
     label: str = option("", "a few words for the model's contract")
 
     def __post_init__(self) -> None:
-        for (low, high), paths in BOUNDS.items():
-            for path in paths:
-                if (value := get(self, path)) is not None and not low <= value <= high:
-                    raise ConfigError(f"{path} must lie in {low:g}..{high:g}, got {value}")
+        check_ranges(self)
         if not self.lora.r and self.lora != LoraConfig():
-            raise ConfigError("lora.r is 0, so there are no adapters that its other options could be of: set --lora-r")
+            raise ConfigurationError(
+                "lora.r is 0, so there are no adapters that its other options could be of: set --lora-r"
+            )
         if self.evaluation.patience and not self.evaluation.every:
-            raise ConfigError("evaluation.patience needs evaluation.every (--eval-every): nothing is evaluated else")
+            raise ConfigurationError(
+                "evaluation.patience needs evaluation.every (--eval-every): nothing is evaluated else"
+            )
         if self.data.eval_strict_ids and not self.data.eval:
-            raise ConfigError("data.eval_strict_ids needs data.eval (--eval): what is held out is of the training rows")
+            raise ConfigurationError(
+                "data.eval_strict_ids needs data.eval (--eval): what is held out is of the training rows"
+            )
         if unknown := sorted(set(self.report_to) - {"tensorboard", "wandb", "mlflow"}):
-            raise ConfigError(f"report_to: expected tensorboard, wandb or mlflow, got {unknown[0]!r}")
+            raise ConfigurationError(f"report_to: expected tensorboard, wandb or mlflow, got {unknown[0]!r}")
 
 
-BOUNDS: Mapping[tuple[float, float], tuple[str, ...]] = {
-    (0, 0.5): ("data.eval_share", "loss.label_smoothing"),
-    (0, 0.9): ("lora.dropout",),
-    (0, 1): ("optim.learning_rate", "optim.head_learning_rate", "optim.warmup_ratio", "optim.min_lr_ratio",
-             "optim.adam_beta1", "optim.adam_beta2", "optim.adam_epsilon"),
-    (0, math.inf): ("data.max_bad_rows", "lora.r", "loss.center_rewards_coefficient", "optim.weight_decay",
-                    "optim.max_grad_norm", "optim.max_skipped_steps", "evaluation.every", "evaluation.patience",
-                    "evaluation.bootstrap", "checkpoint.every"),
-    (1, math.inf): ("data.starter_records", "model.max_length", "lora.alpha", "optim.num_train_epochs",
-                    "optim.batch_pairs", "optim.token_budget"),
-    (2, math.inf): ("checkpoint.keep",),
-    (0, 2**63 - 1): ("seed",),
-}  # fmt: skip
-
-
-def get(config: Any, path: str) -> Any:
-    """The value at a dotted path."""
-    return attrgetter(path)(config)
-
-
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Every value under its dotted path, in the order of declaration."""
-    flat: dict[str, Any] = {}
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        path = f"{prefix}{f.name}"
-        flat.update(flatten(value, f"{path}.") if dataclasses.is_dataclass(value) else {path: value})
-    return flat
-
-
-def help_of(path: str) -> str:
-    """The sentence that explains the field at a dotted path."""
-    *sections, name = path.split(".")
-    kind: Any = RunConfig
-    for section in sections:
-        kind = get_type_hints(kind)[section]
-    return str(next(f for f in dataclasses.fields(kind) if f.name == name).metadata["help"])
+HELP: Mapping[str, str] = {path: field.metadata["help"] for path, field, _ in leaves(RunConfig)}
+"""The sentence that explains the field at a dotted path."""

@@ -112,18 +112,11 @@ def judge(examples: Sequence[Example], scores: Sequence[Floats], cluster: Cluste
     `Record.conversation`."""
     rows = [row for example, values in zip(examples, scores, strict=True) for row in _rows(example, values, cluster)]
     names = {name: i for i, name in enumerate(dict.fromkeys(name for row in rows for name in row[-1]))}
-    chosen, rejected, share, decided, chosen_tokens, rejected_tokens = (
-        np.array([row[i] for row in rows]) for i in range(6)
-    )
-    return Judged(
-        chosen.astype(np.float64),
-        rejected.astype(np.float64),
-        share.astype(np.float64),
-        decided.astype(np.bool_),
-        chosen_tokens.astype(np.int64),
-        rejected_tokens.astype(np.int64),
-        np.array([[names[name] for name in row[-1]] for row in rows], dtype=np.int64).reshape(len(rows), -1),
-    )
+    kinds = (np.float64, np.float64, np.float64, np.bool_, np.int64, np.int64)
+    columns: list[Any] = [np.array([row[i] for row in rows], dtype=kind) for i, kind in enumerate(kinds)]
+    clusters = np.array([[names[name] for name in row[-1]] for row in rows], dtype=np.int64).reshape(len(rows), -1)
+    columns.append(clusters)
+    return Judged(*columns)
 
 
 def statistics(scores: Sequence[Floats]) -> Statistics | None:
@@ -140,15 +133,8 @@ def _rows(example: Example, values: Floats, cluster: Cluster) -> Iterator[tuple[
     for comparison in record.comparisons:
         chosen, rejected, share = oriented(comparison)
         names = (conversation,) if conversation else (record.responses[chosen], record.responses[rejected])
-        yield (
-            values[chosen],
-            values[rejected],
-            share,
-            comparison.outcome != "tie",
-            lengths[chosen],
-            lengths[rejected],
-            names,
-        )
+        told = share, comparison.outcome != "tie", lengths[chosen], lengths[rejected], names
+        yield values[chosen], values[rejected], *told
 
 
 def _require_finite(example: Example, values: Floats) -> None:

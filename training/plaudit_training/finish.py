@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from plaudit._trees import plain
 from plaudit_model.contract import Calibration, Serving
 from plaudit_model.errors import ModelError
 from plaudit_model.reward_model import RewardModel
 
 from . import metrics
 from .batches import Example, encode_records
-from .config_toml import to_dict
 from .evaluate import Evaluation, judge, judge_scores, score, statistics
 from .metrics import Floats
 from .state import Progress
@@ -72,7 +72,7 @@ def lineage(task: Task, base: Mapping[str, Any], data: Mapping[str, Any]) -> dic
     return {
         "base": dict(base),
         "data": dict(data),
-        "config": to_dict(task.config),
+        "config": plain(task.config),
         "working_directory_commit": _working_directory_commit(),
         "versions": versions(),
     }

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from plaudit._trees import flatten
 from plaudit_model.charts import Series, chart, page, table
 from plaudit_model.json_lines import write_whole
 
 from .batches import Example
-from .config import flatten
 from .evaluate import Evaluation, judge, judge_scores
 from .finish import versions
 from .metrics import Judged, reliability, wilson

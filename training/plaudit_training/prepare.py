@@ -20,6 +20,7 @@ from .batches import Encoding, default_batch_pairs, encode_records, fingerprint
 from .config import RunConfig
 from .errors import BadRows, DataError
 from .preflight import ModelFacts, PreflightReport
+from .read_options import READ
 from .sources import ReadOptions, ReadReport
 from .split import split_by_conversation
 
@@ -84,7 +85,7 @@ class Prepared:
 
 def check_inputs(config: RunConfig) -> None:
     """What can be known at once, before anything is spent on it: raises DataError for a file that cannot be read,
-    ConfigError for a tracker that is not installed."""
+    ConfigurationError for a tracker that is not installed."""
     callbacks.check(config.report_to)
     if config.lora.r:
         require_peft()
@@ -97,7 +98,7 @@ def prepare(config: RunConfig, out: Path, *, scratch: Path) -> Prepared:
     """Read, split, load, check, encode, resolve. Writes nothing but lists of bad rows, in `out`, and a base that is
     made on the spot, in `scratch`.
 
-    Raises DataError and its kind for the data, ModelError for the base, OptionError and ConfigError.
+    Raises DataError and its kind for the data, ModelError for the base, OptionError and ConfigurationError.
     """
     data = read_data(config, out)
     model = RewardModel.from_base(
@@ -159,18 +160,10 @@ def read_data(config: RunConfig, out: Path) -> Data:
 
 
 def _options(config: RunConfig, strict_ids: str | None, quarantine: Path) -> ReadOptions:
-    data = config.data
-    return ReadOptions(
-        format=data.format,
-        columns=data.columns,
-        labels=data.labels,
-        strict_ids=Path(strict_ids) if strict_ids else None,
-        ties=data.ties,
-        max_bad_rows=data.max_bad_rows,
-        quarantine=quarantine,
-        starter_records=data.starter_records,
-        seed=config.seed,
-    )
+    said = {name: getattr(config.data, name) for name in READ} | {
+        "strict_ids": Path(strict_ids) if strict_ids else None
+    }
+    return ReadOptions(**said, quarantine=quarantine, starter_records=config.data.starter_records, seed=config.seed)
 
 
 def _base(config: RunConfig, scratch: Path) -> str:

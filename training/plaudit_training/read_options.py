@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from . import formats
+from plaudit._trees import option
+
 from .errors import OptionError
 
 Ties = Literal["drop", "half", "keep"]
@@ -17,6 +18,10 @@ drop  it is not used, and counted
 half  it is used with the label 0.5; where its votes lean to one side they are set aside, and counted
 keep  it is used with its votes as they are: vote-share labels then follow the votes
 """
+
+
+READ = {name: name for name in ("format", "columns", "labels", "strict_ids", "ties", "max_bad_rows")}
+"""The options of a command that reads preference files."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +35,14 @@ class ReadOptions:
     Raises OptionError for a name that does not exist.
     """
 
-    format: str = "auto"
-    columns: Mapping[str, str] = field(default_factory=dict)
-    labels: Mapping[str, str] = field(default_factory=dict)
-    strict_ids: Path | None = None
-    ties: Ties = "half"
-    max_bad_rows: int = 0
+    format: str = option("auto", "auto (by the columns), hh-rlhf, preference, pairs or ukpconvarg1")
+    columns: Mapping[str, str] = option(
+        {}, "our column = theirs: prompt=question,chosen=good,rejected=bad, or response_a=x,response_b=y,label=z"
+    )
+    labels: Mapping[str, str] = option({}, "what their labels say: 1=a,2=b,0=tie; known without it: a, b, 1, 2, tie")
+    strict_ids: Path | None = option(None, "use only the rows whose id this file lists, one a line (may be .gz)")
+    ties: Ties = option("half", "half: used with the label 0.5; keep: with their votes as they are; drop: not used")
+    max_bad_rows: int = option(0, "bad rows to tolerate; all are counted either way")
     quarantine: Path | None = None
     quarantine_text: bool = False
     max_row_bytes: int = 8 << 20
@@ -43,6 +50,8 @@ class ReadOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        from . import formats  # which the command line would load for its help
+
         known = formats.all_formats(self.labels)
         _expect("format", self.format, ("auto", *known))
         _expect("ties", self.ties, get_args(Ties))
@@ -54,17 +63,13 @@ class ReadOptions:
                 raise OptionError(f"{name} must not be negative, got {getattr(self, name)}")
 
 
-def read_options(
-    *, format: str = "auto", columns: str = "", labels: str = "", strict_ids: Path | None = None, ties: str = "half",
-    max_bad_rows: int = 0, quarantine: Path | None = None, quarantine_text: bool = False,
-) -> ReadOptions:  # fmt: skip
-    """ReadOptions from what a command line gives: maps are written `ours=theirs,...`. Raises OptionError."""
-    _expect("ties", ties, get_args(Ties))
-    return ReadOptions(
-        format=format, columns=parse_map(columns, "columns"), labels=parse_map(labels, "labels"),
-        strict_ids=strict_ids, ties=ties, max_bad_rows=max_bad_rows,  # type: ignore[arg-type]  # checked above
-        quarantine=quarantine, quarantine_text=quarantine_text,
-    )  # fmt: skip
+def read_options(**given: Any) -> ReadOptions:
+    """ReadOptions from what a command line gives: maps are written `ours=theirs,...`, None is the default. Raises
+    OptionError."""
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    for name in {"columns", "labels"} & chosen.keys():
+        chosen[name] = parse_map(chosen[name], name)
+    return ReadOptions(**chosen)
 
 
 def parse_map(text: str, option: str) -> dict[str, str]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
+from plaudit._trees import flatten
 from plaudit_model.progress import ProgressLine
 
 from .batches import steps_per_epoch
-from .config import RunConfig, flatten, help_of
+from .config import HELP, RunConfig
 from .evaluate import Evaluation
 from .metrics import Estimate
 from .preflight import render
@@ -73,28 +74,27 @@ def print_prepared(console: Console, prepared: Prepared) -> None:
 def config_table(config: RunConfig, reasons: Mapping[str, str]) -> Table:
     """The resolved configuration where it is not the default: each value with the reason it was chosen for, or what it
     does."""
-    table = Table(title="configuration", title_justify="left", box=None, pad_edge=False)
-    for column in ("option", "value", "why"):
-        table.add_column(column, overflow="fold")
     defaults = flatten(RunConfig())
     told = {path: value for path, value in flatten(config).items() if path in reasons or value != defaults[path]}
-    for path, value in told.items():
-        table.add_row(path, plain(value), reasons.get(path) or help_of(path))
-    table.caption = f"{len(defaults) - len(told)} others have their defaults; all are in the run's run.toml"
-    table.caption_justify = "left"
-    return table
+    rows = ((path, plain(value), reasons.get(path) or HELP[path]) for path, value in told.items())
+    others = f"{len(defaults) - len(told)} others have their defaults; all are in the run's run.toml"
+    return _table("configuration", ("option", "value", "why"), rows, others)
 
 
 def evaluation_table(evaluation: Evaluation, title: str) -> Table:
     """Metrics with their intervals, and over how many comparisons each was computed."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column("metric")
-    for column in ("value", "95% interval", "comparisons"):
-        table.add_column(column, justify="right")
-    for row in estimate_rows(evaluation.metrics):
+    columns = ("metric", "value", "95% interval", "comparisons")
+    return _table(title, columns, estimate_rows(evaluation.metrics), caption(evaluation), numbers=True)
+
+
+def _table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], caption: str, *, numbers: bool = False
+) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, caption=caption, caption_justify="left")
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="right" if numbers and place else "left", overflow="fold")
+    for row in rows:
         table.add_row(*row)
-    table.caption = caption(evaluation)
-    table.caption_justify = "left"
     return table
 
 

@@ -8,12 +8,9 @@ is written last: where it is, the run is finished. `report.html` shows how it we
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,18 +19,20 @@ from tempfile import TemporaryDirectory
 import torch
 from rich.console import Console
 
-from plaudit_model.contract import FILE_NAME
+from plaudit._trees import flatten, toml
+from plaudit_model import contract, run_folder
 from plaudit_model.interrupt import Interrupted, StopRequest
 from plaudit_model.json_lines import JsonLines, write_whole
 from plaudit_model.memory import keep_freed_memory
+from plaudit_model.run_folder import Diverged, RunExists, held
 
-from . import callbacks, config_toml
-from .config import ConfigError, RunConfig, flatten, get
+from . import callbacks
+from .config import RunConfig
 from .finish import REPORT, Finished, finish, lineage
 from .page import PAGE, draw
 from .prepare import Prepared, check_inputs, prepare
 from .report import Display, evaluation_table, print_prepared
-from .train import Diverged, Outlets, Task, Trainer
+from .train import Outlets, Task, Trainer
 
 ENTRIES = frozenset({
     "run.toml", "metrics.jsonl", "quarantine.jsonl", "quarantine-eval.jsonl", "checkpoints", "tensorboard", "model",
@@ -42,46 +41,14 @@ ENTRIES = frozenset({
 OUTPUTS = ("metrics.jsonl", "checkpoints", "tensorboard", "model", REPORT, PAGE)
 """What a run begins anew or replaces: never what was there before its `run.toml`."""
 
-OPEN = (None, "auto")
-"""Values that a run resolves when it starts."""
-
-
-class RunExists(Exception):
-    """The output directory belongs to another run."""
-
-    exit_code = 2
-
-
-class NotWritten(Exception):
-    """The run cannot be written any more (full, read-only). What is on disk is whole and can be resumed."""
-
-    exit_code = 75
-
-
-def settle(config: RunConfig, out: Path, *, resume: bool) -> RunConfig:
-    """The configuration to go on with: that of the run in `out` if there is one to resume.
-
-    Raises RunExists if there is a run and no `resume`, or something that is not of a run and would be overwritten;
-    ConfigError if `config` asks for something else.
-    """
-    path = out / config_toml.FILE_NAME
-    if not path.exists():
-        if foreign := [name for name in OUTPUTS if (out / name).exists()]:
-            raise RunExists(f"{out} holds {foreign[0]} and no run: it would be overwritten; name another --out")
-        return config
-    if not resume:
-        raise RunExists(f"{out} already holds a run: go on with --resume, or name another --out")
-    stored = config_toml.read(path)
-    for name, value in flatten(config).items():
-        if value not in OPEN and value != get(stored, name):
-            known = get(stored, name)
-            raise ConfigError(f"{name} is {value!r}, but the run in {out} has {known!r}: name another --out")
-    return stored
-
 
 def check_target(model: Path) -> None:
     """Raise RunExists if the directory that a reward model is to replace holds anything else."""
-    if model.exists() and not (model / FILE_NAME).is_file() and not (model.is_dir() and not any(model.iterdir())):
+    if (
+        model.exists()
+        and not (model / contract.FILE_NAME).is_file()
+        and not (model.is_dir() and not any(model.iterdir()))
+    ):
         raise RunExists(f"{model} is there, is no reward model, and would be replaced: name another --out")
 
 
@@ -121,15 +88,12 @@ def train_run(
         if dry_run:
             _look(config, out, console)
             return None
-        try:
-            with _locked(out):
-                if fresh:
-                    discard(out)
-                prepared = prepare(config, out, scratch=out / "base")
-                print_prepared(console, prepared)
-                return _train(prepared, out, model or out / "model", console, stop)
-        except OSError as error:
-            raise NotWritten(f"{error}; what is in {out} is whole, go on with --resume") from error
+        with held(out):
+            if fresh:
+                discard(out)
+            prepared = prepare(config, out, scratch=out / "base")
+            print_prepared(console, prepared)
+            return _train(prepared, out, model or out / "model", console, stop)
 
 
 def _look(config: RunConfig, out: Path, console: Console) -> None:
@@ -140,7 +104,7 @@ def _look(config: RunConfig, out: Path, console: Console) -> None:
 
 def _train(prepared: Prepared, out: Path, model: Path, console: Console, stop: StopRequest) -> Finished:
     config, begun = prepared.config, time.monotonic()
-    write_whole(out / config_toml.FILE_NAME, config_toml.write(config))
+    write_whole(out / run_folder.FILE_NAME, toml(config))
     examples = prepared.train.examples, prepared.held_out.examples
     task = Task(prepared.model, *examples, config, prepared.fingerprint, prepared.frozen)
     trainer = Trainer(task, out)
@@ -184,18 +148,6 @@ def _loop(trainer: Trainer, task: Task, out: Path, console: Console, stop: StopR
         stop.patient = False
         trackers.close()
         log.close()
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Two processes that write one run would each prune the other's checkpoints."""
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunExists(f"another process is training into {out}") from error
-        yield
 
 
 def _model_of(out: Path) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 
 from rich.console import Console
 
-from . import config_toml
+from plaudit._trees import changed
+
 from .config import RunConfig
 
 # About 400,000 training tokens: two minutes on two CPU cores. A model this small from random weights wants a
@@ -43,18 +44,19 @@ def fit(
     Raises what `train_run` raises.
     """
     from plaudit_model import contract, starter
+    from plaudit_model.run_folder import RunExists, settle
 
     from .prepare import SCRATCH
-    from .run import RunExists, settle, train_run
+    from .run import OUTPUTS, train_run
 
     directory = (directory or starter.directory()).resolve()
     if if_missing and _is_valid(directory):
         console.print(f"the starter model is in {directory}", soft_wrap=True)
         return
     out = directory.with_name(f"{directory.name}-run")
-    config = config_toml.override(RunConfig(), {**SETTINGS, "model.base": SCRATCH, **changes})
+    config = changed(RunConfig(), {**SETTINGS, "model.base": SCRATCH, **changes})
     if resume:
-        config = settle(config, out, resume=True)
+        config = settle(config, out, resume=True, outputs=OUTPUTS)
     if (directory / contract.FILE_NAME).exists() and not _is_starter(directory):
         raise RunExists(f"{directory} holds another model than a starter, which would be replaced: name another --out")
     doing = "would be fitted" if dry_run else "is fitted"
@@ -75,7 +77,7 @@ def as_base(config: RunConfig, console: Console, *, dry_run: bool) -> RunConfig:
         if dry_run:
             what = f"the starter model would first be fitted into {directory}, about two minutes"
             console.print(f"{what}; an untrained one stands in for it here", soft_wrap=True)
-            return config_toml.override(config, {"model.base": SCRATCH})
+            return changed(config, {"model.base": SCRATCH})
     fit(directory, {}, console, if_missing=True)
     console.print("\nyour own run, which starts from it", style="bold")
     return config

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from plaudit_model.checkpoint import Snapshot, Tensors
+from plaudit._trees import plain
+from plaudit_model.checkpoint import Snapshot, Tensors, load_tensors
 from plaudit_model.errors import CheckpointError
+from plaudit_model.optimiser import load_moments, moments, trained
 
-from . import optim, rng
 from .config import RunConfig
-from .config_toml import to_dict
 
 LOG = logging.getLogger("plaudit.training")
 
@@ -50,26 +50,26 @@ class RunState:
     def take(self, progress: Progress, generators: Tensors) -> Snapshot:
         """A snapshot with the random number generators as they were in `generators`."""
         state = {
-            "config": to_dict(self.config),
+            "config": plain(self.config),
             "data": self.data,
             "base": self.base,
             "threads": torch.get_num_threads(),
             "progress": dataclasses.asdict(progress),
         }
-        optimizer = optim.state_tensors(self.module, self.optimizer)
+        optimizer = moments(trained(self.module), self.optimizer)
         tensors = {"model": module_tensors(self.module), "optimizer": optimizer, "rng": generators}
         return Snapshot(progress.step, tensors, state)
 
     def put_back(self, snapshot: Snapshot) -> Progress:
         """Make everything as it was. Raises CheckpointError if the snapshot is of another run."""
-        for name, mine in (("config", to_dict(self.config)), ("data", self.data), ("base", self.base)):
+        for name, mine in (("config", plain(self.config)), ("data", self.data), ("base", self.base)):
             if snapshot.state[name] != mine:
                 raise CheckpointError(f"step {snapshot.step} was computed with another {name}; use another --out")
         if (threads := snapshot.state["threads"]) != (now := torch.get_num_threads()):
             LOG.warning("the run began with %d threads and goes on with %d: the last bits may differ", threads, now)
-        load_module(self.module, snapshot.tensors["model"])
-        optim.load_state(self.module, self.optimizer, snapshot.tensors["optimizer"])
-        rng.restore(snapshot.tensors["rng"])
+        load_tensors(module_tensors(self.module), snapshot.tensors["model"])
+        load_moments(trained(self.module), self.optimizer, snapshot.tensors["optimizer"])
+        restore_generators(snapshot.tensors["rng"])
         return Progress(**snapshot.state["progress"])
 
 
@@ -77,14 +77,18 @@ def module_tensors(module: nn.Module) -> Tensors:
     """The parameters that are trained and the persistent buffers by name, a shared one once."""
     buffers = {name for name, _ in module.named_buffers()}
     kept = {name: tensor for name, tensor in module.state_dict().items() if name in buffers}
-    return {name: parameter.detach() for name, parameter in optim.trained(module)} | kept
+    return {name: parameter.detach() for name, parameter in trained(module)} | kept
 
 
-def load_module(module: nn.Module, tensors: Tensors) -> None:
-    """Copy a checkpoint's weights into the module. Raises CheckpointError if the names differ."""
-    mine = module_tensors(module)
-    if odd := sorted(set(mine) ^ set(tensors)):
-        raise CheckpointError(f"the checkpoint is of another model: {odd[0]} is only on one side")
-    with torch.no_grad():
-        for name, tensor in mine.items():
-            tensor.copy_(tensors[name])
+def generators() -> Tensors:
+    """The state of torch's generators, the only ones that a run draws from without a seed of its own (dropout)."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"torch": torch.get_rng_state()} | {f"cuda{i}": state for i, state in enumerate(cuda)}
+
+
+def restore_generators(states: Tensors) -> None:
+    """Put back what `generators` took. A CUDA state without its device is left out: there is nothing to seed."""
+    torch.set_rng_state(states["torch"])
+    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        if f"cuda{i}" in states:
+            torch.cuda.set_rng_state(states[f"cuda{i}"], i)

@@ -24,25 +24,21 @@ from plaudit_model.checkpoint import Saver, Tensors
 from plaudit_model.errors import CheckpointError
 from plaudit_model.interrupt import Interrupted, StopRequest
 from plaudit_model.json_lines import JsonLines
+from plaudit_model.optimiser import set_rate
 from plaudit_model.packing import PackedBatch
+from plaudit_model.progress import Trackers
 from plaudit_model.reward_model import RewardModel
+from plaudit_model.run_folder import Diverged
 
-from . import optim, rng
+from . import optim
 from .batches import Example, MicroBatch, micro_batches, step_members, steps_per_epoch, total_weight
-from .callbacks import Callbacks
 from .config import RunConfig
 from .evaluate import Evaluation, evaluate
 from .loss import preference_loss
 from .report import Display
-from .state import Progress, RunState, load_module, module_tensors
+from .state import Progress, RunState, generators, module_tensors
 
 LOG = logging.getLogger("plaudit.training")
-
-
-class Diverged(Exception):
-    """Too many steps had a loss or a gradient that was not finite."""
-
-    exit_code = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +68,7 @@ class Outlets:
     """Where the numbers of a run go, and from where it can be told to stop."""
 
     log: JsonLines
-    callbacks: Callbacks
+    callbacks: Trackers
     display: Display
     stop: StopRequest
 
@@ -111,7 +107,7 @@ class Trainer:
         self._saver = Saver(self._root, every=task.config.checkpoint.every, keep=task.config.checkpoint.keep)
         self._unsaved_best: Tensors | None = None
         self.progress = Progress()
-        rng.seed_all(task.config.seed)
+        torch.manual_seed(task.config.seed)
 
     def resume(self) -> bool:
         """Take up the newest checkpoint that is whole; False if there is none.
@@ -132,21 +128,21 @@ class Trainer:
         no longer be written.
         """
         while True:
-            generators = rng.capture()
+            drawn = generators()
             try:
                 if self._evaluation_due():
                     self._evaluate(outlets)
                 if self._saver.due(self.progress.step) or self._found_best():
-                    self._save(outlets, generators)
+                    self._save(outlets, drawn)
                 if self._finished():
                     break
                 self._step(outlets)
             except Interrupted as signal:
-                self._give_way(outlets, generators, signal)
+                self._give_way(outlets, drawn, signal)
         if self.progress.skipped == self.progress.step:
             raise Diverged(f"all {self._total} steps had a loss or gradient that is not finite: nothing was learned")
         if self._saver.saved_at != self.progress.step:
-            self._save(outlets, generators)
+            self._save(outlets, drawn)
         self._take_best()
 
     def _finished(self) -> bool:
@@ -161,7 +157,7 @@ class Trainer:
         order = step_members(len(self._task.train), self._task.steps_per_epoch, self._config.seed, step)
         members = [self._task.train[i] for i in order]
         scale = optim.lr_scale(step, self._total, settings.warmup_ratio, settings.min_lr_ratio)
-        optim.set_lr(self._optimizer, scale)
+        set_rate(self._optimizer, scale)
         sums = self._accumulate(members, outlets.stop)
         norm = optim.clip(self._model.module, settings.max_grad_norm)
         finite = math.isfinite(sums.loss) and math.isfinite(norm)
@@ -268,7 +264,7 @@ class Trainer:
             LOG.error("%s; keeping the weights of the last step, not of step %d, the best evaluation", error, best)
             return
         LOG.info("keeping the weights of step %d, the best evaluation", best)
-        load_module(self._model.module, tensors)
+        checkpoint.load_tensors(module_tensors(self._model.module), tensors)
 
     # -- checkpoints -----------------------------------------------------------------------------------------
 

@@ -23,9 +23,9 @@ from ..cli_score import (
     OverlongOption,
     TimeoutOption,
     UrlOption,
+    finish,
     progress,
     refuse_same,
-    summarise,
 )
 from . import generate as generation
 from . import report as reports
@@ -114,7 +114,7 @@ def generate(
                 advance(done)
     if repeated:
         typer.echo(f"{repeated} repeated prompts left out", err=True)
-    _finish(tally, as_json)
+    finish(tally, as_json, to_stdout=True)
 
 
 @app.command()
@@ -156,7 +156,7 @@ def score(
             for done in _bulk.score_batches(by_prompt(rows), scorer, tally, items=one_item, **written):
                 write(done.line)
                 advance(done)
-    _finish(tally, as_json)
+    finish(tally, as_json, to_stdout=True)
 
 
 @app.command()
@@ -253,9 +253,3 @@ def report(
         with whole_file(html) as write:
             write(reports.page(found, source).encode())
     typer.echo(json.dumps(found, indent=2, allow_nan=False) if as_json else "\n".join(reports.lines(found)))
-
-
-def _finish(tally: _bulk.Tally, as_json: bool) -> None:
-    summarise(tally, as_json, to_stdout=True)
-    if tally.failed:
-        raise typer.Exit(1)
