@@ -20,6 +20,7 @@ from .heads import final_layer
 from .packed import Layout
 from .packing import PackedBatch
 from .projection import EightBits, Freezable, Projection
+from .rope import rotary_angles
 
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"})
 
@@ -112,18 +113,14 @@ class DecoderTrunk(Freezable):
     def hidden(self, layout: Layout) -> Tensor:
         """The last layer's output (R, D) at the pooled rows. On CUDA it waits for nothing on the host."""
         residual: Tensor = self._base.embed_tokens(layout.input_ids)
-        angles = {kind: self._angles(residual, layout, kind) for kind in set(self._rope_kinds)}
+        rope, positions = self._base.rotary_emb, layout.position_ids
+        angles = {kind: rotary_angles(rope, positions, residual.dtype, kind) for kind in set(self._rope_kinds)}
         branch: Tensor | None = None
         *body, last = self._layers
         for layer, kind in zip(body, self._rope_kinds[:-1], strict=True):
             branch, residual = self._through(layer, branch, residual, layout.plan(layer.window), angles[kind])
         assert isinstance(last, LastLayer)
         return last.pooled(branch, residual, layout, angles[self._rope_kinds[-1]])
-
-    def _angles(self, hidden: Tensor, layout: Layout, kind: str | None) -> Pair:
-        arguments = (hidden[None], layout.position_ids[None]) + ((kind,) if kind else ())
-        cos, sin = self._base.rotary_emb(*arguments)
-        return cos[0], sin[0]
 
     def head(self, hidden_RD: Tensor) -> Tensor:
         """Attributes (R, A) fp32 of what `hidden` gave."""

@@ -18,6 +18,7 @@ from .heads import apply_head
 from .packed import Layout
 from .packing import PackedBatch
 from .projection import Freezable, Projection
+from .rope import rotary_angles
 
 FAMILIES = frozenset({"bert", "roberta", "xlm-roberta", "modernbert"})
 
@@ -117,10 +118,7 @@ class EncoderTrunk(Freezable):
         return hidden[0]
 
     def _angles(self, hidden: Tensor, layout: Layout, kind: str | None) -> Angles | None:
-        if kind is None:
-            return None
-        cos, sin = self._base.rotary_emb(hidden[None], layout.position_ids[None], kind)
-        return cos[0], sin[0]
+        return rotary_angles(self._base.rotary_emb, layout.position_ids, hidden.dtype, kind) if kind else None
 
 
 class PostNormLayer:

@@ -1,12 +1,29 @@
-"""Rotary angles that depend on more than the position."""
+"""Rotary angles, and those that depend on more than the position."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 _STATIC = frozenset({"default", "linear", "llama3", "yarn"})
+
+
+def rotary_angles(
+    rotary: Any, position_ids_T: Tensor, dtype: torch.dtype, kind: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (T, E) in `dtype` of transformers' module; `kind` is the type of layer where it knows several.
+
+    Multiplied element by element: as a matrix product, which some releases of transformers make of it, TF32 would round
+    positions to eleven bits wherever it is allowed, as containers do by an environment variable.
+    """
+    prefix = f"{kind}_" if kind else ""
+    scale = getattr(rotary, f"{prefix}attention_scaling")
+    inv_freq: Tensor = getattr(rotary, f"{prefix}inv_freq")
+    half_TE = position_ids_T[:, None].float() * inv_freq.to(position_ids_T.device, torch.float)
+    angles_TE = torch.cat((half_TE, half_TE), dim=-1)
+    return (angles_TE.cos() * scale).to(dtype), (angles_TE.sin() * scale).to(dtype)
 
 
 def moving_rope(config: Any) -> str:

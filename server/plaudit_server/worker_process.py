@@ -121,6 +121,7 @@ class Scorer:
         shared = max(torch.get_num_threads() // order.workers, 1) if order.workers > 1 else None
         if threads := order.threads or len(order.cpus) or shared:
             torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision("highest")  # TORCH_ALLOW_TF32_CUBLAS_OVERRIDE of some containers lowers it
         self._faults, self._compiled = armed, watch_compilations()
         self._token_cap: int | None = None
         self._finished = 0.0

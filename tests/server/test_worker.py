@@ -142,6 +142,16 @@ def test_several_divide_the_threads_among_them(tiny_model_dir: Path) -> None:
         torch.set_num_threads(before)
 
 
+def test_products_of_fp32_keep_their_bits_whatever_a_container_allows(tiny_model_dir: Path) -> None:
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")  # as TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 does
+        Scorer(order(tiny_model_dir))
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 async def test_workers_that_would_not_score_alike_are_refused_together(host: WorkerHost, tiny_model_dir: Path) -> None:
     before = children_of_the(host)  # some of which may be leaving
     orders = [order(tiny_model_dir), order(tiny_model_dir, dtype="bfloat16")]
