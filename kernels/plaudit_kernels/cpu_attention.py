@@ -17,7 +17,23 @@ from numba import njit
 from numpy.typing import NDArray
 from torch.nn.functional import pad
 
-from .cpu_math import LANES, ROWS, add_product, beyond, exp2, f4, floats, halves, integers, load, setting, store, take
+from .cpu_math import (
+    LANES,
+    ROWS,
+    add_product,
+    beyond,
+    exp2,
+    f4,
+    floats,
+    halves,
+    integers,
+    load,
+    scratch,
+    setting,
+    signed,
+    store,
+    take,
+)
 from .cpu_pairs import multiplies_pairs
 from .cpu_runtime import DTYPES, launch
 from .tiles import BLOCK, check_segments
@@ -94,6 +110,7 @@ def attend_segments(
     launch(
         kernel, len(tiles) * kv_heads, torch.from_numpy(tiles), query_THD, key, value, output,
         kv_heads, fold, width, *strides, float(scale), float(softcap or 0.0), int(plan.causal), reach, rows,
+        words=_lanes(fold, rows) * (2 * width + 2 * BLOCK + 4) + 2 * BLOCK * width,  # as much as either kernel needs
     )  # fmt: skip
     return output
 
@@ -109,6 +126,12 @@ def _tiles(segments: NDArray[np.int64], rows: int) -> NDArray[np.int64]:
     return tiles
 
 
+@njit
+def _lanes(heads, rows):
+    """Queries of a piece of work, and what fills the last vector."""
+    return -(-heads * rows // LANES) * LANES
+
+
 def attention_float(table):
     """The kernel in fp32."""
     _attention(table, floats(table[3]), floats(table[6]))
@@ -122,15 +145,15 @@ def attention_bf16(table):
 @njit(error_model="numpy")
 def _attention(table, query, output):
     kv_heads, fold, width = table[7], table[8], table[9]
-    lanes = -(-fold * table[20] // LANES) * LANES
-    # The scratch memory of a thread: queries, output, keys and values, logits, and three rows of statistics.
-    scratch = np.empty(lanes * (2 * width + BLOCK + 3) + 2 * BLOCK * width, np.float32)
-    queries = floats(scratch.ctypes.data)
+    lanes = _lanes(fold, table[20])
+    # A thread's memory: positions, queries, output, keys and values, logits, and three rows of statistics.
+    own = scratch(table, 21)
+    positions = signed(own)
+    queries = floats(own + 4 * lanes)
     total = beyond(queries, lanes * width)
     gathered = beyond(total, lanes * width)
     logits = beyond(gathered, 2 * BLOCK * width)
     highest = beyond(logits, BLOCK * lanes)
-    positions = np.empty(lanes, np.int32)
     while True:
         piece = take(table, 1)
         if piece >= table[1]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .cpu_attention import _FASTMATH, _LOG2_E, _NOTHING, _cap, _fill, _mask, _raise_maxima, _row, _seen, _write
-from .cpu_math import LANES, ROWS, beyond, exp2, f4, floats, halves, integers, setting, take
+from .cpu_attention import _FASTMATH, _LOG2_E, _NOTHING, _cap, _fill, _lanes, _mask, _raise_maxima, _row, _seen, _write
+from .cpu_math import LANES, ROWS, beyond, exp2, f4, floats, halves, integers, scratch, setting, signed, take
 from .cpu_pairs import add_pairs, high_of, low_of, multiply_pairs, pair_of, pairs
 from .tiles import BLOCK
 
@@ -24,19 +24,19 @@ def attention_pairs(table):
 @njit(error_model="numpy")
 def _attention(table):
     kv_heads, fold, width = table[7], table[8], table[9]
-    lanes = -(-fold * table[20] // LANES) * LANES
+    lanes = _lanes(fold, table[20])
     half = width // 2
-    # The scratch memory of a thread, in words of four bytes: queries and gathered keys and values in pairs, weights
-    # in pairs, output, logits, and three rows of statistics.
-    scratch = np.empty(lanes * (half + BLOCK // 2 + width + BLOCK + 3) + 2 * BLOCK * half, np.float32)
-    total = floats(scratch.ctypes.data)
+    # A thread's memory: positions, output, logits, three rows of statistics, and in pairs queries, weights and gathered
+    # keys and values.
+    own = scratch(table, 21)
+    positions = signed(own)
+    total = floats(own + 4 * lanes)
     logits = beyond(total, lanes * width)
     highest = beyond(logits, BLOCK * lanes)
-    queries = pairs(scratch.ctypes.data + 4 * lanes * (width + BLOCK + 3))
+    queries = pairs(own + 4 * lanes * (1 + width + BLOCK + 3))
     weights = beyond(queries, half * lanes)
     gathered = beyond(weights, BLOCK // 2 * lanes)
     values = beyond(gathered, BLOCK * half)
-    positions = np.empty(lanes, np.int32)
     scale = f4(setting(table[16])) * _LOG2_E
     while True:
         piece = take(table, 1)

@@ -24,6 +24,7 @@ f4 = np.float32
 _FLOATS = types.CPointer(types.float32)
 _HALVES = types.CPointer(types.uint16)
 _TABLE = types.CPointer(types.int64)
+_SIGNED = types.CPointer(types.int32)
 
 
 def _address(pointer):
@@ -37,7 +38,7 @@ def _address(pointer):
     return cast
 
 
-floats, halves, integers = _address(_FLOATS), _address(_HALVES), _address(_TABLE)
+floats, halves, integers, signed = _address(_FLOATS), _address(_HALVES), _address(_TABLE), _address(_SIGNED)
 
 
 @intrinsic
@@ -48,6 +49,13 @@ def take(typing, table, count):
         return builder.atomic_rmw("add", arguments[0], arguments[1], "monotonic")
 
     return types.int64(_TABLE, types.int64), generate
+
+
+@njit
+def scratch(table, slot):
+    """The address of this thread's memory, of which `launch` wrote address, words and count of threads from `slot` on.
+    To be asked for once a thread."""
+    return table[slot] + 4 * table[slot + 1] * take(beyond(table, slot + 2), 1)
 
 
 def _bitcast(result, argument):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numba import njit
 
-from .cpu_math import beyond, exp, f4, floats, halves, load, rounded, setting, store, take
+from .cpu_math import beyond, exp, f4, floats, halves, load, rounded, scratch, setting, store, take
 from .cpu_runtime import launch
 
 _FASTMATH = {"contract", "nsz"}
@@ -39,7 +39,7 @@ def fused_norm(
         norm_float if hidden_TD.dtype == torch.float32 else norm_bf16,
         rows, width, hidden_TD, 0 if residual_TD is None else residual_TD, weight_D, 0 if bias_D is None else bias_D,
         normed, total, hidden_TD.stride(-2), 0 if residual_TD is None else residual_TD.stride(-2), float(eps),
-        int(centre), int(unit_offset),
+        int(centre), int(unit_offset), words=width,
     )  # fmt: skip
     return normed, total
 
@@ -59,8 +59,7 @@ def norm_bf16(table):
 @njit(fastmath=_FASTMATH, error_model="numpy")
 def _norm(table, hidden, residual, weight, bias, normed, total):
     rows, width, eps, centre, unit_offset = table[1], table[2], f4(setting(table[11])), table[12], table[13]
-    scratch = np.empty(width, np.float32)
-    row = floats(scratch.ctypes.data)
+    row = floats(scratch(table, 14))
     while True:
         first = take(table, _CHUNK)
         if first >= rows:
@@ -202,7 +201,7 @@ def fused_rotary(
     launch(
         kernel, tokens, width, query_THD, key_TKD, cos_TR, sin_TR, *norms, heads, key_TKD.shape[1],
         *query_THD.stride()[:2], *key_TKD.stride()[:2], cos_TR.shape[-1] // 2, cos_TR.stride(0), float(eps),
-        int(unit_offset),
+        int(unit_offset), words=width,
     )  # fmt: skip
 
 
@@ -221,8 +220,7 @@ def rotary_bf16(table):
 @njit(error_model="numpy")
 def _rotary(table, query, key, cos, sin, query_norm, key_norm):
     tokens, width, half, eps, unit_offset = table[1], table[2], table[15], f4(setting(table[17])), table[18]
-    scratch = np.empty(width, np.float32)
-    row = floats(scratch.ctypes.data)
+    row = floats(scratch(table, 19))
     while True:
         first = take(table, _CHUNK)
         if first >= tokens:

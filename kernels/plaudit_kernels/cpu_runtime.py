@@ -1,8 +1,9 @@
 """How the fused CPU kernels are compiled and run: Numba compiles them, OpenMP's threads, those of torch, run them.
 
 A kernel is a function of one table of int64: slot 0 counts the pieces of work that have been taken, the others hold
-addresses, sizes and, by their bits, float64 settings. Every thread takes pieces until none is left. Torch's own team
-of threads is used because a second team would wait by spinning on the cores that the first one needs.
+addresses, sizes and, by their bits, float64 settings; the last three say where each thread's memory lies. Every thread
+takes pieces until none is left. Torch's own team of threads is used because a second team would wait by spinning on the
+cores that the first one needs.
 """
 
 from __future__ import annotations
@@ -24,7 +25,25 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 Kernel = Callable[[Any], None]
 
+_LINE = 16
+"""Words of a cache line: what one thread writes must not lie in another's."""
+
 _compiling = threading.Lock()
+
+
+class _Scratch(threading.local):
+    """Memory for one launch: the same for all that a Python thread makes, as each ends before the next begins. Kernels
+    allocate nothing themselves: there a lack of memory could not be raised."""
+
+    memory = torch.empty(0, dtype=torch.int32)
+
+    def of(self, words: int) -> torch.Tensor:
+        if self.memory.numel() < words:
+            self.memory = torch.empty(words, dtype=torch.int32)
+        return self.memory
+
+
+_scratch = _Scratch()
 
 
 @cache
@@ -43,10 +62,14 @@ def unit(dtype: torch.dtype) -> str:
     return f"{name}_bf16" if dtype == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported() else name
 
 
-def launch(kernel: Kernel, *arguments: torch.Tensor | int | float) -> None:
-    """Run `kernel` over the arguments, from slot 1 on: the address of a tensor, an integer, the bits of a float."""
-    table = (ctypes.c_int64 * (len(arguments) + 1))(0, *map(_slot, arguments))
-    _parallel()(_address(kernel), ctypes.addressof(table), torch.get_num_threads(), 0)
+def launch(kernel: Kernel, *arguments: torch.Tensor | int | float, words: int = 0) -> None:
+    """Run `kernel` over the arguments, from slot 1 on: the address of a tensor, an integer, the bits of a float. With
+    `words` each thread has as many of four bytes to itself; the three slots behind the arguments say where."""
+    threads = torch.get_num_threads()
+    words += -words % _LINE
+    memory = _scratch.of(words * threads)
+    table = (ctypes.c_int64 * (len(arguments) + 4))(0, *map(_slot, arguments), memory.data_ptr(), words, 0)
+    _parallel()(_address(kernel), ctypes.addressof(table), threads, 0)
 
 
 def _slot(value: torch.Tensor | int | float) -> int:

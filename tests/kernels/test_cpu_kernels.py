@@ -217,19 +217,30 @@ def test_rotary(unit_offset: bool, normed: bool, turned: int, dtype: torch.dtype
     check(operation, dtype)
 
 
-def test_threads_do_not_change_bits() -> None:
-    segments = grouped([(45, [31, 64, 77]), (0, [9])])
-    tensors = heads(sum(s[1] for s in segments), 4, 2, 64)
-    rows = torch.randn(1000, 64)
+def test_threads_do_not_change_bits(kind: str) -> None:
+    segments = grouped([(45, [31, 64, 77]), (0, [9]), *[(20, [70])] * 8])
+    tensors = stored(heads(sum(s[1] for s in segments), 4, 2, 64), kind)
+    rows, weight = stored([torch.randn(1000, 64), torch.ones(64)], kind)
+    angles = stored([torch.rand(len(tensors[0]), 64) for _ in range(2)], kind)
     threads = torch.get_num_threads()
     try:
         results = []
-        for count in (1, 3):
+        for count in (1, 3, 4):
             torch.set_num_threads(count)
-            results.append((attended(tensors, segments), rms_norm(rows, torch.ones(64), 1e-6)[0]))
+            turned = rotary(tensors[0].clone(), tensors[1].clone(), *angles, query_norm=weight, key_norm=weight)
+            results.append((attended(tensors, segments), rms_norm(rows, weight, 1e-6)[0], *turned))
     finally:
         torch.set_num_threads(threads)
-    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+    for result in results[1:]:
+        assert all(map(torch.equal, results[0], result))
+
+
+def test_threads_that_share_one_heap_do_not_write_over_each_other() -> None:
+    """`MALLOC_ARENA_MAX`, which containers set, lets all threads allocate from the same memory."""
+    test = f"{__file__}::{test_threads_do_not_change_bits.__name__}"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test]
+    ended = subprocess.run(command, env={**os.environ, "MALLOC_ARENA_MAX": "1"}, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout
 
 
 def test_where_numba_is_missing_torch_runs_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
