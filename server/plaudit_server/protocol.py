@@ -192,10 +192,18 @@ def bounded_protocol(limits: Limits) -> type[HttpToolsProtocol]:
 
         def on_headers_complete(self) -> None:
             self._head_bytes = None
+            self._end_timer()
             super().on_headers_complete()
 
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self._head_bytes is not None:
+                self._await_head()
+
         def _await_head(self) -> None:
-            self._timer = self.loop.call_later(limits.header_seconds, self._late)
+            """Its time begins once nobody waits for an answer: closing the connection would end that work."""
+            if self.cycle is None or self.cycle.response_complete:
+                self._timer = self.loop.call_later(limits.header_seconds, self._late)
 
         def _end_timer(self) -> None:
             if self._timer is not None:

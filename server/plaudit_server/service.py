@@ -56,7 +56,9 @@ def agree(
         options = options.over(replace(read_query(request.query_params.multi_items()), model=named))
     seconds = service.settings.deadline_seconds if options.deadline_ms is None else options.deadline_ms / 1000
     chosen = options.overlong or overlong, options.priority or priority
-    terms = Terms(*chosen, time.monotonic() + seconds, options.transform, options.include)
+    address = request.scope["client"]
+    client = address[0] if address else ""  # at the socket: nobody becomes another client by a header
+    terms = Terms(*chosen, time.monotonic() + seconds, options.transform, options.include, client)
     return service.models.find(options.model), terms
 
 
