@@ -19,6 +19,7 @@ from plaudit_model.reward_model import RewardModel
 from plaudit_server import cli
 from plaudit_server.engine import EngineSettings
 from plaudit_server.errors import RequestError
+from plaudit_server.lifecycle import listen
 from plaudit_server.served import Name
 from plaudit_server.settings import Limits, ServerSettings, SettingsError
 
@@ -274,6 +275,14 @@ def test_accepted_work_is_finished_before_it_leaves(serve, tiny_model_dir):
 
 
 @pytest.mark.soak
+def test_a_client_that_reads_nothing_of_its_answer_is_not_waited_for_for_ever():
+    """The system ends such a connection, and so the request."""
+    with listen(ServerSettings(port=0)) as listener:
+        listener.listen()
+        with socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 180_000
+
+
 def test_a_second_signal_exits_at_once(serve, tiny_model_dir, fault_variable, fault_text):
     running = serve(tiny_model_dir, **fault_variable)
     body = json.dumps({"prompt": "p", "response": fault_text["hang"]})
