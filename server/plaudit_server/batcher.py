@@ -1,8 +1,8 @@
 """What is scored next, and with whom. Policy only: no clock, no asyncio, no torch.
 
-A batch is led by the oldest sequence of its class. Whoever begins with the same tokens joins its leader, from
-whatever request and class, so that a prompt whose samples arrive as separate requests is computed once; then
-the next oldest leads a family, until the token budget is full. Families cost what they cost packed: the common
+A batch is led by the oldest sequence of one client of its class. Whoever begins with the same tokens joins its leader,
+from whatever request, client and class, so that a prompt whose samples arrive as separate requests is computed once;
+then the next leads a family, until the token budget is full. Families cost what they cost packed: the common
 prefix once. Clients take turns: a batch is led by whoever has been given nothing for longest, and what is left of it is
 divided among all. Every second time a client leads not with its oldest but with the oldest of its shortest request, so
 that nobody waits for the whole of a long one that came before, while requests of one length are answered in order: a
