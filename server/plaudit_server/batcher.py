@@ -20,7 +20,6 @@ computes its prompt twice. A queue that fills a batch starts at once.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -86,10 +85,6 @@ class Batcher:
     def share(self, priority: Priority, client: str) -> tuple[int, int]:
         """Those of them that wait for a client, and how many clients wait, with this one."""
         return self._lines[priority].share(client)
-
-    def jobs(self) -> Iterator[Job]:
-        """Every job that has no answer yet."""
-        return (job for entry in self._entries.values() for job in entry.jobs)
 
     def add(self, job: Job) -> bool:
         """Take a job. True if its sequence is being waited for already: it will be computed once for all."""

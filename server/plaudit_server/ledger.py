@@ -162,11 +162,10 @@ class Ledger:
     def _admit(self, work: Sequence[Work], time_left: float | None, priority: Priority, client: str) -> None:
         lengths = [len(item.ids) for item in work]
         first = self._batcher.queued_tokens("interactive") if priority == "batch" else 0
-        own, clients = self._batcher.share(priority, client)
-        backlog = Backlog(first + self._batcher.queued_tokens(priority), self._bytes, own, clients, first)
+        ahead, share = first + self._batcher.queued_tokens(priority), self._batcher.share(priority, client)
         rate = (self._throughput.tokens_per_second or 0.0) * self._workers or None
         demand = Demand(len(work), sum(lengths), max(lengths))
-        admit(demand, backlog, self._bounds, rate, time_left)
+        admit(demand, Backlog(ahead, self._bytes, *share, first), self._bounds, rate, time_left)
 
     def _promise(self, job: Job, answer: Answer) -> None:
         self._answers[job] = answer

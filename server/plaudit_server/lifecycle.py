@@ -29,9 +29,6 @@ _BACKLOG = 4096
 _WRITE_SECONDS = 5
 """For writing the last answers out, once all scores are there."""
 
-_UNREAD_SECONDS = 180
-"""A client that has vanished, or reads nothing of its answer for so long, is gone: its request holds memory."""
-
 
 class _Server(uvicorn.Server):
     """uvicorn without its signal handlers: `Lifecycle` has its own."""
@@ -111,7 +108,8 @@ def listen(settings: ServerSettings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_SECONDS * 1000)  # its connections have it
+    # A client that has vanished, or reads nothing of its answer for three minutes, is gone: its request holds memory.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 180_000)
     try:
         listener.bind((settings.host, settings.port))
     except OSError as error:

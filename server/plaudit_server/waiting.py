@@ -150,8 +150,7 @@ class Line:
 
     def share(self, client: str) -> tuple[int, int]:
         """The tokens of a client, and how many clients there are, with it."""
-        own = self._clients.get(client)
-        return (own.tokens, len(self._clients)) if own else (0, len(self._clients) + 1)
+        return self._clients.get(client, _Own()).tokens, len(self._clients) + (client not in self._clients)
 
     def leaders(self) -> Iterator[Entry]:
         """In turns that give each client as many tokens, of a line that is not empty."""
