@@ -197,12 +197,11 @@ def bounded_protocol(limits: Limits) -> type[HttpToolsProtocol]:
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
-            if self._head_bytes is not None:
-                self._await_head()
+            self._await_head()
 
         def _await_head(self) -> None:
             """Its time begins once nobody waits for an answer: closing the connection would end that work."""
-            if self.cycle is None or self.cycle.response_complete:
+            if self._head_bytes is not None and (self.cycle is None or self.cycle.response_complete):
                 self._timer = self.loop.call_later(limits.header_seconds, self.transport.close)
 
         def _end_timer(self) -> None:
