@@ -2,8 +2,9 @@
 
 The bound in tokens looks at what already waits, not at the size of the request: while the queue is below it, one
 more request is taken whole, large or small. So a burst of thousands of items stands the same chance as a
-single one, and the bound is exceeded by at most one request. The bound in bytes keeps memory in check and is never
-exceeded: close to it a large request is refused where a small one is taken.
+single one, and the bound is exceeded by at most one request. A queue that others have filled is not full for a client
+that has less than its share, up to twice the bound: their turns come as often as its own. The bound in bytes keeps
+memory in check and is never exceeded: close to it a large request is refused where a small one is taken.
 """
 
 from __future__ import annotations
@@ -45,10 +46,18 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """`tokens` is what goes before or beside the request; `bytes` what is held altogether."""
+    """`tokens` is what goes before or beside the request at most: `first` of them are of a class that does in any case,
+    `own` of its class and client, one of `clients` that take turns. `bytes` is what is held altogether."""
 
     tokens: int
     bytes: int
+    own: int
+    clients: int = 1
+    first: int = 0
+
+    def until(self, tokens: int) -> int:
+        """What will have been computed when so many more of the client's have been."""
+        return min(self.tokens + tokens, self.first + self.clients * (self.own + tokens))
 
 
 def item_bytes(tokens: int, items: int = 1) -> int:
@@ -83,9 +92,10 @@ def admit(demand: Demand, backlog: Backlog, bounds: Bounds, rate: float | None, 
         raise TooLarge(f"an item has {demand.longest} tokens; the model takes {bounds.item_tokens}")
     if demand.bytes > bounds.bytes:
         raise TooLarge(f"the request would hold {demand.bytes} bytes; the queue may hold {bounds.bytes}: split it")
-    if backlog.tokens >= bounds.tokens or backlog.bytes + demand.bytes > bounds.bytes:
+    full = backlog.until(0) >= bounds.tokens or backlog.tokens >= 2 * bounds.tokens
+    if full or backlog.bytes + demand.bytes > bounds.bytes:
         raise Overloaded(f"the queue is full ({backlog.tokens} tokens wait)", _retry_after(backlog, bounds, rate))
-    if backlog.tokens and rate and time_left is not None and (backlog.tokens + demand.tokens) / rate > time_left:
+    if backlog.tokens and rate and time_left is not None and backlog.until(demand.tokens) / rate > time_left:
         raise Overloaded("the queue is too long for this deadline", _retry_after(backlog, bounds, rate))
 
 

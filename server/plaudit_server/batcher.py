@@ -1,11 +1,12 @@
 """What is scored next, and with whom. Policy only: no clock, no asyncio, no torch.
 
-A batch is led by the oldest sequence of its class. Whoever begins with the same tokens joins its leader, from
-whatever request and class, so that a prompt whose samples arrive as separate requests is computed once; then
-the next oldest leads a family, until the token budget is full. Families cost what they cost packed: the common
-prefix once. Every second batch of a class is led not by the oldest but by the oldest of the shortest request, so that
-nobody waits for the whole of a long one that came before, while requests of one length are answered in order: a
-sequence waits at most two batches of its class for each sequence that came before it.
+A batch is led by the oldest sequence of one client of its class. Whoever begins with the same tokens joins its leader,
+from whatever request, client and class, so that a prompt whose samples arrive as separate requests is computed once;
+then the next leads a family, until the token budget is full. Families cost what they cost packed: the common
+prefix once. Clients take turns: a batch is led by whoever has been given nothing for longest, and what is left of it is
+divided among all. Every second time a client leads not with its oldest but with the oldest of its shortest request, so
+that nobody waits for the whole of a long one that came before, while requests of one length are answered in order: a
+sequence waits at most two turns of its client for each sequence of that client that came before it.
 
 When does a batch start? A worker that computes gives the queue time to fill by itself. An idle one waits
 `settle` seconds for company; whoever arrives meanwhile and shares most of its tokens with those who wait starts
@@ -18,10 +19,8 @@ computes its prompt twice. A queue that fills a batch starts at once.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections import deque
 from dataclasses import dataclass, replace
-from operator import attrgetter
 from typing import Literal
 
 from plaudit_model.packing import MIN_SHARED
@@ -29,7 +28,7 @@ from plaudit_model.packing import MIN_SHARED
 from .deadlines import Deadlines
 from .domain import Priority
 from .prefix_index import PrefixIndex
-from .waiting import Batch, Entry, Family, Job
+from .waiting import Batch, Entry, Family, Job, Line
 
 Slot = Literal["idle", "spared", "ahead", "none"]
 """What a worker can take: it has nothing to do; the same, but it is the last one standing and gets nothing deadly; it
@@ -83,9 +82,9 @@ class Batcher:
         """Tokens that wait, a shared prompt counted in each sequence."""
         return self._lines[priority].tokens
 
-    def jobs(self) -> Iterator[Job]:
-        """Every job that has no answer yet."""
-        return (job for entry in self._entries.values() for job in entry.jobs)
+    def share(self, priority: Priority, client: str) -> tuple[int, int]:
+        """Those of them that wait for a client, and how many clients wait, with this one."""
+        return self._lines[priority].share(client)
 
     def add(self, job: Job) -> bool:
         """Take a job. True if its sequence is being waited for already: it will be computed once for all."""
@@ -182,11 +181,13 @@ class Batcher:
     def _join(self, entry: Entry, job: Job) -> None:
         entry.jobs[job] = None
         entry.size = min(entry.size, job.size)
-        if job.priority == "interactive" and entry.priority == "batch":
+        urgent = job.priority == "interactive" and entry.priority == "batch"
+        if urgent or (job.priority == entry.priority and not self.share(job.priority, job.client)[0]):
             if entry.state == "waiting":
-                self._lines["batch"].remove(entry)
-                self._lines["interactive"].add(entry)
-            entry.priority = "interactive"
+                self._lines[entry.priority].remove(entry)
+            entry.priority, entry.client = job.priority, job.client  # its turn comes sooner
+            if entry.state == "waiting":
+                self._lines[entry.priority].add(entry)
 
     def _enqueue(self, entry: Entry, *, front: bool = False) -> int:
         """Returns how many of its tokens are shared with those who wait already."""
@@ -270,7 +271,7 @@ class Batcher:
         return tuple(members), cost
 
     def _start(self, entry: Entry) -> None:
-        self._lines[entry.priority].remove(entry)
+        self._lines[entry.priority].take(entry)
         self._index.remove(entry)
         entry.state = "running"
 
@@ -284,31 +285,3 @@ class Batcher:
             return batch
         self._interactive_turns += 1
         return interactive
-
-
-class Line:
-    """Entries of one class in order of arrival."""
-
-    def __init__(self) -> None:
-        self._entries: OrderedDict[bytes, Entry] = OrderedDict()
-        self.tokens = 0
-        self._fair = True
-
-    @property
-    def head(self) -> Entry | None:
-        return next(iter(self._entries.values()), None)
-
-    def leaders(self) -> list[Entry]:
-        """In order of arrival, and the next time those of short requests first."""
-        self._fair = not self._fair
-        entries = list(self._entries.values())
-        return sorted(entries, key=attrgetter("size")) if self._fair else entries
-
-    def add(self, entry: Entry, *, front: bool = False) -> None:
-        self._entries[entry.key] = entry
-        self._entries.move_to_end(entry.key, last=not front)
-        self.tokens += entry.tokens
-
-    def remove(self, entry: Entry) -> None:
-        del self._entries[entry.key]
-        self.tokens -= entry.tokens

@@ -88,17 +88,18 @@ class Engine:
         return self.info
 
     def submit(
-        self, work: Sequence[Work], *, deadline: float | None = None, priority: Priority = "interactive"
-    ) -> list[asyncio.Future[Scored]]:
+        self, work: Sequence[Work], *, deadline: float | None = None, priority: Priority = "interactive",
+        client: str = "",
+    ) -> list[asyncio.Future[Scored]]:  # fmt: skip
         """One future an item, in order. The request is taken whole or refused with Overloaded, TooLarge, Draining,
-        Asleep or Unavailable. `deadline` is a moment of `time.monotonic()`. A future gives its item's scores or raises
-        an EngineError; cancelling it withdraws the item."""
+        Asleep or Unavailable. `deadline` is a moment of `time.monotonic()`; clients take turns. A future gives its
+        item's scores or raises an EngineError; cancelling it withdraws the item."""
         if self._draining:
             raise Draining("the server is shutting down")
         self._require_worker()
         if not self._awake and priority == "interactive":
             raise Asleep("the model is asleep: ask again once it has been woken, or send work of the batch class")
-        answers = self._ledger.submit(work, time.monotonic(), deadline, priority)
+        answers = self._ledger.submit(work, time.monotonic(), deadline, priority, client)
         self._bell.set()
         return answers
 

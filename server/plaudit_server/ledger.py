@@ -76,7 +76,9 @@ class Ledger:
         """Tokens that wait for the worker, a shared prompt counted in each sequence."""
         return self._batcher.queued_tokens("interactive") + self._batcher.queued_tokens("batch")
 
-    def submit(self, work: Sequence[Work], now: float, deadline: float | None, priority: Priority) -> list[Answer]:
+    def submit(
+        self, work: Sequence[Work], now: float, deadline: float | None, priority: Priority, client: str = ""
+    ) -> list[Answer]:
         """One future an item, in order; all or none are taken. Raises Overloaded or TooLarge, and ValueError for
         what is no item: it would stop the engine later."""
         for item in work:
@@ -86,7 +88,8 @@ class Ledger:
         known = [self._cache.get(key) for key in keys]
         unknown = [item for item, attributes in zip(work, known, strict=True) if attributes is None]
         if unknown:
-            self._admit(unknown, now, deadline, priority)
+            time_left = deadline - now if deadline is not None and deadline > now else None
+            self._admit(unknown, time_left, priority, client)
         loop = asyncio.get_running_loop()
         answers = []
         size = sum(len(item.ids) for item in unknown)
@@ -97,7 +100,7 @@ class Ledger:
                 answer.set_result(_reused(item, attributes))
                 self._observer.item_reused("cache", len(item.ids))
             else:
-                self._promise(Job(item, key, priority, now, deadline, size), answer)
+                self._promise(Job(item, key, priority, now, deadline, size, client), answer)
         return answers
 
     def expire(self, now: float) -> None:
@@ -156,13 +159,13 @@ class Ledger:
             self._batcher.discard(job)
             self._fail(job, error(message))
 
-    def _admit(self, work: Sequence[Work], now: float, deadline: float | None, priority: Priority) -> None:
+    def _admit(self, work: Sequence[Work], time_left: float | None, priority: Priority, client: str) -> None:
         lengths = [len(item.ids) for item in work]
-        ahead = self._batcher.queued_tokens("interactive") if priority == "interactive" else self.queued_tokens
-        time_left = deadline - now if deadline is not None and deadline > now else None
+        first = self._batcher.queued_tokens("interactive") if priority == "batch" else 0
+        ahead, share = first + self._batcher.queued_tokens(priority), self._batcher.share(priority, client)
         rate = (self._throughput.tokens_per_second or 0.0) * self._workers or None
         demand = Demand(len(work), sum(lengths), max(lengths))
-        admit(demand, Backlog(ahead, self._bytes), self._bounds, rate, time_left)
+        admit(demand, Backlog(ahead, self._bytes, *share, first), self._bounds, rate, time_left)
 
     def _promise(self, job: Job, answer: Answer) -> None:
         self._answers[job] = answer

@@ -176,7 +176,7 @@ def bounded_protocol(limits: Limits) -> type[HttpToolsProtocol]:
                     self._await_head()
             elif self.cycle.response_complete:  # no request yet: what came has ended uvicorn's wait for one
                 self._unset_keepalive_if_required()
-                self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self._late)
+                self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.transport.close)
             if self._message_bytes > 2 * limits.body_bytes or len(self.pipeline) > limits.pipelined:
                 self.transport.abort()
 
@@ -192,19 +192,22 @@ def bounded_protocol(limits: Limits) -> type[HttpToolsProtocol]:
 
         def on_headers_complete(self) -> None:
             self._head_bytes = None
+            self._end_timer()
             super().on_headers_complete()
 
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._await_head()
+
         def _await_head(self) -> None:
-            self._timer = self.loop.call_later(limits.header_seconds, self._late)
+            """Its time begins once nobody waits for an answer: closing the connection would end that work."""
+            if self._head_bytes is not None and (self.cycle is None or self.cycle.response_complete):
+                self._timer = self.loop.call_later(limits.header_seconds, self.transport.close)
 
         def _end_timer(self) -> None:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
-
-        def _late(self) -> None:
-            if not self.transport.is_closing():
-                self.transport.close()
 
     return BoundedProtocol
 

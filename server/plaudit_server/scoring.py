@@ -26,13 +26,14 @@ Answer = asyncio.Future[Scored]
 @dataclass(frozen=True, slots=True)
 class Terms:
     """How a request is to be scored, once the route's defaults are filled in. `deadline` is a moment of
-    `time.monotonic()`."""
+    `time.monotonic()`, `client` who takes turns with others."""
 
     overlong: Overlong
     priority: Priority
     deadline: float
-    transform: Transform = "none"
-    include: Sequence[Include] = ()
+    transform: Transform
+    include: Sequence[Include]
+    client: str
 
 
 class Scoring:
@@ -58,7 +59,7 @@ class Scoring:
         good = {index: encoded for index, encoded in enumerate(self._encoded) if isinstance(encoded, Encoded)}
         work = [Work(encoded.ids, encoded.prompt_tokens) for encoded in good.values()]
         try:
-            answers = model.engine.submit(work, deadline=terms.deadline, priority=terms.priority)
+            answers = model.engine.submit(work, deadline=terms.deadline, priority=terms.priority, client=terms.client)
         except EngineError as error:
             raise from_engine(error) from error
         self._answers = dict(zip(good, answers, strict=True))

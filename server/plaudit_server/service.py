@@ -56,7 +56,8 @@ def agree(
         options = options.over(replace(read_query(request.query_params.multi_items()), model=named))
     seconds = service.settings.deadline_seconds if options.deadline_ms is None else options.deadline_ms / 1000
     chosen = options.overlong or overlong, options.priority or priority
-    terms = Terms(*chosen, time.monotonic() + seconds, options.transform, options.include)
+    client = (request.scope["client"] or ("",))[0]  # the address at the socket: no header makes another client
+    terms = Terms(*chosen, time.monotonic() + seconds, options.transform, options.include, client)
     return service.models.find(options.model), terms
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import heapq
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from operator import attrgetter, itemgetter
 from typing import Literal
 
 from plaudit_model.packing import Group, Ids, common_prefix
@@ -15,7 +19,7 @@ from .domain import Priority, Work
 class Job:
     """One item of one request, on its way to an answer. Times are seconds of one monotonic clock; `key` is
     equal for items whose scores are equal; `size` is how many tokens its request has
-    to compute."""
+    to compute, `client` whose turn it takes."""
 
     work: Work
     key: bytes
@@ -23,6 +27,7 @@ class Job:
     arrived: float
     deadline: float | None = None
     size: int = 0
+    client: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -39,6 +44,7 @@ class Entry:
     priority: Priority
     arrived: float
     size: int
+    client: str
     order: bytes
     jobs: dict[Job, None] = field(default_factory=dict)
     state: Literal["waiting", "suspect", "running"] = "waiting"
@@ -46,7 +52,7 @@ class Entry:
     @classmethod
     def of(cls, job: Job) -> Entry:
         order = job.work.ids.astype(">i4").tobytes() + job.work.prompt_tokens.to_bytes(4, "big")
-        return cls(job.work, job.key, job.priority, job.arrived, job.size, order, {job: None})
+        return cls(job.work, job.key, job.priority, job.arrived, job.size, job.client, order, {job: None})
 
     @property
     def ids(self) -> Ids:
@@ -112,3 +118,65 @@ def _group(family: Sequence[Entry], first: int) -> Group:
         indices=tuple(range(first, first + len(family))),
         boundaries=tuple(entry.work.prompt_tokens for entry in family),
     )
+
+
+@dataclass(slots=True, eq=False)
+class _Own:
+    """What waits for one client, in order of arrival."""
+
+    entries: OrderedDict[bytes, Entry] = field(default_factory=OrderedDict)
+    tokens: int = 0
+    fair: bool = True
+
+    def leaders(self) -> list[Entry]:
+        """In order of arrival, and the next time those of short requests first."""
+        self.fair = not self.fair
+        entries = list(self.entries.values())
+        return sorted(entries, key=attrgetter("size")) if self.fair else entries
+
+
+class Line:
+    """Entries of one class. The client that has been given nothing for longest comes first."""
+
+    def __init__(self) -> None:
+        self._clients: OrderedDict[str, _Own] = OrderedDict()
+        self.tokens = 0
+
+    @property
+    def head(self) -> Entry | None:
+        """The oldest."""
+        heads = (next(iter(own.entries.values())) for own in self._clients.values())
+        return min(heads, key=attrgetter("arrived"), default=None)
+
+    def share(self, client: str) -> tuple[int, int]:
+        """The tokens of a client, and how many clients there are, with it."""
+        return self._clients.get(client, _Own()).tokens, len(self._clients) + (client not in self._clients)
+
+    def leaders(self) -> Iterator[Entry]:
+        """In turns that give each client as many tokens, of a line that is not empty."""
+        first, *others = self._clients.values()
+        turns = (first.leaders(), *(list(own.entries.values()) for own in others))
+        given = (zip(accumulate((entry.tokens for entry in turn), initial=0), turn, strict=False) for turn in turns)
+        return (entry for _, entry in heapq.merge(*given, key=itemgetter(0)))
+
+    def add(self, entry: Entry, *, front: bool = False) -> None:
+        own = self._clients.setdefault(entry.client, _Own())
+        own.entries[entry.key] = entry
+        own.entries.move_to_end(entry.key, last=not front)
+        if front:
+            self._clients.move_to_end(entry.client, last=False)
+        own.tokens += entry.tokens
+        self.tokens += entry.tokens
+
+    def remove(self, entry: Entry) -> None:
+        own = self._clients[entry.client]
+        del own.entries[entry.key]
+        own.tokens -= entry.tokens
+        self.tokens -= entry.tokens
+        if not own.entries:
+            del self._clients[entry.client]
+
+    def take(self, entry: Entry) -> None:
+        """Remove it to be computed: that was its client's turn."""
+        self._clients.move_to_end(entry.client)
+        self.remove(entry)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -27,10 +26,10 @@ def prompt(number: int, length: int = 20) -> list[int]:
 
 def job(
     ids: list[int], *, now: float = 0.0, prompt_tokens: int = 0, priority: Priority = "batch",
-    deadline: float | None = None, size: int = 0,
+    deadline: float | None = None, size: int = 0, client: str = "",
 ) -> Job:  # fmt: skip
     work = Work(tokens(*ids), prompt_tokens)
-    return Job(work, work.ids.tobytes(), priority, now, deadline, size)
+    return Job(work, work.ids.tobytes(), priority, now, deadline, size, client)
 
 
 def cost(batch: Batch) -> int:
@@ -136,7 +135,7 @@ def test_every_job_meets_exactly_one_fate(events: list[tuple], budget: int, shar
     day = live(events, queue, budget, workers)
     assert [day.fate(job) for job in day.jobs if len(day.fate(job)) != 1] == []
     assert queue.queued_tokens("interactive") == queue.queued_tokens("batch") == 0
-    assert list(queue.jobs()) == []
+    assert queue.empty
     assert queue.wait(1e9, "idle") is None
 
 
@@ -232,6 +231,90 @@ def test_an_item_that_a_shorter_request_asks_for_too_comes_as_early_as_there() -
     queue = batcher(token_budget=10)
     fill(queue, *(job([1] * 9 + [row], size=40) for row in range(4)), job([1] * 9 + [3], size=10))
     assert led(queue) == [0, 3, 1, 2]
+
+
+def test_a_storm_of_one_client_does_not_delay_another_whatever_the_lengths() -> None:
+    for length in (20, 30, 50):  # shorter than the storm's, as long, longer
+        queue = batcher(token_budget=100)
+        fill(queue, *(job([30] * 28 + [1 + row // 90, row % 90], size=30, client="storm") for row in range(4000)))
+        [single] = fill(queue, job([50] * length, size=length, client="other"))
+        taken = [queue.next_batch(1e9, "idle") for _ in range(2)]  # the storm's prompt has filled the first
+        assert any(single.key in keys(batch) for batch in taken if batch)
+
+
+@pytest.mark.parametrize(("clients", "order"), [
+    ("aaaabbc", [0, 4, 6, 1, 5, 2, 3]), ("abcabc", [0, 1, 2, 3, 4, 5]), ("aaa", [0, 1, 2]),
+])  # fmt: skip
+def test_clients_lead_in_turns(clients: str, order: list[int]) -> None:
+    queue = batcher(token_budget=10)
+    fill(queue, *(job([1] * 9 + [row], size=10, client=client) for row, client in enumerate(clients)))
+    assert led(queue) == order
+
+
+def test_who_comes_anew_waits_behind_those_who_wait_and_not_behind_all_their_work() -> None:
+    queue = batcher(token_budget=10)
+    fill(queue, *(job([1] * 9 + [row], size=10, client="ab"[row % 2]) for row in range(8)))
+    first = queue.next_batch(1e9, "idle")
+    assert first is not None and first.entries[0].ids[-1] == 0
+    fill(queue, job([1] * 9 + [50], size=10, client="c"))
+    assert led(queue)[:4] == [1, 2, 50, 3]
+
+
+def test_a_batch_is_divided_among_clients_by_tokens() -> None:
+    queue = batcher(token_budget=120, look_ahead=0)
+    fill(queue, *(job([100 + row] * 20, client="long") for row in range(20)))
+    fill(queue, *(job([200 + row] * 5, client="short") for row in range(40)))
+    batch = queue.next_batch(1e9, "idle")
+    assert batch is not None
+    given = Counter(entry.client for entry in batch.entries for _ in entry.ids)
+    assert given == {"long": 60, "short": 60}
+
+
+def test_a_client_leads_with_its_oldest_every_second_time_whoever_leads_in_between() -> None:
+    queue = batcher(token_budget=10)
+    fill(queue, *(job([1] * 9 + [row], size=10, client="a") for row in range(6)))
+    fill(queue, job([1] * 9 + [50], size=90, client="b"), job([1] * 9 + [51], size=80, client="b"))
+    fill(queue, *(job([1] * 9 + [60 + row], size=10, client="b") for row in range(6)))
+    assert led(queue)[1::2][:4] == [50, 60, 51, 61]
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 3), st.booleans()), min_size=1, max_size=60))
+def test_the_oldest_of_a_client_leads_after_two_turns_of_each_whoever_comes(
+    arrivals: list[tuple[str, int, bool]],
+) -> None:
+    queue, waited = batcher(token_budget=10), Counter[str]()
+    waiting: list[Job] = []
+    for row, (client, size, take) in enumerate([*arrivals, *[("", 0, True)] * 200]):
+        if client:
+            waiting += fill(queue, job([1] * 9 + [row], now=float(row), size=10 * size, client=client))
+        if not take or (batch := queue.next_batch(1e9, "idle")) is None:
+            continue
+        [entry] = batch.entries
+        oldest = {client: next((item.key for item in waiting if item.client == client), b"") for client in "abc"}
+        for client, key in oldest.items():
+            waited[client] = waited[client] + 1 if key not in (b"", entry.key) else 0
+            assert waited[client] < 2 * 3
+        settle(queue, batch)
+        waiting = [item for item in waiting if item.key != entry.key]
+    assert not waiting and queue.empty
+
+
+def test_what_another_client_asks_for_too_comes_in_the_sooner_turn() -> None:
+    queue = batcher(token_budget=10)
+    fill(queue, *(job([1] * 9 + [row], size=10, client="a") for row in range(6)))
+    fill(queue, job([1] * 9 + [5], size=10, client="b"))
+    assert led(queue) == [0, 5, 1, 2, 3, 4]
+    assert queue.empty and queue.queued_tokens("batch") == 0
+
+
+def test_what_was_put_back_is_in_front_of_other_clients_too() -> None:
+    queue = batcher(token_budget=10)
+    fill(queue, *(job([1] * 9 + [row], size=10, client="ab"[row % 2]) for row in range(4)))
+    first = queue.next_batch(1e9, "idle")
+    assert first is not None
+    queue.put_back(first)
+    assert led(queue) == [0, 1, 2, 3]
 
 
 def led(queue: Batcher) -> list[int]:
@@ -619,4 +702,3 @@ def test_counts_tell_what_waits() -> None:
     assert queue.queued_tokens("batch") == 5
     assert queue.queued_tokens("interactive") == 7
     assert not queue.empty
-    assert all(a.arrived <= b.arrived for a, b in pairwise(queue.jobs()))

@@ -233,6 +233,60 @@ def test_a_kept_connection_gets_the_same_bounds_for_its_next_request(hasty_port)
         assert closed(connection)
 
 
+def pause(port):
+    """Until the server has read what was sent before."""
+    assert ask(port, head("/livez", method="GET"))[0] == 200
+
+
+def outlast(port):
+    """Until the time of every head that has begun before is over."""
+    with connect(port) as silent:
+        assert closed(silent)
+
+
+def test_the_time_of_a_head_that_came_in_pieces_ends_with_it():
+    with listening(ServerSettings(limits=HASTY)) as (port, probe, _), connect(port) as connection:
+        request = head("/wait", "content-length: 2") + b"{}"
+        connection.sendall(request[:20])
+        pause(port)
+        connection.sendall(request[20:])
+        until(lambda: probe.events)
+        outlast(port)
+        assert probe.events == ["started"]
+        probe.release.set()
+        assert answer(connection)[0] == 200
+
+
+@pytest.mark.parametrize("between", [b"", head("/echo", "content-length: 2") + b"{}"])
+def test_the_time_of_a_head_begins_when_nobody_waits_for_an_answer(between):
+    """A slow score does not end because half of the next request is there already."""
+    hasty = listening(ServerSettings(limits=HASTY))
+    with hasty as (port, probe, _), connect(port) as patient, connect(port) as stuck:
+        for connection in (patient, stuck):
+            connection.sendall(head("/wait", "content-length: 2") + b"{}" + between + b"POST /echo HT")
+        until(lambda: len(probe.events) == 2)
+        outlast(port)
+        assert probe.events == ["started"] * 2
+        patient.sendall(b"TP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 3\r\n\r\nabc")
+        pause(port)
+        probe.release.set()
+        assert [top for top, _ in answers(patient)] == [b"200 OK"] * (3 if between else 2)
+        assert [top for top, _ in answers(stuck)] == [b"200 OK"] * (2 if between else 1)
+
+
+@pytest.mark.parametrize("more", [b"y" * 5_000, b"\r\nconnection: close\r\n\r\n"])
+def test_a_head_that_is_too_large_is_answered_behind_what_came_with_it(more):
+    with listening(ServerSettings(limits=HASTY)) as (port, probe, _), connect(port) as connection:
+        connection.sendall(head("/wait", "content-length: 2") + b"{}" + head("/echo")[:-2] + b"x: " + b"y" * 5_000)
+        until(lambda: probe.events)
+        outlast(port)
+        connection.sendall(more)
+        pause(port)
+        probe.release.set()
+        (first, _), (second, body) = answers(connection)
+        assert (first[:3], second[:3], code(body)) == (b"200", b"431", "headers_too_large")
+
+
 def test_a_kept_connection_that_sends_no_request_is_closed_in_time():
     impatient = ServerSettings(limits=dataclasses.replace(LIMITS, idle_seconds=1))
     with listening(impatient) as (port, _, _), connect(port) as empty_line, connect(port) as too_much:

@@ -13,11 +13,13 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from plaudit_model.encode import Encoder
 from plaudit_model.footprint import Room
 from plaudit_model.reward_model import RewardModel
 from plaudit_server import cli
 from plaudit_server.engine import EngineSettings
 from plaudit_server.errors import RequestError
+from plaudit_server.lifecycle import listen
 from plaudit_server.served import Name
 from plaudit_server.settings import Limits, ServerSettings, SettingsError
 
@@ -194,8 +196,10 @@ def test_one_of_two_sleeps_then_both_and_what_is_patient_is_answered_once_they_w
 
 
 def test_a_full_queue_a_client_that_leaves_and_a_drain(serve, tiny_model_dir, fault_variable, fault_text):
-    """A hung worker holds everything still, so that each of these can be seen."""
-    running = serve(tiny_model_dir, "--queue-tokens", "8", "--drain-seconds", "5", **fault_variable)
+    """A hung worker holds everything still, so that each of these can be seen. What another client may add to a queue
+    that is full is seen beside it."""
+    full = str(len(Encoder.open(tiny_model_dir).encode("p", "waits").ids))
+    running = serve(tiny_model_dir, "--queue-tokens", full, "--drain-seconds", "5", **fault_variable)
     host, port = running.url.removeprefix("http://").split(":")
     with httpx2.Client(base_url=running.url, timeout=60) as client:
         hung = threading.Thread(target=lambda: answers.append(ask(fault_text["hang"])))
@@ -220,6 +224,12 @@ def test_a_full_queue_a_client_that_leaves_and_a_drain(serve, tiny_model_dir, fa
             refused = ask("one too many")
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
             assert int(refused.headers["retry-after"]) >= 1 and refused.json()["error"]["retry_after_ms"] > 0
+            forged = {"x-forwarded-for": "127.0.0.9", "forwarded": "for=127.0.0.9", "x-real-ip": "127.0.0.9"}
+            assert client.post("/score", content=body, headers=forged).status_code == 503
+            with socket.create_connection((host, int(port)), source_address=("127.0.0.2", 0)) as other:
+                other.sendall(head + json.dumps({"prompt": "p", "response": "other"}).encode())
+                while client.get("/info").json()["queued_tokens"] <= int(full):
+                    pass
             for path, body in {
                 "/get_reward": {"query": ["one too many"]},
                 "/v1/score/evaluation": {"model": "model", "messages": ["one too many"]},
@@ -265,6 +275,14 @@ def test_accepted_work_is_finished_before_it_leaves(serve, tiny_model_dir):
 
 
 @pytest.mark.soak
+def test_a_client_that_reads_nothing_of_its_answer_is_not_waited_for_for_ever():
+    """The system ends such a connection, and so the request."""
+    with listen(ServerSettings(port=0)) as listener:
+        listener.listen()
+        with socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 180_000
+
+
 def test_a_second_signal_exits_at_once(serve, tiny_model_dir, fault_variable, fault_text):
     running = serve(tiny_model_dir, **fault_variable)
     body = json.dumps({"prompt": "p", "response": fault_text["hang"]})
