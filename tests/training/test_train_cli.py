@@ -6,6 +6,7 @@ import fcntl
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +32,8 @@ class Commands(Protocol):
     folder: Path
 
     def run(self, *arguments: str | Path) -> int: ...
+    def start(self, *arguments: str | Path) -> int: ...
+    def wait(self) -> int: ...
     @property
     def stdout(self) -> str: ...
     @property
@@ -270,10 +273,27 @@ def test_what_was_there_before_a_run_is_not_overwritten(
 def test_eval_tells_what_it_found_where_its_page_cannot_be_written(
     plaudit: Commands, files: Path, out: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "page.html").mkdir()
-    assert plaudit.run("eval", out / "model", files / "eval.jsonl", "--json", "--html", tmp_path / "page.html") != 0
-    assert "page.html cannot be written" in plaudit.stderr
+    page = tmp_path / "page.html"
+    asked = ["eval", out / "model", files / "eval.jsonl", "--json", "--html", page]
+    plaudit.start(*asked)
+    while not list(tmp_path.glob(".page.html.writing-*")):
+        time.sleep(0.001)
+    page.mkdir()
+    assert plaudit.wait() == 74 and "page.html cannot be written" in plaudit.stderr
     assert json.loads(plaudit.stdout)["accuracy"]["n"] > 0
+    assert plaudit.run(*asked) == 65 and error(plaudit).endswith("page.html cannot be written: Is a directory")
+    assert not plaudit.stdout, "what is a directory to begin with is not scored for"
+
+
+def test_a_file_whose_name_is_not_utf8_is_drawn_and_refused_where_it_would_be_written(
+    plaudit: Commands, files: Path, out: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "t\udcff.jsonl"
+    data.write_bytes((files / "eval.jsonl").read_bytes())
+    measure(plaudit, out / "model", data, "--html", tmp_path / "page.html")
+    assert "t\\udcff.jsonl</td>" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert plaudit.run("train", data, "--base", out / "model", "--out", tmp_path / "out") == 78
+    assert "data.train[0]: expected text that UTF-8 can hold" in error(plaudit) and not (tmp_path / "out").exists()
 
 
 def test_the_starter_replaces_nothing_but_a_starter(plaudit: Commands, tmp_path: Path, out: Path) -> None:
