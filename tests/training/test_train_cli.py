@@ -270,6 +270,17 @@ def test_what_was_there_before_a_run_is_not_overwritten(
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [mine]
 
 
+def test_a_run_says_why_it_stopped(plaudit: Commands, files: Path, write_base: Callable[[str], Path]) -> None:
+    ends = ["--eval-every", "1", "--patience", "1", "--epochs", "9", "--set", "optim.warmup_ratio=1.0"]
+    run = ["train", files / "train.jsonl", "--base", write_base("qwen3"), "--out", files / "stopped", *QUICK]
+    assert plaudit.run(*run, *ends, "--lr", "0.3") == 0, plaudit.stderr
+    report = json.loads((files / "stopped/report.json").read_text())
+    step, best = report["progress"]["step"], report["progress"]["best_step"]
+    said = f"stopped after step {step} of 72: 1 evaluations without a better nll than at step {best}"
+    assert said in plaudit.stdout and report["stopped"] == said
+    assert f"<td>{said}</td>" in (files / "stopped/report.html").read_text()
+
+
 def test_eval_tells_what_it_found_where_its_page_cannot_be_written(
     plaudit: Commands, files: Path, out: Path, tmp_path: Path
 ) -> None:
