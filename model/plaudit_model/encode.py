@@ -68,7 +68,8 @@ class Encoder:
     def open(cls, directory: Path, contract: RewardContract | None = None) -> Encoder:
         """The encoder of a checkpoint directory; the contract is read from it unless given.
 
-        Raises CheckpointError if there is no `tokenizer.json`, or a part of one, ContractError if the contract is invalid.
+        Raises CheckpointError if there is no `tokenizer.json`, or a part of one, ContractError if the contract is
+        invalid.
         """
         contract = contract or contracts.read(directory)
         home = tokenizer_home(directory)
