@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -66,6 +67,8 @@ def sole_writer(out: Path) -> Iterator[None]:
 def whole_file(out: Path) -> Iterator[Callable[[bytes], object]]:
     """What writes to a file that appears under its name when the block ends well, and not before. Raises InvalidInput
     if there can be no such file, OutputFailed if it cannot be written to its end."""
+    if out.is_dir():
+        raise InvalidInput(f"{out} cannot be written: {os.strerror(errno.EISDIR)}")
     staging = out.with_name(f".{out.name}.writing-{os.getpid()}")
     try:
         opened = staging.open("wb")

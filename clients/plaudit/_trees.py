@@ -114,6 +114,8 @@ def converted(kind: Any, value: Any, path: str) -> Any:
     if kind is float:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         return float(_expect(is_number and math.isfinite(value), value, path, "a finite number"))
+    if isinstance(value, str):  # a name of a file that is not UTF-8 has surrogates
+        _expect(not any("\ud800" <= letter <= "\udfff" for letter in value), value, path, "text that UTF-8 can hold")
     is_plain = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
     return _expect(is_plain, value, path, {int: "an integer", str: "a string", bool: "true or false"}[kind])
 

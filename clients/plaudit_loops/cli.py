@@ -82,10 +82,15 @@ def _run(
 ) -> None:  # fmt: skip
     """Say what is derived from the data, and run the verb, unless the run is finished."""
     settled, derived = configured(kind, stored(out, resume=resume, file=config), given)
-    from . import loop, report, verbs
+    from rich.console import Console
+
+    from plaudit_model.progress import outlive_log
+
+    from . import loop, verbs
 
     out = out or Path("runs") / f"{verb}-{datetime.now():%Y%m%d-%H%M%S}"
-    console = report.Lasting(markup=False, emoji=False, highlight=False)
+    outlive_log()
+    console = Console(markup=False, emoji=False, highlight=False)
     if resume and loop.finished(out):
         console.print(f"the run in {out} is finished: {out / 'policy'}", soft_wrap=True)
         return

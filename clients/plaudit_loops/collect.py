@@ -48,8 +48,9 @@ class Sample:
 
 
 class Collector:
-    """Samples and scores. Holds nothing that a checkpoint would have to keep: random numbers are functions of (seed,
-    step, sample), and what the starting policy scores on a prompt is one of (seed, prompt)."""
+    """Samples and scores. Random numbers are functions of (seed, step, sample); `baselines` are what a checkpoint must
+    keep: what the starting policy scored on a prompt depends on the prompts that were met with it, and on which of its
+    responses had a score. They are the same in every process."""
 
     def __init__(
         self, policy: Policy, values: ValueHead, rows: Sequence[Encoded], rewards: Rewards, config: RlConfig,
@@ -58,14 +59,18 @@ class Collector:
         self._policy, self._values, self._rows = policy, values, rows
         self._rewards, self._config, self._world = rewards, config, world
         self._reference = Reference(policy)
-        self._baselines: dict[int, Scores] = {}
+        self.baselines: dict[int, Scores] = {}
 
     def collect(self, step: int, chosen: Sequence[int], stop: StopRequest) -> list[Sample]:
         """`group_size` samples for each of the chosen rows, in their order; the same list in every process.
 
         Raises in all processes if one of them fails: Interrupted, PlauditError, LoopError.
         """
-        return self._world.together(lambda: self._share(step, chosen), stop)
+        samples = self._world.together(lambda: self._share(step, chosen), stop)
+        if self._config.reward.normalize == "prompt":
+            firsts = samples[:: self._config.rollout.group_size or 1]
+            self.baselines |= {row: first.baseline for row, first in zip(chosen, firsts, strict=True)}
+        return samples
 
     def score_reference(self, chosen: Sequence[int], stop: StopRequest) -> Scores:
         """Scores (E, S) of one response of the starting policy to each of the rows: the main process's, in all of them.
@@ -85,14 +90,14 @@ class Collector:
         """Mean scores (E,) of the starting policy on each prompt, of the responses that have one, sampled when the
         prompt is met first, and again as long as none has."""
         count = self._config.reward.reference_samples
-        new = [i for i in dict.fromkeys(rows) if np.isnan(self._baselines.get(i, np.nan)).any()]
+        new = [i for i in dict.fromkeys(rows) if np.isnan(self.baselines.get(i, np.nan)).any()]
         if new:
             keys = [(i, sample) for i in new for sample in range(count)]
             *_, scores_ES = self._scored("reference", new, keys)
             scores_ENC = scores_ES.reshape(len(scores_ES), len(new), count)
             with np.errstate(invalid="ignore"):  # 0 / 0: no baseline
                 means_NE = (np.nansum(scores_ENC, 2) / np.isfinite(scores_ENC).sum(2)).T
-            self._baselines |= dict(zip(new, means_NE, strict=True))
+            self.baselines |= dict(zip(new, means_NE, strict=True))
 
     def _scored(
         self, stream: Stream, rows: Sequence[int], keys: Sequence[Key]
@@ -146,6 +151,6 @@ class Collector:
             found |= {s: tuple(c[b, : len(pairs[s][1])] for c in columns) for b, s in enumerate(places)}
         none = np.zeros(len(scores_ES))
         return [
-            Sample(self._rows[i], responses[s], texts[s], scores_ES[:, s], self._baselines.get(i, none), *found[s])
+            Sample(self._rows[i], responses[s], texts[s], scores_ES[:, s], self.baselines.get(i, none), *found[s])
             for s, i in enumerate(rows)
         ]  # fmt: skip

@@ -219,7 +219,8 @@ class RlConfig:
             raise ConfigurationError("reward.length_ramp is longer than rollout.max_new_tokens")
         if self.kl.kl_target and self.kl.kl_coef == 0:
             raise ConfigurationError(
-                "kl.kl_target adapts kl.kl_coef by a factor, and that is 0: leave it out, or give a start"
+                "kl.kl_target adapts kl.kl_coef by a factor, and that is 0: name a kl_coef above 0, or "
+                "set kl_target = 0, which computes the same"
             )
         if self.kl.kl_in == "reward" and self.kl.kl_estimator in ("k2", "k3"):
             raise ConfigurationError("kl.kl_estimator in the reward must be k1: the others have another gradient there")

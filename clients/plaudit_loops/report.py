@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from rich.console import Console
 
 from plaudit import ConfigurationError
 from plaudit_model.progress import ProgressLine, Tracker, Trackers
@@ -50,13 +48,3 @@ class Display(ProgressLine):
     def step(self, step: int, values: Mapping[str, float]) -> None:
         """Show the numbers of a step that is done."""
         self.show(step, "  ".join(f"{n.rpartition('/')[2]} {values[n]:.3f}" for n in _SHOWN if n in values))
-
-
-class Lasting(Console):
-    """A console that may go before the run does: a log on a full disk, or a reader that has left (of which rich makes a
-    SystemExit), is nothing to end a run for."""
-
-    def print(self, *what: Any, **how: Any) -> None:
-        """Print it, or not."""
-        with suppress(OSError, SystemExit):
-            super().print(*what, **how)

@@ -43,7 +43,8 @@ _UPDATE = (
 
 class Rl:
     """The stage of `plaudit rl`. Beside weights and optimiser its state is the KL coefficient, the score statistics,
-    the pinned revisions, an update that was interrupted and, with a KL budget, the last weights that were within it."""
+    the pinned revisions, the baselines of the prompts that were met, an update that was interrupted and, with a KL
+    budget, the last weights that were within it."""
 
     def __init__(
         self, policy: Policy, values: ValueHead, trainable: Trainable, rows: Sequence[Encoded], rewards: Rewards,
@@ -89,6 +90,9 @@ class Rl:
             "rewards": dict(self._rewards.state()),
         }
         tensors: dict[str, Tensors] = {"within": self._within} if self._within else {}
+        if known := self._collector.baselines:
+            means = torch.from_numpy(np.stack([*known.values()]))
+            tensors["baselines"] = {"rows": torch.tensor([*known]), "means": means}
         if self._unfinished:
             state["unfinished"], tensors["unfinished"] = self._unfinished.state()
         return state, tensors
@@ -98,6 +102,9 @@ class Rl:
         self._statistics = None if state["statistics"] is None else np.array(state["statistics"])
         self._rewards.put_back(state["rewards"])
         self._within = dict(tensors.get("within", {}))
+        if "baselines" in tensors:
+            rows, means = (tensors["baselines"][name] for name in ("rows", "means"))
+            self._collector.baselines = dict(zip(rows.tolist(), means.numpy(), strict=True))
         if "unfinished" in state:
             self._unfinished = Unfinished.put_back(state["unfinished"], tensors["unfinished"])
 

@@ -102,7 +102,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def page(title: str, *parts: str) -> str:
     """A self-contained HTML page, light or dark as its reader has it. `parts` are HTML; a `<div class="charts">` holds
     charts side by side where there is room."""
-    return _PAGE % (html.escape(title), html.escape(title), "\n".join(parts))
+    whole = _PAGE % (html.escape(title), html.escape(title), "\n".join(parts))
+    return whole.encode(errors="backslashreplace").decode()  # names of files and texts may hold what UTF-8 cannot
 
 
 def ticks(low: float, high: float) -> list[float]:

@@ -68,7 +68,8 @@ class Encoder:
     def open(cls, directory: Path, contract: RewardContract | None = None) -> Encoder:
         """The encoder of a checkpoint directory; the contract is read from it unless given.
 
-        Raises CheckpointError if there is no `tokenizer.json`, ContractError if the contract is invalid.
+        Raises CheckpointError if there is no `tokenizer.json`, or a part of one, ContractError if the contract is
+        invalid.
         """
         contract = contract or contracts.read(directory)
         home = tokenizer_home(directory)
@@ -76,7 +77,10 @@ class Encoder:
         if not path.is_file():
             raise CheckpointError(f"{home} has no {TOKENIZER_FILE}; only fast tokenizers are read")
         typed = contract.template.kind == "chat" or has_token_types(directory)
-        return cls(path.read_text(encoding="utf-8"), special_tokens(home), contract, typed=typed)
+        try:
+            return cls(path.read_text(encoding="utf-8"), special_tokens(home), contract, typed=typed)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"the tokenizer of {home} is damaged: {error}") from error
 
     def clone(self) -> Encoder:
         """The same encoder with its own tokenizer instance, for another thread."""

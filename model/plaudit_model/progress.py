@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Self
 
 from rich.console import Console
@@ -15,6 +18,25 @@ _PLAIN_LINES = 20
 
 Tracker = tuple[Callable[[int, Mapping[str, float]], object], Callable[[], object]]
 """What takes the numbers after a step, by name, and what says that no more will come."""
+
+
+class _Lossy(io.TextIOWrapper):
+    """A stream that loses what cannot be written, and keeps nothing of it to fail on later."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            super().write(text)
+        return len(text)
+
+
+def outlive_log() -> None:
+    """From now on, whatever this process says is written or lost: a log on a full disk, a reader that has left or a
+    terminal that is closed is nothing to end a run of days for. Once there is room again, the log goes on."""
+    for name in ("stdout", "stderr"):
+        with suppress(AttributeError, OSError):  # none at all; one in memory
+            old = getattr(sys, name)
+            raw = io.FileIO(old.fileno(), "w", closefd=False)
+            setattr(sys, name, _Lossy(raw, old.encoding, "backslashreplace", write_through=True))
 
 
 class ProgressLine:

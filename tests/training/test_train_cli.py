@@ -6,6 +6,7 @@ import fcntl
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +32,8 @@ class Commands(Protocol):
     folder: Path
 
     def run(self, *arguments: str | Path) -> int: ...
+    def start(self, *arguments: str | Path) -> int: ...
+    def wait(self) -> int: ...
     @property
     def stdout(self) -> str: ...
     @property
@@ -267,13 +270,42 @@ def test_what_was_there_before_a_run_is_not_overwritten(
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [mine]
 
 
+def test_a_run_says_why_it_stopped(plaudit: Commands, files: Path, write_base: Callable[[str], Path]) -> None:
+    ends = ["--eval-every", "1", "--patience", "1", "--epochs", "9", "--set", "optim.warmup_ratio=1.0"]
+    run = ["train", files / "train.jsonl", "--base", write_base("qwen3"), "--out", files / "stopped", *QUICK]
+    assert plaudit.run(*run, *ends, "--lr", "0.3") == 0, plaudit.stderr
+    report = json.loads((files / "stopped/report.json").read_text())
+    step, best = report["progress"]["step"], report["progress"]["best_step"]
+    said = report["stopped"]
+    assert said in plaudit.stdout and said.startswith(f"stopped after step {step} of ") and step > best
+    assert said.endswith(f": 1 evaluations without a better nll than at step {best}")
+    assert f"<td>{said}</td>" in (files / "stopped/report.html").read_text()
+
+
 def test_eval_tells_what_it_found_where_its_page_cannot_be_written(
     plaudit: Commands, files: Path, out: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "page.html").mkdir()
-    assert plaudit.run("eval", out / "model", files / "eval.jsonl", "--json", "--html", tmp_path / "page.html") != 0
-    assert "page.html cannot be written" in plaudit.stderr
+    page = tmp_path / "page.html"
+    asked = ["eval", out / "model", files / "eval.jsonl", "--json", "--html", page]
+    plaudit.start(*asked)
+    while not list(tmp_path.glob(".page.html.writing-*")):
+        time.sleep(0.001)
+    page.mkdir()
+    assert plaudit.wait() == 74 and "page.html cannot be written" in plaudit.stderr
     assert json.loads(plaudit.stdout)["accuracy"]["n"] > 0
+    assert plaudit.run(*asked) == 65 and error(plaudit).endswith("page.html cannot be written: Is a directory")
+    assert not plaudit.stdout, "what is a directory to begin with is not scored for"
+
+
+def test_a_file_whose_name_is_not_utf8_is_drawn_and_refused_where_it_would_be_written(
+    plaudit: Commands, files: Path, out: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "t\udcff.jsonl"
+    data.write_bytes((files / "eval.jsonl").read_bytes())
+    measure(plaudit, out / "model", data, "--html", tmp_path / "page.html")
+    assert "t\\udcff.jsonl</td>" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert plaudit.run("train", data, "--base", out / "model", "--out", tmp_path / "out") == 78
+    assert "data.train[0]: expected text that UTF-8 can hold" in error(plaudit) and not (tmp_path / "out").exists()
 
 
 def test_the_starter_replaces_nothing_but_a_starter(plaudit: Commands, tmp_path: Path, out: Path) -> None:

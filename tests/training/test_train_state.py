@@ -33,6 +33,22 @@ def test_generators_go_on_where_they_were() -> None:
     assert draw() == first
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+def test_a_shell_and_the_kernel_may_both_say_that_the_terminal_is_closed(number: signal.Signals) -> None:
+    before = signal.signal(number, signal.SIG_DFL)
+    with StopRequest() as stop:
+        for _ in range(3):
+            os.kill(os.getpid(), number)
+        with pytest.raises(Interrupted, match=number.name):
+            stop.check()
+        assert signal.getsignal(signal.SIGTERM) != stop._note, "somebody who insists is heard"
+    signal.signal(number, signal.SIG_IGN)
+    with StopRequest() as stop:
+        os.kill(os.getpid(), number)
+        stop.check()
+    assert signal.signal(number, before) == signal.SIG_IGN
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_noted_and_handlers_are_put_back(number: signal.Signals) -> None:
     before = signal.getsignal(number)

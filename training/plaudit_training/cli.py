@@ -60,7 +60,11 @@ def train(
     it is: `plaudit train pairs.jsonl --base Qwen/Qwen3-8B --lora-r 16 --lora-save adapter`. How a run went is drawn in
     `report.html` in --out: loss, accuracy, calibration, margins, length bias.
     """
+    from plaudit_model.progress import outlive_log
+
     changes = _changes(given) | _settings(settings or [])
+    if not dry_run:
+        outlive_log()
     is_starter = given["data"] == [STARTER] and given["base"] is None and config is None
     if if_missing and not is_starter:
         raise ConfigurationError("--if-missing is for `plaudit train starter` alone")

@@ -29,7 +29,10 @@ from .report import caption, estimate_rows, plain, smooth
 PAGE = "report.html"
 _BINS, _STRETCHES, _MOST_SOURCES = 30, 8, 20
 _SIDES = ("train", "held_out")
-_TOLD = ("not finished", "model", "device", "threads", "tokens_per_second", "finished_at", "step", "skipped", "tokens")
+_TOLD = (
+    "not finished", "stopped", "model", "device", "threads", "tokens_per_second", "finished_at", "step", "skipped",
+    "tokens",
+)  # fmt: skip
 
 
 def draw(out: Path, *drawn: Any) -> str:

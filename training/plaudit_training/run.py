@@ -32,6 +32,7 @@ from .finish import REPORT, Finished, finish, lineage
 from .page import PAGE, draw
 from .prepare import Prepared, check_inputs, prepare
 from .report import Display, evaluation_table, print_prepared
+from .state import Progress
 from .train import Outlets, Task, Trainer
 
 ENTRIES = frozenset({
@@ -115,11 +116,14 @@ def _train(prepared: Prepared, out: Path, model: Path, console: Console, stop: S
     except (Interrupted, Diverged) as end:
         console.print(draw(out, prepared, None, {"not finished": end}), soft_wrap=True, markup=False)
         raise
+    stopped = _stopped(task, trainer.progress)
+    console.print(stopped, soft_wrap=True)
     finished = finish(task, trainer.progress, lineage(task, prepared.base, prepared.data), model)
     if finished.evaluation:
         console.print(evaluation_table(finished.evaluation, "held-out evaluation"))
     report = {
         "model": str(model),
+        "stopped": stopped,
         "evaluation": finished.evaluation.to_json() if finished.evaluation else None,
         "progress": asdict(trainer.progress),
         "seconds": time.monotonic() - begun,
@@ -132,6 +136,17 @@ def _train(prepared: Prepared, out: Path, model: Path, console: Console, stop: S
     write_whole(out / REPORT, json.dumps(report, indent=2) + "\n")  # last: where it is, the run is finished
     console.print(f"{drawn}\nreward model: {model}\nserve it: plaudit serve {model}", soft_wrap=True, markup=False)
     return finished
+
+
+def _stopped(task: Task, progress: Progress) -> str:
+    """Why no further step was taken, and whose weights are kept."""
+    if progress.step == task.steps:
+        return f"all {task.steps:,} steps taken"
+    metric = task.config.evaluation.metric
+    return (
+        f"stopped after step {progress.step} of {task.steps}: {progress.waited} evaluations without a better {metric} "
+        f"than at step {progress.best_step}"
+    )
 
 
 def _loop(trainer: Trainer, task: Task, out: Path, console: Console, stop: StopRequest) -> float:
