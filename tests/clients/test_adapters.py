@@ -378,8 +378,8 @@ class Row(list[int]):
 def test_verl_reward_manager_takes_the_prompt_from_the_rollout(
     server: WireServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`load_reward_manager` and `RewardLoopWorker.compute_score_disrm` of verl 0.9.1: arguments that the base class does
-    not take, `raw_prompt`, and the response without its padding."""
+    """`load_reward_manager` and `RewardLoopWorker.compute_score_disrm` of verl 0.9.1: arguments that the base class
+    does not take, `raw_prompt`, and the response without its padding."""
 
     class Base:
         def __init__(self, config: Any, tokenizer: Any, compute_score: Any) -> None:

@@ -69,7 +69,7 @@ class RewardManagerMixin:
     tokenizer: Any
 
     def __init__(self, **given: Any) -> None:
-        """verl gives every manager what only those with a reward model of verl's own take: its base class refuses it."""
+        """verl gives every manager what only those with a reward model of verl's own take, and not its base class."""
         known = inspect.signature(super().__init__).parameters
         super().__init__(**{name: value for name, value in given.items() if name in known})
 
