@@ -42,8 +42,6 @@ from .service import Defaults, agree, body_of, json_response, request_id_of, ser
 
 router = APIRouter()
 
-RERANK = ("/rerank", "/v1/rerank", "/v2/rerank")
-
 OVERLONG: dict[str, Overlong] = {
     "/get_reward": "truncate_left",
     "/v1/score/evaluation": "truncate_left",
@@ -110,9 +108,9 @@ async def embeddings(request: Request) -> Response:
     return json_response(_list_of(model, data, results))
 
 
-@router.post(RERANK[0])
-@router.post(RERANK[1])
-@router.post(RERANK[2])
+@router.post("/rerank")
+@router.post("/v1/rerank")
+@router.post("/v2/rerank")
 async def rerank(request: Request) -> Response:
     """Responses (`documents`) to a prompt (`query`, one user message), best first; the relevance is the raw score."""
     call = read_rerank(body_of(request))

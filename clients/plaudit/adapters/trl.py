@@ -95,9 +95,8 @@ class _Reward:
         settled = self.ledger.settle(replace(scores, results=tuple(placed)))
         if settled.failed and self._on_error is None and _makes_zero(columns):
             raise ItemFailed(
-                f"{self.__name__}: {len(settled.failed)} of {len(settled)} responses have no score (the log says why), "
-                "and this trainer would make that the reward 0; have all scored, say with overlong='truncate_prompt', "
-                "or accept the 0 with on_error='none'",
+                f"{self.__name__}: {len(settled.failed)} of {len(settled)} responses have no score (see the log), and "
+                "this trainer would make it the reward 0; try overlong='truncate_prompt', or on_error='none' for the 0",
                 index=settled.failed[0].index,
                 scores=settled,
             )

@@ -63,22 +63,22 @@ def read_scored(
     reading, present, keys = Reading(), set[str](), set[str]()
     groups: dict[str, Group] = {}
     names = ("steps", *columns[1:]) if steps else tuple(columns)
-    rows = ((where, sample) for _, where, row in json_rows(lines) for sample in _apart(where, row, names))
-    for where, row in rows:
+    for _, where, line in json_rows(lines):
         with located(where):
-            prompt: Any = row.get("prompt")
-            response, key = row.get("response"), row.get("key")
-            check({"prompt": prompt, "response": "" if response is None else response})
-            if key in keys:
-                raise InvalidInput(f"repeats the key {key}; `plaudit bon merge` leaves copies out")
-            raw = bool((row.get("sampling") or {}).get("raw"))
-            own = digest([prompt, raw])
-            group = groups.setdefault(own, Group(prompt, own, raw))
-            group.samples.append(_sample(row, names, steps, len(group.samples)))
-            _same_scorers(reading.scorers, row, columns)
-        reading.failures.update(filter(None, [group.samples[-1].failure]))
-        present.update(row)
-        keys.update([key] if key else [])
+            for row in _apart(line, names):
+                prompt: Any = row.get("prompt")
+                response, key = row.get("response"), row.get("key")
+                check({"prompt": prompt, "response": "" if response is None else response})
+                if key in keys:
+                    raise InvalidInput(f"repeats the key {key}; `plaudit bon merge` leaves copies out")
+                raw = bool((row.get("sampling") or {}).get("raw"))
+                own = digest([prompt, raw])
+                group = groups.setdefault(own, Group(prompt, own, raw))
+                group.samples.append(_sample(row, names, steps, len(group.samples)))
+                _same_scorers(reading.scorers, row, columns)
+                reading.failures.update(filter(None, [group.samples[-1].failure]))
+                present.update(row)
+                keys.update([key] if key else [])
     if needed and groups and (absent := set(names) - present):
         raise InvalidInput(f"no row has the column {min(absent)!r}; `plaudit bon score` writes it, --score names it")
     for group in groups.values():
@@ -96,23 +96,20 @@ def put_together(steps: Sequence[float], how: Steps) -> float:
     return values[how]
 
 
-def _apart(where: str, row: Mapping[str, Any], names: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+def _apart(row: Mapping[str, Any], names: Sequence[str]) -> Iterator[Mapping[str, Any]]:
     """A row's samples: of one with `responses` each with its part of `scores`, as `plaudit score` writes them, or of a
-    list that goes by the column's own name (`rewards`). Raises InvalidInput for lists that differ in length."""
+    list that goes by the column's own name (`rewards`). Raises ValueError for lists that differ in length."""
     if "responses" not in row:
         yield row
         return
-    with located(where):
-        check({"prompt": row.get("prompt"), "responses": row["responses"]})
+    check({"prompt": row.get("prompt"), "responses": row["responses"]})
     lists = {"response": row["responses"]}
     for name in names:
         error = name.removesuffix("score") + "error"
         found = {name: row.get(name, row.get(f"{name}s")), error: row.get(f"{error}s")}
         lists |= {key: value for key, value in found.items() if value is not None}
-    with located(where):
-        parts = [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
     shared = {key: value for key, value in row.items() if key not in (*lists, "responses", "key", "index")}
-    yield from (shared | part for part in parts)
+    yield from (shared | dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True))
 
 
 def _sample(row: Mapping[str, Any], names: Sequence[str], steps: Steps | None, position: int) -> Sample:
