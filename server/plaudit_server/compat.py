@@ -84,8 +84,8 @@ async def classify(request: Request) -> Response:
     call = read_classify(body_of(request))
     model, results = await _scored(request, call)
     if call.field in ("text", "input_ids"):
-        about: dict[str, Any] = {"id": call.rid or request_id_of(request)}
-        found = [{"embedding": [r.score], "meta_info": {**about, "prompt_tokens": _tokens(r)}} for r in results]
+        id = call.rid or request_id_of(request)
+        found = [{"embedding": [r.score], "meta_info": {"id": id, "prompt_tokens": _tokens(r)}} for r in results]
         return json_response(found[0] if call.single else found)
     label = model.contract.head.attributes[0]
     data = [{"index": r.index, "label": label, "probs": [r.score], "num_classes": 1} for r in results]
