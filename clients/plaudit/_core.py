@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeVar
 from . import _wire as wire
 from ._endpoints import Endpoints
 from ._items import Chunk, Limits, Piece, Place, check, pieces, plan_chunks
-from ._plan import Gather, Plan, Send, Sleep, exchange, outcome_failure, raise_for
+from ._plan import Gather, Plan, Send, Sleep, exchange, log, outcome_failure, raise_for
 from ._retry import GiveUp
 from ._settings import Settings
 from ._wire import Reply, Request
@@ -115,6 +115,7 @@ class Core:
         request, url = Request("GET", "/readyz"), self.settings.base_url
         started = (yield Sleep(0)).now
         pause, longest = READY_PAUSES
+        said = set[tuple[str, str]]()
         for base in itertools.cycle(self.settings.urls):
             heard = yield Send(base, request, self.settings.connect_timeout)
             failure, now = outcome_failure(heard.value, self.settings.connect_timeout), heard.now
@@ -122,6 +123,9 @@ class Core:
                 return
             if failure.status in (401, 403, 404, *range(300, 400)):
                 raise_for(failure, GiveUp("refused"), base + request.path, 1, now - started)
+            if (base, failure.message) not in said:
+                log.warning("waiting for %s: %s", base, failure.message)
+                said.add((base, failure.message))
             left = math.inf if timeout is None else started + timeout - now
             if left <= 0:
                 raise TimedOut(

@@ -63,6 +63,7 @@ class Encoder:
         self._tokenizer = BoundedTokenizer(tokenizer_json)
         self._template = ChatTemplate(contract.template, special_tokens)
         self._lead = self._leading_ids()
+        self._closing = self._what_closes()
 
     @classmethod
     def open(cls, directory: Path, contract: RewardContract | None = None) -> Encoder:
@@ -101,6 +102,16 @@ class Encoder:
         rendered = self._template.render([Message("user", "")], add_generation_prompt=False)
         return bos if rendered.startswith(bos) else ""
 
+    def _what_closes(self) -> str:
+        """What the template writes behind an answer; empty where it refuses to."""
+        if self.contract.template.kind == "pair":
+            return ""
+        try:
+            turns = [Message("user", "question"), Message("assistant", "answer")]
+            return self._template.render(turns, add_generation_prompt=False).rpartition("answer")[2]
+        except ItemError:
+            return ""
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included."""
         return self._tokenizer.decode(ids)
@@ -121,7 +132,12 @@ class Encoder:
         return self.encode(messages[:-1], messages[-1].content, overlong)
 
     def encode_text(self, text: str, overlong: Overlong = "error") -> Encoded:
-        """Text that is already rendered: no template, no special tokens besides the contract's BOS rule."""
+        """Text that is already rendered: no template, no special tokens besides the contract's BOS rule. Where it ends
+        with the end of the template's turn, it gets the white space that the template writes behind that: a policy
+        stops before it, and it is where the head learnt to read."""
+        end = self._closing.rstrip()
+        if end and text.endswith(end):
+            text += self._closing.removeprefix(end)
         if self.contract.template.kind == "pair":
             ids = self._tokenizer.ids(_checked(text), special_tokens=True)
         else:

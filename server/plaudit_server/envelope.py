@@ -35,9 +35,12 @@ _RANK = TypeAdapter[Any](schema.RankRequest)
 _COMPARE = TypeAdapter[Any](schema.CompareRequest)
 _REWARD = TypeAdapter[Any](schema.RewardRequest)
 _EVALUATION = TypeAdapter[Any](schema.EvaluationRequest)
-_CLASSIFY = TypeAdapter[Any](schema.ClassifyRequest)
+_CLASSIFY = TypeAdapter[Any](schema.ClassificationRequest)
+_POOLING = TypeAdapter[Any](schema.PoolingRequest)
+_RERANK = TypeAdapter[Any](schema.RerankRequest)
 _EMBEDDINGS = TypeAdapter[Any](schema.EmbeddingsRequest)
 _QUERY = TypeAdapter[Any](schema.QueryOptions)
+_VLLM = '{"model", "input": text or texts, "use_activation": false} or {"model", "messages", "use_activation": false}'
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -80,12 +83,19 @@ NO_OPTIONS = Options()
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A checked request. `single`: it had the shape {"prompt", "response"}."""
+    """A checked request. `single`: one response, and no list of one, as in {"prompt", "response"}.
+
+    Of compatibility routes: `field` holds the responses, `bare` texts lack what a template begins with, and the answer
+    goes by the name of `rid`.
+    """
 
     candidates: Sequence[Candidate]
     options: Options = NO_OPTIONS
     single: bool = False
     top_n: int | None = None
+    field: str = ""
+    bare: bool = False
+    rid: str | None = None
 
 
 def read_score(body: bytes) -> Call:
@@ -114,7 +124,7 @@ def read_compare(body: bytes) -> Call:
 
 def read_reward(body: bytes) -> Call:
     """OpenRLHF's `POST /get_reward`. Raises RequestError."""
-    return _texts(_checked(_REWARD, body, '{"query": [..]}')["query"])
+    return _listed(_checked(_REWARD, body, '{"query": [..]}'), "query")
 
 
 def read_evaluation(body: bytes) -> Call:
@@ -122,17 +132,30 @@ def read_evaluation(body: bytes) -> Call:
     request = _checked(_EVALUATION, body, '{"model", "messages": [..], "max_length"?} with rendered texts')
     if request.get("max_length") is not None:
         raise RequestError("invalid_request", "the model's own length counts; leave max_length out", param="max_length")
-    return _texts(request["messages"])
+    return _listed(request, "messages")
 
 
 def read_classify(body: bytes) -> Call:
-    """vLLM's `POST /classify`. Raises RequestError."""
-    return _input(_checked(_CLASSIFY, body, '{"model", "input", "use_activation": false}'))
+    """`POST /classify`, vLLM's or SGLang's. Raises RequestError."""
+    return _named(_checked(_CLASSIFY, body, _VLLM + ', or {"model", "text"} or {"model", "input_ids"}, "rid"?'))
+
+
+def read_pooling(body: bytes) -> Call:
+    """vLLM's `POST /pooling`. Raises RequestError."""
+    return _named(_checked(_POOLING, body, _VLLM))
 
 
 def read_embeddings(body: bytes) -> Call:
     """SGLang's `POST /v1/embeddings`. Raises RequestError."""
-    return _input(_checked(_EMBEDDINGS, body, '{"model", "input"}'))
+    return _named(_checked(_EMBEDDINGS, body, '{"model", "input"}'))
+
+
+def read_rerank(body: bytes) -> Call:
+    """`POST /rerank`. Raises RequestError."""
+    request = _checked(_RERANK, body, '{"model", "query", "documents": [..], "top_n"?}')
+    pairs = ({"prompt": request["query"], "response": document} for document in request["documents"])
+    candidates = [Candidate(pair, 0, index) for index, pair in enumerate(pairs)]
+    return Call(candidates, Options(model=_id(request)), top_n=request.get("top_n") or None, field="documents")
 
 
 def read_query(pairs: Sequence[tuple[str, str]]) -> Options:
@@ -179,15 +202,27 @@ def _checked(adapter: TypeAdapter[Any], body: bytes, shapes: str) -> dict[str, A
     return request
 
 
-def _input(request: Mapping[str, Any]) -> Call:
+def _named(request: Mapping[str, Any]) -> Call:
+    """The texts, the ids or the conversation of a request that may name its model."""
+    field = next(name for name in ("messages", "text", "input_ids", "input") if name in request)
+    if field == "messages":
+        call = Call([Candidate({"messages": request["messages"]}, 0)], field=field)
+    else:
+        call = _listed(request, field, "input_ids" if field == "input_ids" else "text")
+    bare = field in ("text", "input") and request.get("add_special_tokens", True)
+    return replace(call, options=Options(model=_id(request)), bare=bare, rid=request.get("rid"))
+
+
+def _listed(request: Mapping[str, Any], field: str, shape: str = "text") -> Call:
+    given = request[field]
+    single = isinstance(given, str) or (bool(given) and isinstance(given[0], int))
+    items = [{shape: value} for value in ([given] if single else given)]
+    return Call([Candidate(item, index) for index, item in enumerate(items)], single=single, field=field)
+
+
+def _id(request: Mapping[str, Any]) -> str | None:
     """Of a model that is named by its path, the last part is its id, as in `plaudit serve PATH`."""
-    given, name = request["input"], request.get("model")
-    model = name and name.rstrip("/").rsplit("/", 1)[-1]
-    return _texts([given] if isinstance(given, str) else given, Options(model=model or None))
-
-
-def _texts(texts: Sequence[str], options: Options = NO_OPTIONS) -> Call:
-    return Call([Candidate({"text": text}, index) for index, text in enumerate(texts)], options)
+    return request.get("model", "").rstrip("/").rsplit("/", 1)[-1] or None
 
 
 def _without_options(request: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -263,5 +298,6 @@ def _too_many(param: str) -> NoReturn:
 
 _FIELDS = schema.SHAPE_FIELDS | {
     "role", "content", "query", "response_a", "response_b", "top_n", "input", "max_length", "use_activation", "label",
+    "documents",
     *Options.__slots__,
 }  # fmt: skip

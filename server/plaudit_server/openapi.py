@@ -23,16 +23,19 @@ DESCRIPTION = (
     "one failed item among several is `score: null` with its error, not a failed request."
 )
 
+_RERANK = ("/rerank", "/v1/rerank", "/v2/rerank")
 _BODIES: dict[str, Any] = {
     "/score": schema.ScoreRequest, "/rank": schema.RankRequest, "/compare": schema.CompareRequest,
     "/get_reward": schema.RewardRequest, "/v1/score/evaluation": schema.EvaluationRequest,
-    "/classify": schema.ClassifyRequest, "/v1/embeddings": schema.EmbeddingsRequest,
+    "/classify": schema.ClassificationRequest, "/pooling": schema.PoolingRequest,
+    "/v1/embeddings": schema.EmbeddingsRequest, **dict.fromkeys(_RERANK, schema.RerankRequest),
 }  # fmt: skip
 _ANSWERS: dict[str, Any] = {
     "/score": schema_answers.ScoreAnswer, "/rank": schema_answers.RankAnswer,
     "/compare": schema_answers.CompareAnswer, "/get_reward": schema_answers.RewardAnswer,
-    "/v1/score/evaluation": schema_answers.EvaluationAnswer, "/classify": schema_answers.ClassifyAnswer,
-    "/v1/embeddings": schema_answers.EmbeddingsAnswer,
+    "/v1/score/evaluation": schema_answers.EvaluationAnswer, "/classify": schema_answers.ClassificationAnswer,
+    "/pooling": schema_answers.PoolingAnswer, "/v1/embeddings": schema_answers.EmbeddingsAnswer,
+    **dict.fromkeys(_RERANK, schema_answers.RerankAnswer),
 }  # fmt: skip
 _REF = "#/components/schemas/{model}"
 

@@ -60,6 +60,9 @@ Prompt = Text | Messages
 Responses = Annotated[list[Text], Field(max_length=MAX_ITEMS, fail_fast=True)]
 
 
+Ids = Annotated[list[int], Field(fail_fast=True)]
+
+
 @_object
 class PromptResponse(TypedDict):
     """One response to a prompt."""
@@ -94,7 +97,7 @@ class RenderedText(TypedDict):
 class TokenIds(TypedDict):
     """Token ids of the served model's tokenizer; the first `prompt_tokens` are the prompt's."""
 
-    input_ids: Annotated[list[int], Field(fail_fast=True)]
+    input_ids: Ids
     prompt_tokens: NotRequired[Annotated[int, Field(ge=0)]]
 
 
@@ -222,9 +225,71 @@ class EmbeddingsRequest(TypedDict):
 
 @_object
 class ClassifyRequest(EmbeddingsRequest):
-    """vLLM's request as verl sends it. Scores are raw here, which vLLM has to be asked for."""
+    """vLLM's request. Scores are raw here, which vLLM has to be asked for, in its older versions by `activation` or
+    `softmax`. Without `add_special_tokens` the text is taken to begin without its first token, as by vLLM."""
 
     use_activation: Literal[False]
+    add_special_tokens: NotRequired[bool]
+
+
+@_object
+class ClassifyConversation(TypedDict):
+    """vLLM's request for one conversation, which the model's own template renders."""
+
+    messages: Messages
+    use_activation: Literal[False]
+    model: NotRequired[Text]
+
+
+@_object
+class SglangTexts(TypedDict):
+    """SGLang's own request: a rendered text, or several; `rid` is the id in the answer."""
+
+    text: Text | Responses
+    model: NotRequired[Text]
+    rid: NotRequired[Text]
+
+
+@_object
+class SglangIds(TypedDict):
+    """SGLang's own request: the ids of a text, or of several."""
+
+    input_ids: Ids | Annotated[list[Ids], Field(max_length=MAX_ITEMS, fail_fast=True)]
+    model: NotRequired[Text]
+    rid: NotRequired[Text]
+
+
+@_object
+class RerankRequest(TypedDict):
+    """The request of vLLM and others: the prompt is the query, the responses are the documents. `top_n` 0 is all."""
+
+    query: Text
+    documents: Responses
+    top_n: NotRequired[Annotated[int, Field(ge=0)]]
+    model: NotRequired[Text]
+
+
+def _newer(value: Any) -> Any:
+    """`use_activation` by the name that vLLM reads now, where no other stands beside it."""
+    names = {"use_activation", "activation", "softmax"} & value.keys() if isinstance(value, dict) else ()
+    return {"use_activation" if key in names else key: value[key] for key in value} if len(names) == 1 else value
+
+
+def _raw(value: Any) -> Any:
+    return {"use_activation": False, **_newer(value)} if isinstance(value, dict) else value
+
+
+def _given(value: Any) -> str:
+    known = ("messages", "text", "input_ids")
+    return next((f"<{name}>" for name in known if isinstance(value, dict) and name in value), "<input>")
+
+
+_Input = Annotated[ClassifyRequest, Tag("<input>")]
+_Turns = Annotated[ClassifyConversation, Tag("<messages>")]
+_Texts = Annotated[SglangTexts, Tag("<text>")] | Annotated[SglangIds, Tag("<input_ids>")]
+
+PoolingRequest = Annotated[Annotated[_Input | _Turns, Discriminator(_given)], BeforeValidator(_raw)]
+ClassificationRequest = Annotated[Annotated[_Input | _Turns | _Texts, Discriminator(_given)], BeforeValidator(_newer)]
 
 
 class QueryOptions(TypedDict, total=False):

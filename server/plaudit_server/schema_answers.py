@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, NotRequired
 
-from pydantic import ConfigDict, Field, with_config
+from pydantic import ConfigDict, Field, RootModel, with_config
 from typing_extensions import TypedDict
 
 from .schema import Transform
@@ -212,3 +212,76 @@ class EmbeddingsAnswer(TypedDict):
     model: str
     data: list[Embedding]
     usage: TextUsage
+
+
+@_object
+class TextInfo(TypedDict):
+    """Of one text: the request's `rid`, or its id here, and the tokens."""
+
+    id: str
+    prompt_tokens: int
+
+
+@_object
+class SglangEmbedding(TypedDict):
+    """SGLang's own answer for one text: a raw score, as an embedding of one dimension."""
+
+    embedding: Annotated[list[float], Field(min_length=1, max_length=1)]
+    meta_info: TextInfo
+
+
+class ClassificationAnswer(RootModel[ClassifyAnswer | SglangEmbedding | list[SglangEmbedding]]):
+    """vLLM's answer, or SGLang's: for one text, or for a list of them."""
+
+
+@_object
+class Pooled(TypedDict):
+    """A raw score."""
+
+    object: Literal["pooling"]
+    index: int
+    data: Annotated[list[float], Field(min_length=1, max_length=1)]
+
+
+@_object
+class PoolingAnswer(TypedDict):
+    """vLLM's answer."""
+
+    id: str
+    object: Literal["list"]
+    model: str
+    data: list[Pooled]
+    usage: TextUsage
+
+
+@_object
+class Document(TypedDict):
+    """A response."""
+
+    text: str
+
+
+@_object
+class Relevance(TypedDict):
+    """A response, its place in the request and its raw score."""
+
+    index: int
+    document: Document
+    relevance_score: float
+
+
+@_object
+class AllTokens(TypedDict):
+    """Tokens of the prompt with each response."""
+
+    total_tokens: int
+
+
+@_object
+class RerankAnswer(TypedDict):
+    """Best first."""
+
+    id: str
+    model: str
+    results: list[Relevance]
+    usage: AllTokens

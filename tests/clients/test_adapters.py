@@ -11,6 +11,7 @@ import math
 import threading
 from collections.abc import Coroutine, Iterator
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ import pytest
 
 from plaudit import AsyncClient, AsyncEnsemble, Client, Ensemble, RetryPolicy, errors
 from plaudit._base import BaseClient
-from plaudit.adapters import openrlhf, slime, verl
+from plaudit.adapters import openrlhf, slime, trl, verl
 from plaudit.adapters._rewards import async_client, ledger_of, longest, trainer
 from plaudit.adapters.trl import AsyncReward, Reward, item_of
 from plaudit.types import Identity, ServerInfo
@@ -147,7 +148,30 @@ def test_trl_what_cannot_be_scored_is_none_and_said(
     for bad in (said("POISON"), cut):
         with pytest.raises(errors.ItemFailed):
             call_trl(kind(server.url, on_error="raise"), [QUESTION], [bad])
-    assert call_trl(kind(server.url), [QUESTION], [cut]) == [None]
+    assert call_trl(kind(server.url), [QUESTION], [cut], log_metric=print) == [None]
+
+
+def test_trl_where_no_score_would_be_the_reward_0_it_ends_the_run(
+    server: WireServer, kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`OnlineDPOTrainer._calculate_rewards_from_functions` of TRL 1.16 sums what is there, as GRPO did before 1.6."""
+    bad, logging = ([QUESTION] * 2, [said("a"), said("POISON")]), {"log_metric": lambda name, value: None}
+    with pytest.raises(errors.ItemFailed, match=r"1 of 2 .* the reward 0") as failure:
+        call_trl(kind(server.url), *bad)
+    assert failure.value.index == 1 and failure.value.scores is not None and failure.value.scores.scores[1] is None
+    assert call_trl(kind(server.url, on_error="none"), *bad)[1] is None, "who asks for it gets it"
+    for installed, safe in (("1.5.2", False), ("1.6.0", True), ("1.16.0", True)):
+        (metadata := tmp_path / installed / f"trl-{installed}.dist-info").mkdir(parents=True)
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: trl\nVersion: {installed}\n")
+        trl._sums.cache_clear()
+        with monkeypatch.context() as environment:
+            environment.syspath_prepend(metadata.parent)
+            if safe:
+                assert call_trl(kind(server.url), *bad, **logging)[1] is None
+            else:
+                with pytest.raises(errors.ItemFailed):
+                    call_trl(kind(server.url), *bad, **logging)
+    trl._sums.cache_clear()
 
 
 def test_trl_a_server_that_is_away_is_no_reward(server: WireServer, kind: Any) -> None:
@@ -354,13 +378,13 @@ class Row(list[int]):
 def test_verl_reward_manager_takes_the_prompt_from_the_rollout(
     server: WireServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`RewardLoopWorker.compute_score_disrm` of verl 0.9.1: `raw_prompt`, and the response without its padding."""
+    """`load_reward_manager` and `RewardLoopWorker.compute_score_disrm` of verl 0.9.1: arguments that the base class
+    does not take, `raw_prompt`, and the response without its padding."""
 
     class Base:
-        def __init__(self) -> None:
+        def __init__(self, config: Any, tokenizer: Any, compute_score: Any) -> None:
             self.loop = asyncio.get_running_loop()
-            self.config = SimpleNamespace(data=SimpleNamespace(max_prompt_length=3, max_response_length=4))
-            self.tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: "".join(map(chr, ids)))
+            self.config, self.tokenizer, self.compute_score = config, tokenizer, compute_score
 
     class Manager(verl.RewardManagerMixin, Base): ...
 
@@ -369,9 +393,13 @@ def test_verl_reward_manager_takes_the_prompt_from_the_rollout(
         non_tensor_batch={"raw_prompt": QUESTION},
     )
     monkeypatch.setenv("PLAUDIT_URL", server.url)
+    config = SimpleNamespace(data=SimpleNamespace(max_prompt_length=3, max_response_length=4))
+    tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: "".join(map(chr, ids)))
+    of_the_worker = {"reward_router_address": None, "reward_model_tokenizer": None}
 
     async def calls() -> Any:
-        return await Manager().run_single([sample])
+        manager = Manager(config=config, tokenizer=tokenizer, compute_score=print, **of_the_worker)
+        return await manager.run_single([sample])
 
     result = run(calls())
     assert result["reward_score"] == server.score_of(QUESTION, "4!")

@@ -409,11 +409,12 @@ def test_ranks_are_sorted_and_stable_and_leave_out_what_has_no_score() -> None:
         _ = World().run(core(on_error="none").rank("p", ["bad"], None)).best
 
 
-def test_ready_waits_as_long_as_the_server_says_no() -> None:
-    replies = iter([Failure("connect", "refused"), refusal(503, "warming"), ok({})])
+def test_ready_waits_as_long_as_the_server_says_no_and_says_what_for(caplog: pytest.LogCaptureFixture) -> None:
+    replies = iter([Failure("connect", "refused"), *[refusal(503, "warming")] * 3, ok({})])
     world = World(lambda request, body: next(replies))
     world.run(core().wait_until_ready(10.0))
-    assert world.slept == [0.1, 0.2] and [path for path, _, _ in world.sent] == ["/readyz"] * 3
+    assert world.slept == [0.1, 0.2, 0.4, 0.8] and [path for path, _, _ in world.sent] == ["/readyz"] * 5
+    assert [record.message.split(": ", 1)[1][:7] for record in caplog.records] == ["refused", "because"], "each once"
 
 
 def test_ready_gives_up_in_time_or_at_once() -> None:

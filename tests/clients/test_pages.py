@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -80,7 +81,12 @@ def test_verifiers(server: WireServer) -> None:
 
     async def run() -> float:
         async with scope["client"]:
-            return float(await scope["plaudit_reward"](CHAT, [{"role": "assistant", "content": "a"}], answer="4"))
+            answer = SimpleNamespace(last_reply="a")
+            prompts = ("hi", [SimpleNamespace(role="user", content="hi", name=None)])
+            tasks = [SimpleNamespace(data=SimpleNamespace(prompt=prompt)) for prompt in prompts]
+            found = [await scope["plaudit"](task, answer) for task in tasks]
+            assert found[0] == server.score_of("hi", "a")
+            return float(found[1])
 
     assert asyncio.run(run()) == server.score_of(CHAT, "a")
 

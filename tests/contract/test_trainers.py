@@ -19,8 +19,9 @@ from plaudit.adapters.trl import AsyncReward, Reward
 QUESTION = [{"role": "user", "content": "What is 2+2?"}]
 ANSWERS = ["4", "It is 4.", "5", "", "four " * 40]
 RENDERED = [
-    f"<|im_start|>user\nWhat is 2+2?<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n" for answer in ANSWERS
+    f"<|im_start|>user\nWhat is 2+2?<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>" for answer in ANSWERS
 ]
+"""As trainers decode them: a policy ends with the end of its turn, and not with the line break behind it."""
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,7 @@ def test_verl_and_slime(client_url: str, scores: list[float]) -> None:
     args = SimpleNamespace(rm_url=client_url, reward_key="score", rollout_max_response_len=10**9)
     rendered = SimpleNamespace(rm_url=client_url, apply_chat_template=True)
     samples = [SimpleNamespace(prompt=QUESTION, response=answer) for answer in ANSWERS]
-    start = RENDERED[3].removesuffix("<|im_end|>\n")
+    start = RENDERED[3].removesuffix("<|im_end|>")
     texts = [SimpleNamespace(prompt=start, response=text.removeprefix(start)) for text in RENDERED]
 
     async def run() -> Any:

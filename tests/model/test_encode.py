@@ -130,6 +130,21 @@ def test_rendered_text_is_cut_on_the_left(chat: Encoder) -> None:
     assert cut.truncated is not None and cut.truncated.side == "left"
 
 
+def test_rendered_text_ends_as_the_template_does(chat: Encoder) -> None:
+    """Policies stop at the end of their turn; behind it the template writes a line break, and there the head reads."""
+    whole = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"
+    expected = chat.encode("Hi", "Hello").ids.tolist()
+    assert chat.encode_text(whole).ids.tolist() == chat.encode_text(whole[:-1]).ids.tolist() == expected
+    assert chat.encode_text(whole.removesuffix("<|im_end|>\n")).ids.tolist() == expected[:-2], (
+        "a turn that was cut stays so"
+    )
+    turn = "{{ '<|im_start|>' ~ m['role'] ~ '\\n' ~ m['content'] ~ '<|im_end|>' }}"
+    for source in (f"{{% for m in messages %}}{turn}{{% endfor %}}", "{{ raise_exception('no') }}"):
+        template = Template.of("chat", source)
+        other = Encoder(chat._tokenizer._json, {}, replace(chat.contract, template=template))
+        assert other.encode_text(whole[:-1]).ids.tolist() == expected[:-1], "nothing is written behind a turn"
+
+
 def test_the_opening_is_the_bos_that_the_template_writes(chat: Encoder, pair: Encoder) -> None:
     special = {"bos_token": "[CLS]"}
     template = Template.of("chat", "{{ bos_token }}" + chat.contract.template.source)

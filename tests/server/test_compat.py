@@ -14,7 +14,14 @@ from plaudit_model import contract
 from plaudit_model.reward_model import RewardModel
 from plaudit_server.compat import OVERLONG
 from plaudit_server.errors import RULES
-from plaudit_server.schema_answers import ClassifyAnswer, EmbeddingsAnswer, EvaluationAnswer, RewardAnswer
+from plaudit_server.schema_answers import (
+    ClassificationAnswer,
+    EmbeddingsAnswer,
+    EvaluationAnswer,
+    PoolingAnswer,
+    RerankAnswer,
+    RewardAnswer,
+)
 
 TEXTS = ["Human: hi\n\nAssistant: hello", "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nhello<|im_end|>\n"]
 
@@ -25,22 +32,26 @@ REQUESTS = {
     "/v1/score/evaluation": lambda texts: {"model": "model", "messages": texts},
     # verl/experimental/reward_loop/reward_loop.py 0.9.1, engine vllm: one text, the model by its path
     "/classify": lambda texts: {"model": "/models/calibrated", "input": texts, "use_activation": False},
-    # the same, engine sglang
+    # vllm/entrypoints/pooling/pooling/protocol.py, as xtuner's RewardModelClient posts it
+    "/pooling": lambda texts: {"model": "calibrated", "input": texts},
+    # verl, engine sglang
     "/v1/embeddings": lambda texts: {"model": "Org/calibrated", "input": texts},
 }
 SCORES = {
     "/get_reward": lambda answer: answer["rewards"],
     "/v1/score/evaluation": lambda answer: answer["scores"],
     "/classify": lambda answer: [entry["probs"][-1] for entry in answer["data"]],
+    "/pooling": lambda answer: [entry["data"][-1] for entry in answer["data"]],
     "/v1/embeddings": lambda answer: [entry["embedding"][-1] for entry in answer["data"]],
 }
 ANSWERS = {
     "/get_reward": RewardAnswer,
     "/v1/score/evaluation": EvaluationAnswer,
-    "/classify": ClassifyAnswer,
+    "/classify": ClassificationAnswer,
+    "/pooling": PoolingAnswer,
     "/v1/embeddings": EmbeddingsAnswer,
 }
-FIELDS = {"/get_reward": "query", "/v1/score/evaluation": "messages", "/classify": "input", "/v1/embeddings": "input"}
+FIELDS = dict.fromkeys(REQUESTS, "input") | {"/get_reward": "query", "/v1/score/evaluation": "messages"}
 
 
 @pytest.fixture(params=REQUESTS)
@@ -87,10 +98,79 @@ def test_the_bos_that_verl_takes_away_is_there_again_and_once(serve, calibrated_
     with httpx2.Client(base_url=serve(directory).url, timeout=60) as client:
         native = client.post("/score", json=pair).json()["score"]
         for text in (stripped + "\n", "[CLS]" + stripped + "\n"):
-            for route in ("/classify", "/v1/embeddings"):
+            for route in ("/classify", "/pooling", "/v1/embeddings"):
                 body = {**REQUESTS[route](text), "model": "opened"}
                 assert SCORES[route](client.post(route, json=body).json()) == [native]
+            assert client.post("/classify", json={"text": text}).json()["embedding"] == [native]
+        whole = {"use_activation": False, "add_special_tokens": False}
+        for text, same in ((stripped + "\n", False), ("[CLS]" + stripped + "\n", True)):
+            as_it_is = SCORES["/classify"](client.post("/classify", json={"input": text, **whole}).json())
+            assert (as_it_is == [native]) is same
         assert ask(client, "/get_reward", [stripped + "\n"]).json()["rewards"] != [native], "text as it is"
+
+
+def test_sglang_takes_a_text_or_a_list_and_wraps_nothing(http):
+    """`/classify` of sglang's `http_server.py`, as its documentation and Skywork's model cards call it."""
+    expected = SCORES["/classify"](ask(http, "/classify", TEXTS).json())
+    answer = http.post("/classify", json={"model": "Org/calibrated", "text": TEXTS}).json()
+    TypeAdapter(ClassificationAnswer).validate_python(answer)
+    assert [each["embedding"][0] for each in answer] == expected
+    one = http.post("/classify", json={"text": TEXTS[1], "rid": "mine"}).json()
+    TypeAdapter(ClassificationAnswer).validate_python(one)
+    assert one == {"embedding": [expected[1]], "meta_info": {**answer[1]["meta_info"], "id": "mine"}}
+    assert (
+        http.post("/classify", json={"text": []}).json() == http.post("/classify", json={"input_ids": []}).json() == []
+    )
+
+
+def test_sglang_takes_ids(http, calibrated_dir):
+    encoder = RewardModel.load(calibrated_dir).encoder
+    ids = [encoder.encode_text(text).ids.tolist() for text in TEXTS]
+    expected = SCORES["/classify"](ask(http, "/classify", TEXTS).json())
+    answer = http.post("/classify", json={"input_ids": ids}).json()
+    assert [each["embedding"][0] for each in answer] == expected
+    assert http.post("/classify", json={"input_ids": ids[0]}).json()["embedding"] == expected[:1]
+    refused = http.post("/classify", json={"input_ids": [ids[0], [10**9]]}).json()["error"]
+    assert (refused["code"], refused["param"]) == ("invalid_token_ids", "input_ids[1]")
+
+
+def test_vllm_takes_a_conversation(http):
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    native = http.post("/score", json={"messages": turns}).json()["scores"]
+    body = {"model": "calibrated", "messages": turns, "use_activation": False}
+    assert SCORES["/classify"](http.post("/classify", json=body).json()) == native
+    del body["use_activation"]
+    assert SCORES["/pooling"](http.post("/pooling", json=body).json()) == native
+    assert http.post("/classify", json=body).json()["error"]["param"] == "use_activation"
+    failed = http.post("/pooling", json={"messages": turns[:1]}).json()["error"]
+    assert (failed["code"], failed["param"]) == ("invalid_messages", "messages[0]")
+
+
+def test_vllms_older_names_of_the_activation_are_known(http):
+    """verl and scripts of a year before: `activation`, and `softmax` before that."""
+    expected = SCORES["/classify"](ask(http, "/classify", TEXTS).json())
+    for name in ("activation", "softmax"):
+        body = {"input": TEXTS, name: False}
+        assert SCORES["/classify"](http.post("/classify", json=body).json()) == expected
+        for route in ("/classify", "/pooling"):
+            answer = http.post(route, json={**body, name: True})
+            assert (answer.status_code, answer.json()["error"]["param"]) == (422, "use_activation")
+    assert http.post("/classify", json={**body, "use_activation": False}).status_code == 422, "said twice"
+
+
+@pytest.mark.parametrize("route", ["/rerank", "/v1/rerank", "/m/calibrated/v2/rerank"])
+def test_rerank_is_best_of_n_in_others_words(http, route):
+    body = {"query": "hi", "documents": ["hello", "go away", "hello", "hi there"]}
+    answer = http.post(route, json={"model": "Org/calibrated", **body}).json()
+    TypeAdapter(RerankAnswer).validate_python(answer)
+    native = http.post("/rank", json={"prompt": "hi", "responses": body["documents"]}).json()["results"]
+    assert [(r["index"], r["relevance_score"]) for r in answer["results"]] == [(r["index"], r["score"]) for r in native]
+    assert all(r["document"]["text"] == body["documents"][r["index"]] for r in answer["results"])
+    for top_n, size in ((1, 1), (0, 4), (9, 4)):
+        assert http.post(route, json={**body, "top_n": top_n}).json()["results"] == answer["results"][:size]
+    assert http.post(route, json={**body, "documents": []}).json()["results"] == []
+    failed = http.post(route, json={**body, "documents": ["fine", "word " * 2_000]}).json()["error"]
+    assert (failed["code"], failed["param"]) == ("too_long", "documents[1]")
 
 
 def test_a_score_is_never_passed_off_as_a_probability(http):

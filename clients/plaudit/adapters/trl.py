@@ -10,8 +10,10 @@ rollout processes need. Metrics appear as `<name>/failed`, `<name>/tokens`, ... 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from .._async_client import AsyncClient
@@ -44,8 +46,9 @@ class _Reward:
 
     url         the server, or several; default: PLAUDIT_URL
     name        of its metrics; two reward functions of a trainer need two names
-    on_error    `none`: a response that cannot be scored (too long, say) is None, which TRL leaves out of the step;
-                `raise`: it ends the run. A server that is away is waited for until `timeout`, then raised, always
+    on_error    `none`: a response that cannot be scored (too long, say) is None; `raise`: it ends the run. Left out:
+                `none` where the trainer leaves such a response out of the step, `raise` where it would make it the
+                reward 0 (`_makes_zero`). A server that is away is waited for until `timeout`, then raised, always
     max_length  the trainer's longest prompt and completion together, in tokens: compared with the model's own at the
                 first call
     scorer      a client or an ensemble of your own, instead of `url` and `options`
@@ -59,7 +62,7 @@ class _Reward:
         url: str | Sequence[str] | None = None,
         *,
         name: str = "plaudit",
-        on_error: OnError = "none",
+        on_error: OnError | None = None,
         max_length: int | None = None,
         item_of: ItemOf = item_of,
         scorer: Any = None,
@@ -69,7 +72,7 @@ class _Reward:
         self.ledger = Ledger(name, max_length)
         self._on_error = on_error
         self._item_of = item_of
-        self.scorer: Any = scorer or self._client(url, **trainer(on_error=on_error, **options))
+        self.scorer: Any = scorer or self._client(url, **trainer(on_error=on_error or "none", **options))
 
     def _uncompared(self) -> Sequence[Any]:
         """The clients whose models have not been compared with the trainer's lengths."""
@@ -90,12 +93,33 @@ class _Reward:
             results.insert(place, ScoreResult(None, error=error))
         placed = (replace(result, index=index) for index, result in enumerate(results))
         settled = self.ledger.settle(replace(scores, results=tuple(placed)))
+        if settled.failed and self._on_error is None and _makes_zero(columns):
+            raise ItemFailed(
+                f"{self.__name__}: {len(settled.failed)} of {len(settled)} responses have no score (see the log), and "
+                "this trainer would make it the reward 0; try overlong='truncate_prompt', or on_error='none' for the 0",
+                index=settled.failed[0].index,
+                scores=settled,
+            )
         if log_metric := columns.get("log_metric"):
             for key, value in self.ledger.metrics(settled).items():
                 log_metric(key, value)
         if log_extra := columns.get("log_extra"):
             log_extra(f"{self.__name__}/revision", [None if r.score is None else settled.revision for r in settled])
         return settled.scores
+
+
+def _makes_zero(columns: Mapping[str, Any]) -> bool:
+    """Whether a None becomes the reward 0 with the trainer that passes these: any of TRL before 1.6, which sums what is
+    there, and its online DPO, which does so still and has nothing to log with."""
+    return _sums() or ("trainer_state" in columns and "log_metric" not in columns)
+
+
+@functools.cache
+def _sums() -> bool:
+    try:
+        return tuple(map(int, version("trl").split(".")[:2])) < (1, 6)
+    except PackageNotFoundError:
+        return False
 
 
 class Reward(_Reward):

@@ -8,6 +8,7 @@ messages), or use the mixin, which takes it from `raw_prompt` as verl's own disc
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -66,6 +67,11 @@ class RewardManagerMixin:
     config: Any
     loop: Any
     tokenizer: Any
+
+    def __init__(self, **given: Any) -> None:
+        """verl gives every manager what only those with a reward model of verl's own take, and not its base class."""
+        known = inspect.signature(super().__init__).parameters
+        super().__init__(**{name: value for name, value in given.items() if name in known})
 
     async def run_single(self, data: Any) -> dict[str, Any]:
         """The reward of the last sequence of one sample, by its `raw_prompt` and its response's text."""

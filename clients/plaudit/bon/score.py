@@ -26,7 +26,8 @@ def sample_rows(lines: Iterable[bytes], prefix: str = "") -> Iterator[Row]:
                 raise InvalidInput(f"line {row.line} repeats the key {key}; `plaudit bon merge` leaves copies out")
             seen.add(key)
         if row.item is not None and row.item.keys() != {"prompt", "response"}:
-            row = replace(row, item=None, problem=ItemError("bad_row", "a sample is a prompt and one response"))
+            problem = ItemError("bad_row", "a sample is a prompt and one response; `plaudit score` takes several")
+            row = replace(row, item=None, problem=problem)
         if isinstance(failure, dict):
             row = replace(row, item=None, problem=ItemError("not_generated", str(failure.get("message"))))
         yield row

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, Literal
@@ -55,7 +55,7 @@ def read_scored(
     lines: Iterable[bytes], columns: Sequence[str], steps: Steps | None = None, *, needed: bool = True
 ) -> Reading:
     """The samples of a file with the numbers of `columns`, or of the `steps` of each sample put together. Without
-    being `needed`, a column may be absent.
+    being `needed`, a column may be absent. A row with `responses` is as many samples, and has lists of numbers.
 
     Raises InvalidInput for a row that is no sample, a number that is none, a column that no row has, and a column
     that two revisions have scored: their numbers must not be compared.
@@ -63,21 +63,22 @@ def read_scored(
     reading, present, keys = Reading(), set[str](), set[str]()
     groups: dict[str, Group] = {}
     names = ("steps", *columns[1:]) if steps else tuple(columns)
-    for _, where, row in json_rows(lines):
+    for _, where, line in json_rows(lines):
         with located(where):
-            prompt: Any = row.get("prompt")
-            response, key = row.get("response"), row.get("key")
-            check({"prompt": prompt, "response": "" if response is None else response})
-            if key in keys:
-                raise InvalidInput(f"repeats the key {key}; `plaudit bon merge` leaves copies out")
-            raw = bool((row.get("sampling") or {}).get("raw"))
-            own = digest([prompt, raw])
-            group = groups.setdefault(own, Group(prompt, own, raw))
-            group.samples.append(_sample(row, names, steps, len(group.samples)))
-            _same_scorers(reading.scorers, row, columns)
-        reading.failures.update(filter(None, [group.samples[-1].failure]))
-        present.update(row)
-        keys.update([key] if key else [])
+            for row in _apart(line, names):
+                prompt: Any = row.get("prompt")
+                response, key = row.get("response"), row.get("key")
+                check({"prompt": prompt, "response": "" if response is None else response})
+                if key in keys:
+                    raise InvalidInput(f"repeats the key {key}; `plaudit bon merge` leaves copies out")
+                raw = bool((row.get("sampling") or {}).get("raw"))
+                own = digest([prompt, raw])
+                group = groups.setdefault(own, Group(prompt, own, raw))
+                group.samples.append(_sample(row, names, steps, len(group.samples)))
+                _same_scorers(reading.scorers, row, columns)
+                reading.failures.update(filter(None, [group.samples[-1].failure]))
+                present.update(row)
+                keys.update([key] if key else [])
     if needed and groups and (absent := set(names) - present):
         raise InvalidInput(f"no row has the column {min(absent)!r}; `plaudit bon score` writes it, --score names it")
     for group in groups.values():
@@ -93,6 +94,22 @@ def put_together(steps: Sequence[float], how: Steps) -> float:
         raise ValueError("steps need at least one score, and for a product scores between 0 and 1")
     values = {"min": min(steps), "product": math.prod(steps), "last": steps[-1], "mean": fmean(steps)}
     return values[how]
+
+
+def _apart(row: Mapping[str, Any], names: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+    """A row's samples: of one with `responses` each with its part of `scores`, as `plaudit score` writes them, or of a
+    list that goes by the column's own name (`rewards`). Raises ValueError for lists that differ in length."""
+    if "responses" not in row:
+        yield row
+        return
+    check({"prompt": row.get("prompt"), "responses": row["responses"]})
+    lists = {"response": row["responses"]}
+    for name in names:
+        error = name.removesuffix("score") + "error"
+        found = {name: row.get(name, row.get(f"{name}s")), error: row.get(f"{error}s")}
+        lists |= {key: value for key, value in found.items() if value is not None}
+    shared = {key: value for key, value in row.items() if key not in (*lists, "responses", "key", "index")}
+    yield from (shared | dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True))
 
 
 def _sample(row: Mapping[str, Any], names: Sequence[str], steps: Steps | None, position: int) -> Sample:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable
+from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 
+from plaudit import cli
 from plaudit.bon.cli import RuleName
 from plaudit.bon.rules import RULES
+
+if TYPE_CHECKING:
+    from conftest import WireServer
 
 Bon = Callable[..., tuple[int, str, str]]
 Write = Callable[..., str]
@@ -275,6 +280,37 @@ def test_nan_is_refused_and_options_are_checked(write: Write, bon: Bon, scored: 
         server = ("--url", "http://x") if verb == "score" else ("--policy", "x") if verb == "generate" else ()
         code, _, err = bon(verb, scored, "--out", f"./{scored}", *server)
         assert code == 65 and "is the input; choose another --out" in err and Path(scored).read_bytes() == before
+
+
+def test_a_row_with_several_responses_is_as_many_samples(
+    server: WireServer, write: Write, bon: Bon, read: Read
+) -> None:
+    """As `plaudit score` writes them, and as RLHFlow's `get_rewards.py` does, with `rewards`."""
+    prompts = [user(p) for p in range(2)]
+    rows = [{"prompt": prompt, "responses": ["short", "POISON", "a longer answer"]} for prompt in prompts]
+    entries = {"score": EntryPoint("score", "plaudit.cli_score:score", cli.GROUP)}
+    command = ("score", write("rows.jsonl", rows), "--out", "scored.jsonl", "--url", server.url)
+    assert cli.run(command, entries) == 1, "one response of each has no score"
+    scored = read("scored.jsonl")
+    code, out, _ = bon("select", "scored.jsonl", "--out", "o.jsonl", "--rule", "best", "--format", "dpo")
+    assert code == 0 and "samples: 6" in out and "samples left out: too_long: 2" in out
+    best = [
+        max((score, text) for score, text in zip(r["scores"], r["responses"], strict=True) if score) for r in scored
+    ]
+    assert [row["chosen"][0]["content"] for row in read("o.jsonl")] == [text for _, text in best]
+    rewards = [{**row, "rewards": [0.5, 2, -1.5]} for row in rows]
+    code, _, _ = bon("select", write("r.jsonl", rewards), "--out", "p.jsonl", "--score", "rewards", "--format", "dpo")
+    assert code == 0
+    assert {(r["chosen"][0]["content"], r["rejected"][0]["content"]) for r in read("p.jsonl")} == {
+        ("POISON", "a longer answer")
+    }
+    for change in ({"rewards": [1, 2]}, {"rewards": 3}, {"responses": "abc"}):
+        code, _, err = bon(
+            "select", write("r.jsonl", [{**rewards[0], **change}]), "--out", "q.jsonl", "--score", "rewards"
+        )
+        assert code == 65 and "line 1" in err
+    code, _, err = bon("score", "rows.jsonl", "--out", "n.jsonl", "--url", server.url)
+    assert code == 1 and "`plaudit score` takes several" in err
 
 
 def test_every_rule_can_be_asked_for() -> None:
