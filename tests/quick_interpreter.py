@@ -8,7 +8,6 @@ and it makes the table of numpy's dtypes anew for each value. What kernels compu
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -17,27 +16,27 @@ from triton.runtime import interpreter
 
 
 def install() -> None:
-    found = {package: _builtins(package) for package in _packages()}
-
-    def patch(package: object, builder: object, scope: object) -> None:
-        for name in found[package]:
-            if tl.core.is_builtin(member := getattr(package, name)):  # not within another kernel function
-                interpreter._patch_attr(package, name, member, builder, scope)
-
-    interpreter._patch_builtin = patch
+    interpreter._patch_lang = _once(interpreter._patch_lang)
     interpreter._get_np_dtype = _remembering(interpreter._get_np_dtype)
     options = interpreter.interpreter_builder.options
     if not options.debug:
         interpreter.interpreter_builder.options = dataclasses.replace(options, sanitize_overflow=False)
 
 
-def _packages() -> tuple[object, ...]:
-    """All that the interpreter patches."""
-    return tl, tl.core, tl.math, tl.tensor, tl.core.tensor_descriptor_base
+def _once(patch_lang: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Nothing where a kernel that runs has replaced already all that the function sees."""
+    unpatched = {language: language.range for language in (tl, tl.core)}
+    visible: dict[Any, list[Any]] = {}
 
+    def patch(function: Any) -> Any:
+        if function not in visible:
+            names = function.__globals__.values()
+            visible[function] = [language for language in unpatched if any(value is language for value in names)]
+        if tl.range is unpatched[tl] or any(seen.range is unpatched[seen] for seen in visible[function]):
+            return patch_lang(function)
+        return interpreter._LangPatchScope()
 
-def _builtins(package: object) -> list[str]:
-    return [name for name, member in inspect.getmembers(package) if tl.core.is_builtin(member)]
+    return patch
 
 
 def _remembering(numpy_dtype: Callable[[Any], Any]) -> Callable[[Any], Any]:
