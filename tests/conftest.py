@@ -21,6 +21,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from .standing_by import StandingBy, possible
+
 # Several test processes share the cores, and so do the workers that they start: threads that spin while they wait
 # for a core that another has cost ten times what they bring.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -149,7 +151,7 @@ class Running:
     """A `plaudit serve` that is ready. `said` is what it printed, `log` is where its log lines go."""
 
     url: str
-    process: subprocess.Popen[str]
+    process: Any
     said: str
     log: Path
 
@@ -186,32 +188,44 @@ def _children(pid: int) -> list[int]:
 
 
 @pytest.fixture(scope="session")
-def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Running]]:
+def standing_by() -> Iterator[StandingBy]:
+    """Where servers and tests take the first host of workers from."""
+    standing = StandingBy()
+    yield standing
+    standing.close()
+
+
+@pytest.fixture(scope="session")
+def serve(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Callable[..., Running]]:
     """`serve(MODEL, "--option", ..., VARIABLE=value)` runs the real command on a free port until the tests end."""
     started: list[Running] = []
 
     def run(*arguments: str | Path, **environment: str) -> Running:
         log = tmp_path_factory.mktemp("serve") / "log"
-        command = [sys.executable, "-P", "-c", "from plaudit.cli import main; main()", "serve", "--port", "0"]
+        command = ["serve", "--port", "0", *map(str, arguments)]
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
         with log.open("w") as errors:
-            process = subprocess.Popen(
-                [*command, *map(str, arguments)], stdout=subprocess.PIPE, stderr=errors, text=True,
-                env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
-            )  # fmt: skip
+            if possible():
+                process: Any = request.getfixturevalue("standing_by").serve(command, environment, errors.fileno())
+            else:
+                process = subprocess.Popen(
+                    [sys.executable, "-P", "-c", "from plaudit.cli import main; main()", *command],
+                    stdout=subprocess.PIPE, stderr=errors, text=True, env=environment,
+                )  # fmt: skip
         said = ""
-        assert process.stdout is not None
         while line := process.stdout.readline():
             said += line
             if line.startswith("ready: "):
                 started.append(Running(line.split()[1], process, said, log))
                 return started[-1]
+        process.stdout.close()
         raise AssertionError(f"exit code {process.wait()}: {said}{log.read_text()}")
 
     yield run
     for running in started:
         running.process.kill()
         running.process.wait()
-        running.process.stdout.close()  # type: ignore[union-attr]
+        running.process.stdout.close()
 
 
 # A process that has imported everything and forks one child for each command line: a training run then starts in
