@@ -197,15 +197,16 @@ def standing_by() -> Iterator[StandingBy]:
 
 @pytest.fixture(scope="session")
 def serve(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Callable[..., Running]]:
-    """`serve(MODEL, "--option", ..., VARIABLE=value)` runs the real command on a free port until the tests end."""
+    """`serve(MODEL, "--option", ..., VARIABLE=value)` runs the real command on a free port until the tests end. With
+    `alone` it starts all of its processes itself, as everywhere but here."""
     started: list[Running] = []
 
-    def run(*arguments: str | Path, **environment: str) -> Running:
+    def run(*arguments: str | Path, alone: bool = False, **environment: str) -> Running:
         log = tmp_path_factory.mktemp("serve") / "log"
         command = ["serve", "--port", "0", *map(str, arguments)]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
         with log.open("w") as errors:
-            if possible():
+            if possible() and not alone:
                 process: Any = request.getfixturevalue("standing_by").serve(command, environment, errors.fileno())
             else:
                 process = subprocess.Popen(

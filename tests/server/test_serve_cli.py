@@ -56,7 +56,7 @@ def both(serve, tiny_model_dir, tiny_bert_dir):
     """Two models behind a key; foreign text is rendered again."""
     running = serve(f"first={tiny_model_dir}", tiny_bert_dir, "--rendered-text", "rerender", "--overlong", "error",
                     "--cpus", str(min(os.sched_getaffinity(0))), "--wait", "passive", "--memory-cap", "0.5",
-                    PLAUDIT_API_KEY=KEY)  # fmt: skip
+                    PLAUDIT_API_KEY=KEY, alone=True)  # fmt: skip
     with httpx2.Client(base_url=running.url, headers={"authorization": f"Bearer {KEY}"}, timeout=60) as client:
         yield running, client
 
