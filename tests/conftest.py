@@ -232,12 +232,12 @@ def serve(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
 # A process that has imported everything and forks one child for each command line: a training run then starts in
 # a moment, in a process of its own that can be killed. It runs single-threaded until it forks.
 _COMMANDS = """
-import gc, json, os, sys
-import peft, torch, transformers.models.qwen3.modeling_qwen3, torch.utils.tensorboard
+import json, os, runpy, sys
+import peft, torch, torch.utils.tensorboard
 import plaudit_training.run, plaudit_training.quality, plaudit_training.starter_fit, plaudit_server.cli
 from plaudit.cli import main
 torch.set_num_threads(1)
-gc.freeze()
+runpy.run_path(sys.argv[1])["load"]()
 for line in sys.stdin:
     arguments, folder = json.loads(line)
     child = os.fork()
@@ -264,7 +264,7 @@ class Commands:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _COMMANDS],
+            [sys.executable, "-c", _COMMANDS, str(Path(__file__).with_name("standing_by.py"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

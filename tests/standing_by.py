@@ -119,13 +119,23 @@ class StandingBy:
 # -- the process that imports, and what it forks ---------------------------------------------------------------
 
 
-def stand_by(control: socket.socket) -> None:
+def load() -> None:
+    """Import what loading and computing a tiny model imports, and have set up what transformers and numba set up once;
+    then there is no thread yet."""
     for module in ("plaudit_server.worker_host", *(f"transformers.models.{f}.modeling_{f}" for f in ("bert", "qwen3"))):
         importlib.import_module(module)
+    importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("qwen3")
     with contextlib.suppress(ImportError):  # no numba
         for module in ("attention", "pairs", "rows"):
             importlib.import_module(f"plaudit_kernels.cpu_{module}")
+        target = importlib.import_module("numba.core.registry").cpu_target
+        target.typing_context.refresh()
+        target.target_context.refresh()
     gc.freeze()
+
+
+def stand_by(control: socket.socket) -> None:
+    load()
     while True:
         request, ends, _, _ = socket.recv_fds(control, 1 << 20, 2)
         if not request:

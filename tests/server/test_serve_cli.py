@@ -195,7 +195,7 @@ def test_one_of_two_sleeps_then_both_and_what_is_patient_is_answered_once_they_w
 
 def test_a_full_queue_a_client_that_leaves_and_a_drain(serve, tiny_model_dir, fault_variable, fault_text):
     """A hung worker holds everything still, so that each of these can be seen."""
-    running = serve(tiny_model_dir, "--queue-tokens", "8", "--drain-seconds", "5", **fault_variable)
+    running = serve(tiny_model_dir, "--queue-tokens", "8", "--drain-seconds", "3", **fault_variable)
     host, port = running.url.removeprefix("http://").split(":")
     with httpx2.Client(base_url=running.url, timeout=60) as client:
         hung = threading.Thread(target=lambda: answers.append(ask(fault_text["hang"])))
