@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import os
 import shutil
@@ -19,6 +20,8 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from .standing_by import StandingBy, possible
 
 # Several test processes share the cores, and so do the workers that they start: threads that spin while they wait
 # for a core that another has cost ten times what they bring.
@@ -61,6 +64,15 @@ def full_disk() -> Callable[[int], AbstractContextManager[None]]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     return limited
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_interpreter() -> None:
+    """Kernels that are interpreted in this process take half as long."""
+    if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
+        from .quick_interpreter import install
+
+        install()
 
 
 @pytest.fixture
@@ -139,7 +151,7 @@ class Running:
     """A `plaudit serve` that is ready. `said` is what it printed, `log` is where its log lines go."""
 
     url: str
-    process: subprocess.Popen[str]
+    process: Any
     said: str
     log: Path
 
@@ -176,43 +188,56 @@ def _children(pid: int) -> list[int]:
 
 
 @pytest.fixture(scope="session")
-def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Running]]:
-    """`serve(MODEL, "--option", ..., VARIABLE=value)` runs the real command on a free port until the tests end."""
+def standing_by() -> Iterator[StandingBy]:
+    """Where servers and tests take the first host of workers from."""
+    standing = StandingBy()
+    yield standing
+    standing.close()
+
+
+@pytest.fixture(scope="session")
+def serve(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Callable[..., Running]]:
+    """`serve(MODEL, "--option", ..., VARIABLE=value)` runs the real command on a free port until the tests end. With
+    `alone` it starts all of its processes itself, as everywhere but here."""
     started: list[Running] = []
 
-    def run(*arguments: str | Path, **environment: str) -> Running:
+    def run(*arguments: str | Path, alone: bool = False, **environment: str) -> Running:
         log = tmp_path_factory.mktemp("serve") / "log"
-        command = [sys.executable, "-P", "-c", "from plaudit.cli import main; main()", "serve", "--port", "0"]
+        command = ["serve", "--port", "0", *map(str, arguments)]
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
         with log.open("w") as errors:
-            process = subprocess.Popen(
-                [*command, *map(str, arguments)], stdout=subprocess.PIPE, stderr=errors, text=True,
-                env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
-            )  # fmt: skip
+            if possible() and not alone:
+                process: Any = request.getfixturevalue("standing_by").serve(command, environment, errors.fileno())
+            else:
+                process = subprocess.Popen(
+                    [sys.executable, "-P", "-c", "from plaudit.cli import main; main()", *command],
+                    stdout=subprocess.PIPE, stderr=errors, text=True, env=environment,
+                )  # fmt: skip
         said = ""
-        assert process.stdout is not None
         while line := process.stdout.readline():
             said += line
             if line.startswith("ready: "):
                 started.append(Running(line.split()[1], process, said, log))
                 return started[-1]
+        process.stdout.close()
         raise AssertionError(f"exit code {process.wait()}: {said}{log.read_text()}")
 
     yield run
     for running in started:
         running.process.kill()
         running.process.wait()
-        running.process.stdout.close()  # type: ignore[union-attr]
+        running.process.stdout.close()
 
 
 # A process that has imported everything and forks one child for each command line: a training run then starts in
 # a moment, in a process of its own that can be killed. It runs single-threaded until it forks.
 _COMMANDS = """
-import gc, json, os, sys
-import peft, torch, transformers.models.qwen3.modeling_qwen3, torch.utils.tensorboard
+import json, os, runpy, sys
+import peft, torch, torch.utils.tensorboard
 import plaudit_training.run, plaudit_training.quality, plaudit_training.starter_fit, plaudit_server.cli
 from plaudit.cli import main
 torch.set_num_threads(1)
-gc.freeze()
+runpy.run_path(sys.argv[1])["load"]()
 for line in sys.stdin:
     arguments, folder = json.loads(line)
     child = os.fork()
@@ -239,7 +264,7 @@ class Commands:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _COMMANDS],
+            [sys.executable, "-c", _COMMANDS, str(Path(__file__).with_name("standing_by.py"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -430,15 +455,15 @@ def _write_tokenizer(directory: Path, family: str) -> None:
 
 
 BUDGET_SECONDS = {
-    "kernels": 165, "model": 110, "training": 140, "server": 230, "clients": 80, "contract": 140, "loadtests": 10,
-    "loops": 70, "compose": 30, "benchmarks": 50,
+    "kernels": 135, "model": 85, "training": 110, "server": 150, "clients": 80, "contract": 90, "loadtests": 10,
+    "loops": 55, "compose": 20, "benchmarks": 40,
 }  # fmt: skip
 _spent: dict[str, float] = {}
 
 
 LONG = (
-    "attention_triton", "gpu_dry_run", "lanes", "sm90_attention", "serve_cli", "engine", "onnx", "sm90_rows", "worker",
-    "sleep", "compose", "end_to_end", "resume", "best_of_n", "served", "parity",
+    "sm90_attention", "gpu_dry_run", "attention_triton", "onnx", "sm90_rows", "serve_cli", "end_to_end", "train_cli",
+    "worker", "lora", "run", "lanes", "engine", "resume", "gluon_attention", "reward_model", "best_of_n", "served",
 )  # fmt: skip
 """Modules of ten seconds and more: they begin first, so that no process still has one when the other is done."""
 

@@ -39,7 +39,7 @@ floor = -20.0
 name = "preference"
 kind = "model"
 url = "URL"
-seconds = 6.0
+seconds = 3.0
 clip = [-1, 1]
 weight = 0.5
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -171,7 +170,7 @@ def test_served_over_http_as_it_scores_offline(serve: Callable[..., Any], export
     assert running.end() == 0
 
 
-def test_offline_verify_and_info(exports: Exports) -> None:
+def test_offline_verify_and_info(plaudit: Any, exports: Exports) -> None:
     app = typer.Typer()
     app.command("info")(cli.info)
     app.command("verify")(cli.verify)
@@ -182,10 +181,8 @@ def test_offline_verify_and_info(exports: Exports) -> None:
     items = Path(exports["bert", "int8"].parent / "items.jsonl")
     items.write_text('{"prompt": "Hi", "responses": ["Hello", "No"]}\n')
     out = items.with_name("scores.jsonl")
-    command = [sys.executable, "-P", "-c", "from plaudit.cli import main; main()", "score", str(items)]
-    command += ["--out", str(out), "--model", str(exports["bert", "int8"])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    code = plaudit.run("score", items, "--out", out, "--model", exports["bert", "int8"])
+    assert code == 0, plaudit.stderr
     model = RewardModel.load(exports["bert", "int8"])
     expected = model.score_encoded([model.encoder.encode("Hi", text) for text in ("Hello", "No")])[:, 0]
     written = [json.loads(line) for line in out.read_text().splitlines()]

@@ -21,6 +21,7 @@ from plaudit_server.domain import Work
 from plaudit_server.faults import VARIABLE
 from plaudit_server.worker import WorkerHost
 
+from ..standing_by import possible, taking_the_place_of_the_first
 from .engines import Oracle
 
 FAULTS = {"exit_on_token": 690, "hang_on_token": 691, "raise_on_token": 692, "nan_on_token": 693}
@@ -50,13 +51,27 @@ def faults() -> dict[str, int]:
 
 
 @pytest.fixture(scope="session")
-async def host(anyio_backend: str) -> AsyncIterator[WorkerHost]:
+async def host(anyio_backend: str, started_host: Callable[..., Any]) -> AsyncIterator[WorkerHost]:
     """Forks workers in a fraction of a second, where each engine's own host would import torch first."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, ",".join(f"{kind}:{token}" for kind, token in FAULTS.items()))
-        host = WorkerHost()
+        host = await started_host()
         yield host
         await host.close()
+
+
+@pytest.fixture(scope="session")
+def started_host(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """`await started_host()` is a host with the environment of this moment, which has imported already."""
+
+    async def start() -> WorkerHost:
+        host = WorkerHost()
+        if possible():
+            with taking_the_place_of_the_first(request.getfixturevalue("standing_by").host):
+                await host._start()
+        return host
+
+    return start
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,11 +25,11 @@ FITS = 170
 
 
 @pytest.fixture(scope="module")
-async def small_host(anyio_backend: str) -> AsyncIterator[WorkerHost]:
+async def small_host(anyio_backend: str, started_host: Callable[..., Any]) -> AsyncIterator[WorkerHost]:
     """Its workers cannot compute more than FITS tokens at once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, f"oom_over_tokens:{FITS}")
-        host = WorkerHost()
+        host = await started_host()
         yield host
         await host.close()
 

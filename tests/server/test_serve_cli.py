@@ -58,7 +58,7 @@ def both(serve, tiny_model_dir, tiny_bert_dir):
     """Two models behind a key; foreign text is rendered again."""
     running = serve(f"first={tiny_model_dir}", tiny_bert_dir, "--rendered-text", "rerender", "--overlong", "error",
                     "--cpus", str(min(os.sched_getaffinity(0))), "--wait", "passive", "--memory-cap", "0.5",
-                    PLAUDIT_API_KEY=KEY)  # fmt: skip
+                    PLAUDIT_API_KEY=KEY, alone=True)  # fmt: skip
     with httpx2.Client(base_url=running.url, headers={"authorization": f"Bearer {KEY}"}, timeout=60) as client:
         yield running, client
 
@@ -199,7 +199,7 @@ def test_a_full_queue_a_client_that_leaves_and_a_drain(serve, tiny_model_dir, fa
     """A hung worker holds everything still, so that each of these can be seen. What another client may add to a queue
     that is full is seen beside it."""
     full = str(len(Encoder.open(tiny_model_dir).encode("p", "waits").ids))
-    running = serve(tiny_model_dir, "--queue-tokens", full, "--drain-seconds", "5", **fault_variable)
+    running = serve(tiny_model_dir, "--queue-tokens", full, "--drain-seconds", "3", **fault_variable)
     host, port = running.url.removeprefix("http://").split(":")
     with httpx2.Client(base_url=running.url, timeout=60) as client:
         hung = threading.Thread(target=lambda: answers.append(ask(fault_text["hang"])))

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -188,7 +189,10 @@ async def test_a_worker_ignores_signals_meant_for_the_front(host: WorkerHost, ti
     assert isinstance(answer, Scores)
 
 
-async def test_a_lost_host_takes_its_workers_along_and_is_started_again(host: WorkerHost, tiny_model_dir: Path) -> None:
+async def test_a_lost_host_takes_its_workers_along_and_is_started_again(
+    started_host: Callable[..., Any], tiny_model_dir: Path
+) -> None:
+    host = await started_host()
     worker = await host.launch(order(tiny_model_dir))
     os.kill(parent_of(worker.pid), signal.SIGKILL)
     assert await worker.receive() is None
@@ -196,6 +200,7 @@ async def test_a_lost_host_takes_its_workers_along_and_is_started_again(host: Wo
     second = await host.launch(order(tiny_model_dir))
     assert isinstance((await ask(second, items(2)))[1], Scores)
     await second.close()
+    await host.close()
 
 
 async def test_a_worker_that_does_not_finish_loading_is_killed(
@@ -203,8 +208,8 @@ async def test_a_worker_that_does_not_finish_loading_is_killed(
 ) -> None:
     os.mkfifo(tmp_path / "config.json")  # reading it never ends
     before = children_of_the(host)
-    with pytest.raises(WorkerFailed, match=r"not loaded within 2\.0 s"):
-        await host.launch(order(tmp_path), load_seconds=2.0)
+    with pytest.raises(WorkerFailed, match=r"not loaded within 0\.5 s"):
+        await host.launch(order(tmp_path), load_seconds=0.5)
     while not children_of_the(host) <= before:
         await asyncio.sleep(0.02)
 
