@@ -9,7 +9,7 @@ from importlib.resources.abc import Traversable
 
 FORWARD = (
     "decoder", "encoder_trunk", "heads", "module_trunk", "packed", "packing", "padded_trunk", "projection",
-    "reward_model", "trunk",
+    "reward_model", "rope", "trunk",
 )  # fmt: skip
 """The modules of this package that a forward runs through; every source of plaudit_kernels counts."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from plaudit._trees import flatten
 from plaudit_loops import config as configs
 from plaudit_loops.config import AlgorithmConfig, RlConfig, SftConfig
 
@@ -44,7 +45,7 @@ def options(words: list[str]) -> dict[str, str]:
 def test_the_recipe_is_the_one_that_was_measured(policies: Any, verb: Any, config: Any, name: str) -> None:
     measured = options(getattr(policies, name))
     assert float(measured.pop("learning_rate")) == configs.learning_rate(verb, 1_097_856)
-    every = configs.flatten(config) | configs.recipe(config)
+    every = flatten(config) | configs.recipe(config)
     found = {path.rpartition(".")[2]: value for path, value in every.items()}
     for option in measured.keys() - {"micro_batch", "sample_every", "samples"}:  # memory, and what is kept
         assert type(found[option])(measured[option]) == found[option], option
