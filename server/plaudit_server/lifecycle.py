@@ -54,8 +54,9 @@ class Lifecycle:
     async def run(self, announce: Callable[[], None]) -> None:
         """Serve until told to stop; `announce` is called once every model is ready. Raises WorkerFailed."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal, number)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` has it
+                loop.add_signal_handler(number, self._on_signal, number)
         listening = asyncio.create_task(self._server.serve(sockets=[self._listener]))
         try:
             if await self._load():
@@ -97,7 +98,7 @@ class Lifecycle:
         await asyncio.gather(*(model.engine.drain(self._settings.drain_seconds) for model in self._models))
 
     def _on_signal(self, number: int) -> None:
-        if self._stop.is_set():
+        if self._stop.is_set() and number != signal.SIGHUP:  # which a shell and the kernel both send
             logger.warning("second signal: exiting now")
             os._exit(128 + number)  # the worker ends with this process
         self._stop.set()

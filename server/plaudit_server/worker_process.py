@@ -227,10 +227,10 @@ def die_with_parent(parent: int) -> None:
 
 
 def ignore_terminal() -> None:
-    """Ctrl-C and the service manager's SIGTERM go to the whole process group, and it is the front that decides
-    when a worker has done its work."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Ctrl-C, the service manager's SIGTERM and the SIGHUP of a terminal that is closed go to the whole process group,
+    and it is the front that decides when a worker has done its work."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def main(arguments: list[str]) -> int:

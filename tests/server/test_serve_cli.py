@@ -252,7 +252,7 @@ def test_a_full_queue_a_client_that_leaves_and_a_drain(serve, tiny_model_dir, fa
     assert "Traceback" not in running.log.read_text()
 
 
-def test_accepted_work_is_finished_before_it_leaves(serve, tiny_model_dir):
+def test_accepted_work_is_finished_before_it_leaves_also_where_its_terminal_is_closed(serve, tiny_model_dir):
     running = serve(tiny_model_dir, "--token-budget", "512")
     responses = [f"{n} " + "word " * 60 for n in range(40)]
     got = []
@@ -266,15 +266,15 @@ def test_accepted_work_is_finished_before_it_leaves(serve, tiny_model_dir):
         asking.start()
         while client.get("/info").json()["queued_tokens"] == 0:
             pass
-        running.process.send_signal(signal.SIGTERM)
+        running.process.send_signal(signal.SIGHUP)
         while "leaving" not in running.log.read_text():
             pass
+        running.process.send_signal(signal.SIGHUP)  # the shell's, then the kernel's
     assert running.process.wait(60) == 0
     asking.join()
     assert got[0].status_code == 200 and None not in got[0].json()["scores"] and len(got[0].json()["scores"]) == 40
 
 
-@pytest.mark.soak
 def test_a_client_that_reads_nothing_of_its_answer_is_not_waited_for_for_ever():
     """The system ends such a connection, and so the request."""
     with listen(ServerSettings(port=0)) as listener:
@@ -283,6 +283,7 @@ def test_a_client_that_reads_nothing_of_its_answer_is_not_waited_for_for_ever():
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 180_000
 
 
+@pytest.mark.soak
 def test_a_second_signal_exits_at_once(serve, tiny_model_dir, fault_variable, fault_text):
     running = serve(tiny_model_dir, **fault_variable)
     body = json.dumps({"prompt": "p", "response": fault_text["hang"]})

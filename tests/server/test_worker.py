@@ -182,8 +182,8 @@ async def test_a_worker_leaves_when_its_link_closes(host: WorkerHost, tiny_model
 
 async def test_a_worker_ignores_signals_meant_for_the_front(host: WorkerHost, tiny_model_dir: Path) -> None:
     worker = await host.launch(order(tiny_model_dir))
-    os.kill(worker.pid, signal.SIGINT)
-    os.kill(worker.pid, signal.SIGTERM)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.kill(worker.pid, number)
     _, answer = await ask(worker, items(2))
     await worker.close()
     assert isinstance(answer, Scores)
