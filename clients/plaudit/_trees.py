@@ -89,10 +89,11 @@ def changed(tree: T, changes: Mapping[str, Any]) -> T:
     if unknown := sorted(changes.keys() - known):
         raise ConfigurationError(f"unknown key {unknown[0]}; known keys: {', '.join(known)}")
     given = {path: converted(known[path], value, path) for path, value in changes.items()}
-    return _made(type(tree), flatten(tree) | given)
+    made: T = _made(type(tree), flatten(tree) | given)
+    return made
 
 
-def _made(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
+def _made(kind: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
     hints = get_type_hints(kind).items()
     inside = {n: _made(hint, values, f"{prefix}{n}.") for n, hint in hints if dataclasses.is_dataclass(hint)}
     return kind(**{n: inside[n] if n in inside else values[prefix + n] for n, _ in hints})
