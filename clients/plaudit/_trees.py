@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 import tomllib
 import types
 from collections.abc import Iterator, Mapping
@@ -79,9 +80,12 @@ def table(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
 
 
 def changed(tree: T, changes: Mapping[str, Any]) -> T:
-    """The tree with the values at dotted paths replaced. Raises ConfigurationError for an unknown path or a value that
-    is not of its type."""
-    known = {path: hint for path, _, hint in leaves(type(tree))}
+    """The tree with the values at dotted paths replaced; one path further, `data.columns.prompt`, is a key of a mapping
+    that keeps its others. Raises ConfigurationError for an unknown path or a value that is not of its type."""
+    known, changes = {path: hint for path, _, hint in leaves(type(tree))}, dict(changes)
+    for path in [path for path in changes if get_origin(known.get(path.rpartition(".")[0])) is dict]:
+        outer, key = path.rsplit(".", 1)
+        changes[outer] = {**changes.get(outer, get(tree, outer)), key: changes.pop(path)}
     if unknown := sorted(changes.keys() - known):
         raise ConfigurationError(f"unknown key {unknown[0]}; known keys: {', '.join(known)}")
     given = {path: converted(known[path], value, path) for path, value in changes.items()}
@@ -113,7 +117,7 @@ def converted(kind: Any, value: Any, path: str) -> Any:
         return table(kind, _expect(isinstance(value, dict), value, path, "a table"), f"{path}.")  # type: ignore[arg-type]
     if kind is float:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return float(_expect(is_number and math.isfinite(value), value, path, "a finite number"))
+        return float(_expect(is_number and abs(value) <= sys.float_info.max, value, path, "a finite number"))
     if isinstance(value, str):  # a name of a file that is not UTF-8 has surrogates
         _expect(not any("\ud800" <= letter <= "\udfff" for letter in value), value, path, "text that UTF-8 can hold")
     is_plain = isinstance(value, kind) and not (kind is int and isinstance(value, bool))

@@ -27,11 +27,11 @@ from plaudit_model.reward_model import RewardModel
 from plaudit_model.run_folder import Diverged
 from plaudit_training import state
 from plaudit_training.batches import Example, encode_records
-from plaudit_training.callbacks import make
 from plaudit_training.config import RunConfig
 from plaudit_training.evaluate import evaluate
 from plaudit_training.report import Display
 from plaudit_training.state import module_tensors
+from plaudit_training.trackers import make
 from plaudit_training.train import Outlets, Task, Trainer
 
 Toy = Callable[[int, int], list[Record]]
@@ -71,7 +71,7 @@ class StopAt(StopRequest):
             raise Interrupted("SIGTERM")
 
 
-def run(task: Task, out: Path, stop: StopRequest | None = None, callbacks: Trackers | None = None) -> Trainer:
+def run(task: Task, out: Path, stop: StopRequest | None = None, trackers: Trackers | None = None) -> Trainer:
     """Train into `out`, from its newest checkpoint if there is one."""
     out.mkdir(exist_ok=True)
     trainer = Trainer(task, out)
@@ -79,7 +79,7 @@ def run(task: Task, out: Path, stop: StopRequest | None = None, callbacks: Track
     log = JsonLines(out / "metrics.jsonl", trainer.progress.metrics_bytes)
     try:
         with Display(Console(file=StringIO()), task.steps, trainer.progress.step) as display:
-            trainer.run(Outlets(log, callbacks or make((), out, {}, 0), display, stop or StopRequest()))
+            trainer.run(Outlets(log, trackers or make((), out, {}, 0), display, stop or StopRequest()))
     finally:
         log.close()
     return trainer
@@ -410,7 +410,7 @@ def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(
     task, collector = make_task(settings()), Collector()
     with caplog.at_level(logging.WARNING):
         trackers = Trackers(["Collector"], lambda _: (collector.log, collector.close))
-        trainer = run(task, tmp_path, callbacks=trackers)
+        trainer = run(task, tmp_path, trackers=trackers)
     assert trainer.progress.step == task.steps
     assert [step for step, _ in collector.seen] == [1, 2, 3]
     assert "train/loss" in collector.seen[0][1] and "train/tokens_per_second" in collector.seen[0][1]
@@ -435,7 +435,7 @@ def test_tensorboard_files_hold_the_numbers(make_task: Callable[..., Task], tmp_
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     trackers = make(("tensorboard",), tmp_path, {}, 0)
-    run(make_task(settings()), tmp_path, callbacks=trackers)
+    run(make_task(settings()), tmp_path, trackers=trackers)
     trackers.close()
     found = EventAccumulator(str(tmp_path / "tensorboard"))
     found.Reload()

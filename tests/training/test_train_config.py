@@ -43,6 +43,15 @@ def test_a_file_has_the_same_configuration(tmp_path: Path) -> None:
     assert trees.read(tmp_path / "run.toml", RunConfig) == config
 
 
+def test_a_path_may_end_in_a_mapping_which_keeps_its_other_keys() -> None:
+    config = trees.changed(RunConfig(), {"data.columns": {"prompt": "question", "chosen": "good"}})
+    changed = trees.changed(config, {"data.columns.prompt": "asked", "data.columns.rejected": "bad"})
+    assert changed.data.columns == {"prompt": "asked", "chosen": "good", "rejected": "bad"}
+    assert config.data.columns == {"prompt": "question", "chosen": "good"} and RunConfig().data.columns == {}
+    with pytest.raises(ConfigurationError, match="data.columns.prompt: expected a string, got 3"):
+        trees.changed(config, {"data.columns.prompt": 3})
+
+
 def test_what_is_absent_has_its_default(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text("[optim]\nlearning_rate = 1e-5\n")
     config = trees.read(tmp_path / "run.toml", RunConfig)
@@ -56,6 +65,7 @@ def test_what_is_absent_has_its_default(tmp_path: Path) -> None:
         ("[optim]\nlr = 1", "unknown key optim.lr; known keys: learning_rate"),
         ("[optim]\nlearning_rate = '1e-5'", "optim.learning_rate: expected a finite number, got '1e-5'"),
         ("[optim]\nlearning_rate = nan", "expected a finite number"),
+        (f"[optim]\nweight_decay = {10**400}", "optim.weight_decay: expected a finite number, got 1000"),
         ("[optim]\nnum_train_epochs = true", "optim.num_train_epochs: expected an integer, got True"),
         ("[optim]\nnum_train_epochs = 1.5", "expected an integer"),
         ("[data]\nties = 'lose'", "data.ties: expected one of"),

@@ -17,7 +17,7 @@ import torch
 from plaudit.errors import ConfigurationError
 from plaudit_model.interrupt import Interrupted, StopRequest
 from plaudit_model.json_lines import JsonLines
-from plaudit_training import callbacks
+from plaudit_training import trackers
 from plaudit_training.state import generators, restore_generators
 
 
@@ -105,9 +105,9 @@ def test_a_disk_that_is_full_costs_lines_and_not_the_run(tmp_path: Path, caplog:
 
 
 def test_a_tracker_that_is_not_installed_is_an_error_and_tensorboard_is_not() -> None:
-    callbacks.check(("tensorboard",))
+    trackers.check(("tensorboard",))
     with pytest.raises(ConfigurationError, match="pip install mlflow"):
-        callbacks.check(("tensorboard", "mlflow"))
+        trackers.check(("tensorboard", "mlflow"))
 
 
 class Recorder(types.ModuleType):
@@ -141,9 +141,9 @@ def test_trackers_are_told_the_configuration_and_the_numbers(
     recorder = Recorder(name)
     monkeypatch.setitem(sys.modules, name, recorder)
     (tmp_path / "run.toml").touch()
-    trackers = callbacks.make((name,), tmp_path, {"seed": 0}, 0)
-    trackers.log(1, {"train/loss": 0.5})
-    trackers.close()
+    told = trackers.make((name,), tmp_path, {"seed": 0}, 0)
+    told.log(1, {"train/loss": 0.5})
+    told.close()
     assert recorder.calls == calls
 
 
@@ -158,6 +158,6 @@ def test_a_resumed_run_is_the_same_to_wandb_and_another_of_its_name_is_not(
         (out / "run.toml").touch()
         os.utime(out / "run.toml", (number, number))
     for out in (*runs, runs[0]):
-        callbacks.make(("wandb",), out, {}, 0)
+        trackers.make(("wandb",), out, {}, 0)
     one, other, again = (options["id"] for options in recorder.options)
     assert one == again != other and one.startswith("first-")

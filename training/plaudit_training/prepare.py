@@ -15,7 +15,7 @@ from plaudit_model.records import Record
 from plaudit_model.reward_model import RewardModel
 from plaudit_model.store import weights_identity
 
-from . import callbacks, preflight, sources
+from . import preflight, sources, trackers
 from .batches import Encoding, default_batch_pairs, encode_records, fingerprint
 from .config import RunConfig
 from .errors import BadRows, DataError
@@ -86,7 +86,7 @@ class Prepared:
 def check_inputs(config: RunConfig) -> None:
     """What can be known at once, before anything is spent on it: raises DataError for a file that cannot be read,
     ConfigurationError for a tracker that is not installed."""
-    callbacks.check(config.report_to)
+    trackers.check(config.report_to)
     if config.lora.r:
         require_peft()
     if not config.data.train:

@@ -26,7 +26,7 @@ from plaudit_model.json_lines import JsonLines, write_whole
 from plaudit_model.memory import keep_freed_memory
 from plaudit_model.run_folder import Diverged, RunExists, held
 
-from . import callbacks
+from . import trackers
 from .config import RunConfig
 from .finish import REPORT, Finished, finish, lineage
 from .page import PAGE, draw
@@ -153,15 +153,15 @@ def _loop(trainer: Trainer, task: Task, out: Path, console: Console, stop: StopR
     """The training loop with its outlets open. Returns tokens a second."""
     progress = trainer.progress
     log = JsonLines(out / "metrics.jsonl", progress.metrics_bytes)
-    trackers = callbacks.make(task.config.report_to, out, flatten(task.config), progress.step)
+    told = trackers.make(task.config.report_to, out, flatten(task.config), progress.step)
     stop.patient = True
     try:
         with Display(console, task.steps, progress.step) as display:
-            trainer.run(Outlets(log, trackers, display, stop))
+            trainer.run(Outlets(log, told, display, stop))
             return display.tokens_per_second
     finally:
         stop.patient = False
-        trackers.close()
+        told.close()
         log.close()
 
 

@@ -68,7 +68,7 @@ class Outlets:
     """Where the numbers of a run go, and from where it can be told to stop."""
 
     log: JsonLines
-    callbacks: Trackers
+    trackers: Trackers
     display: Display
     stop: StopRequest
 
@@ -206,7 +206,7 @@ class Trainer:
         outlets.log.write(event)
         outlets.display.step(progress.step, event)
         speed = {"train/tokens_per_second": outlets.display.tokens_per_second}
-        outlets.callbacks.log(progress.step, _numbers("train", event) | speed)
+        outlets.trackers.log(progress.step, _numbers("train", event) | speed)
         if not finite:
             self._skipped()
 
@@ -235,7 +235,7 @@ class Trainer:
         step = self.progress.evaluated_at = self.progress.step
         event = result.event(step)
         outlets.log.write(event)
-        outlets.callbacks.log(step, _numbers("eval", event))
+        outlets.trackers.log(step, _numbers("eval", event))
         outlets.display.evaluation(step, event)
         self._compare(result)
 
