@@ -21,6 +21,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -39,6 +40,7 @@ class Forked:
     def __init__(self, pid: int, stdout: Any) -> None:
         self.pid, self.stdout = pid, stdout
         self.returncode: int | None = None
+        self._collecting = threading.Lock()  # a wait that is given up goes on in its thread, beside the next
 
     def send_signal(self, number: int) -> None:
         if self.returncode is None:
@@ -55,7 +57,9 @@ class Forked:
                     raise subprocess.TimeoutExpired("plaudit", timeout or 0.0)
             finally:
                 os.close(end)
-            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            with self._collecting:
+                if self.returncode is None:
+                    self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         return self.returncode
 
 
@@ -98,18 +102,24 @@ class StandingBy:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             command = [sys.executable, "-P", __file__, "import", str(theirs.fileno())]
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+            # As a host's: numpy's threads would be lost in what is forked here, which would wait for them for ever.
+            environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
 
     def host(self, request: bytes, ends: list[int]) -> int:
         socket.send_fds(self._control, [request], ends)
-        return int(self._control.recv(16))
+        if not (pid := self._control.recv(16)):
+            raise ChildProcessError("the process that stands by is gone; its traceback is on the tests' stderr")
+        return int(pid)
 
     def serve(self, arguments: list[str], environment: dict[str, str], log: int) -> Forked:
         reading, writing = os.pipe()
         request = json.dumps({"arguments": arguments, "environment": environment}).encode()
-        pid = self.host(request, [writing, log])
-        os.close(writing)
-        return Forked(pid, os.fdopen(reading))
+        stdout = os.fdopen(reading)
+        try:
+            return Forked(self.host(request, [writing, log]), stdout)
+        finally:
+            os.close(writing)
 
     def close(self) -> None:
         self._control.close()
@@ -136,6 +146,8 @@ def load() -> None:
 
 def stand_by(control: socket.socket) -> None:
     load()
+    threads = os.listdir("/proc/self/task")
+    assert len(threads) == 1, "a fork without its handlers, as of `sibling`, may copy one thread alone"
     while True:
         request, ends, _, _ = socket.recv_fds(control, 1 << 20, 2)
         if not request:
@@ -159,7 +171,10 @@ def sibling() -> int:
     import ctypes
 
     flags = CLONE_PARENT | signal.SIGCHLD
-    return int(ctypes.PyDLL(None).syscall(CLONE[platform.machine()], flags, 0, 0, 0, 0))
+    pid = int(ctypes.PyDLL(None).syscall(CLONE[platform.machine()], flags, 0, 0, 0, 0))
+    if pid < 0:  # whoever was told so would later kill "process -1", which is all of them
+        raise OSError("no process to be had")
+    return pid
 
 
 def begin(request: dict[str, Any], ends: list[int]) -> NoReturn:
