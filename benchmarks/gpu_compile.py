@@ -243,14 +243,11 @@ def differentiate(
             for number, about in enumerate(node._input_metadata)
         ]
         found = getattr(node, "apply", node)(*gradients)
-        for (after, number), gradient in zip(node.next_functions, _several(found), strict=False):
+        several = found if isinstance(found, tuple) else (found,)
+        for (after, number), gradient in zip(node.next_functions, several, strict=False):
             if after is not None and gradient is not None:
                 given.setdefault(after, {})[number] = gradient
     return [torch.empty_like(leaf) for leaf in leaves]
-
-
-def _several(found: Any) -> tuple[Any, ...]:
-    return found if isinstance(found, tuple) else (found,)
 
 
 def _ordered(roots: list[Any]) -> list[Any]:

@@ -4,7 +4,8 @@ or a test starts. That import is most of what starting a server costs, and it is
 One process a session imports (`python standing_by.py import FD`) and forks: a host for the tests themselves, or a host
 and, in its parent, `python standing_by.py front ...`, which is `plaudit serve` in a fresh interpreter. Whoever starts
 the host is its parent, and what a host does from `worker_host.main` on is what it always does. A second host, or
-one after a loss, is started as everywhere.
+one after a loss, is started as everywhere. What libraries read of the environment as they are imported, as of
+OMP_WAIT_POLICY or TRITON_INTERPRET, is the session's: a test of such a variable starts its server `alone`.
 """
 
 from __future__ import annotations
