@@ -43,7 +43,6 @@ COMPILE = triton.compiler.compile
 LAYERS = 2
 """Of every model: further ones launch the same."""
 
-
 CALLED = (
     "cuCtxGetCurrent", "cuCtxSetCurrent", "cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuFuncSetAttribute",
     "cuGetErrorString", "cuPointerGetAttribute",
@@ -152,15 +151,16 @@ class Compiler:
 
 
 def _compiled(src: Any, target: GPUTarget, options: Any, told: str) -> int:
-    try:
-        kernel = COMPILE(src, target=target, options=options)
-    except Exception as error:
-        print(f"FAILED: {told}: {str(error).splitlines()[0]}", flush=True)
-        return 1
+    """The exit code of the process. Nothing may be raised: the case would go on, twice."""
     from triton.backends.nvidia.driver import CudaLauncher
 
-    with contextlib.suppress(ImportError):  # without a driver it is built and cannot be loaded
-        CudaLauncher(src, kernel.metadata)
+    try:
+        kernel = COMPILE(src, target=target, options=options)
+        with contextlib.suppress(ImportError):  # without a driver it is built and cannot be loaded
+            CudaLauncher(src, kernel.metadata)
+    except Exception as error:
+        print(f"FAILED: {told}: {str(error).partition(chr(10))[0]}", flush=True)
+        return 1
     return 0
 
 
@@ -243,14 +243,11 @@ def differentiate(
             for number, about in enumerate(node._input_metadata)
         ]
         found = getattr(node, "apply", node)(*gradients)
-        for (after, number), gradient in zip(node.next_functions, _several(found), strict=False):
+        several = found if isinstance(found, tuple) else (found,)
+        for (after, number), gradient in zip(node.next_functions, several, strict=False):
             if after is not None and gradient is not None:
                 given.setdefault(after, {})[number] = gradient
     return [torch.empty_like(leaf) for leaf in leaves]
-
-
-def _several(found: Any) -> tuple[Any, ...]:
-    return found if isinstance(found, tuple) else (found,)
 
 
 def _ordered(roots: list[Any]) -> list[Any]:

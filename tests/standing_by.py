@@ -4,7 +4,8 @@ or a test starts. That import is most of what starting a server costs, and it is
 One process a session imports (`python standing_by.py import FD`) and forks: a host for the tests themselves, or a host
 and, in its parent, `python standing_by.py front ...`, which is `plaudit serve` in a fresh interpreter. Whoever starts
 the host is its parent, and what a host does from `worker_host.main` on is what it always does. A second host, or
-one after a loss, is started as everywhere.
+one after a loss, is started as everywhere. What libraries read of the environment as they are imported, as of
+OMP_WAIT_POLICY or TRITON_INTERPRET, is the session's: a test of such a variable starts its server `alone`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -39,6 +41,7 @@ class Forked:
     def __init__(self, pid: int, stdout: Any) -> None:
         self.pid, self.stdout = pid, stdout
         self.returncode: int | None = None
+        self._collecting = threading.Lock()  # a wait that is given up goes on in its thread, beside the next
 
     def send_signal(self, number: int) -> None:
         if self.returncode is None:
@@ -55,7 +58,9 @@ class Forked:
                     raise subprocess.TimeoutExpired("plaudit", timeout or 0.0)
             finally:
                 os.close(end)
-            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            with self._collecting:
+                if self.returncode is None:
+                    self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         return self.returncode
 
 
@@ -98,18 +103,24 @@ class StandingBy:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             command = [sys.executable, "-P", __file__, "import", str(theirs.fileno())]
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+            # As a host's: numpy's threads would be lost in what is forked here, which would wait for them for ever.
+            environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
 
     def host(self, request: bytes, ends: list[int]) -> int:
         socket.send_fds(self._control, [request], ends)
-        return int(self._control.recv(16))
+        if not (pid := self._control.recv(16)):
+            raise ChildProcessError("the process that stands by is gone; its traceback is on the tests' stderr")
+        return int(pid)
 
     def serve(self, arguments: list[str], environment: dict[str, str], log: int) -> Forked:
         reading, writing = os.pipe()
         request = json.dumps({"arguments": arguments, "environment": environment}).encode()
-        pid = self.host(request, [writing, log])
-        os.close(writing)
-        return Forked(pid, os.fdopen(reading))
+        stdout = os.fdopen(reading)
+        try:
+            return Forked(self.host(request, [writing, log]), stdout)
+        finally:
+            os.close(writing)
 
     def close(self) -> None:
         self._control.close()
@@ -136,6 +147,8 @@ def load() -> None:
 
 def stand_by(control: socket.socket) -> None:
     load()
+    threads = os.listdir("/proc/self/task")
+    assert len(threads) == 1, "a fork without its handlers, as of `sibling`, may copy one thread alone"
     while True:
         request, ends, _, _ = socket.recv_fds(control, 1 << 20, 2)
         if not request:
@@ -159,7 +172,10 @@ def sibling() -> int:
     import ctypes
 
     flags = CLONE_PARENT | signal.SIGCHLD
-    return int(ctypes.PyDLL(None).syscall(CLONE[platform.machine()], flags, 0, 0, 0, 0))
+    pid = int(ctypes.PyDLL(None).syscall(CLONE[platform.machine()], flags, 0, 0, 0, 0))
+    if pid < 0:  # whoever was told so would later kill "process -1", which is all of them
+        raise OSError("no process to be had")
+    return pid
 
 
 def begin(request: dict[str, Any], ends: list[int]) -> NoReturn:

@@ -32,7 +32,7 @@ def fused_norm(
     unit_offset: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(normed, sum) as of `rms_norm`, or with `centre` as of `layer_norm`; without a residual the sum is `hidden`."""
-    rows, width = hidden_TD.shape[:-1].numel(), hidden_TD.shape[-1]
+    rows, width = hidden_TD.shape
     normed = torch.empty_like(hidden_TD, memory_format=torch.contiguous_format)
     total = hidden_TD if residual_TD is None else torch.empty_like(normed)
     launch(
@@ -135,10 +135,10 @@ def _scale_and_shift(target, row, weight, bias, shifted, inverse, width):
 
 def fused_gated(gate_up_TE: torch.Tensor, tanh: bool) -> torch.Tensor:
     """`gated` with SiLU, or with `tanh` GELU by its tanh approximation."""
-    width = gate_up_TE.shape[-1] // 2
-    output = gate_up_TE.new_empty(*gate_up_TE.shape[:-1], width)
+    rows, columns = gate_up_TE.shape
+    output = gate_up_TE.new_empty(rows, columns // 2)
     kernel = gated_float if gate_up_TE.dtype == torch.float32 else gated_bf16
-    launch(kernel, output.numel() // width, width, gate_up_TE, output, gate_up_TE.stride(-2), int(tanh))
+    launch(kernel, rows, columns // 2, gate_up_TE, output, gate_up_TE.stride(-2), int(tanh))
     return output
 
 

@@ -39,7 +39,7 @@ class _Scratch(threading.local):
 
     def of(self, words: int) -> torch.Tensor:
         if self.memory.numel() < words:
-            self.memory = torch.empty(words, dtype=torch.int32)
+            self.memory = torch.empty(words, dtype=torch.int32, device="cpu")  # whatever the default is
         return self.memory
 
 

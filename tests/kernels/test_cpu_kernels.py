@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -217,6 +218,12 @@ def test_rotary(unit_offset: bool, normed: bool, turned: int, dtype: torch.dtype
     check(operation, dtype)
 
 
+def test_rows_are_those_of_a_matrix() -> None:
+    for operation in (lambda rows: rms_norm(rows, torch.ones(8), 1e-6), lambda rows: gated(rows, "silu")):
+        with pytest.raises(ValueError, match="unpack"):
+            operation(torch.ones(4, 6, 8)[:, 1:3])
+
+
 def test_threads_do_not_change_bits(kind: str) -> None:
     segments = grouped([(45, [31, 64, 77]), (0, [9]), *[(20, [70])] * 8])
     tensors = stored(heads(sum(s[1] for s in segments), 4, 2, 64), kind)
@@ -241,6 +248,16 @@ def test_threads_that_share_one_heap_do_not_write_over_each_other() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test]
     ended = subprocess.run(command, env={**os.environ, "MALLOC_ARENA_MAX": "1"}, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout
+
+
+def test_a_threads_memory_is_the_hosts_whatever_device_is_the_default() -> None:
+    def normed(device: str) -> torch.Tensor:
+        rows, weight = torch.ones(3, 40, device="cpu"), torch.ones(40, device="cpu")
+        with torch.inference_mode(), torch.device(device):
+            return rms_norm(rows, weight, 1e-6)[0]
+
+    with ThreadPoolExecutor(1) as anew, ThreadPoolExecutor(1) as other:  # memory is kept by each that calls
+        assert torch.equal(anew.submit(normed, "meta").result(), other.submit(normed, "cpu").result())
 
 
 def test_where_numba_is_missing_torch_runs_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
