@@ -287,10 +287,10 @@ def test_eval_tells_what_it_found_where_its_page_cannot_be_written(
 ) -> None:
     page = tmp_path / "page.html"
     asked = ["eval", out / "model", files / "eval.jsonl", "--json", "--html", page]
-    plaudit.start(*asked)
-    while not list(tmp_path.glob(".page.html.writing-*")):
+    command = plaudit.start(*asked)
+    while Path(f"/proc/{command}").exists() and not list(tmp_path.glob(".page.html.writing-*")):
         time.sleep(0.001)
-    page.mkdir()
+    page.mkdir()  # while it scores
     assert plaudit.wait() == 74 and "page.html cannot be written" in plaudit.stderr
     assert json.loads(plaudit.stdout)["accuracy"]["n"] > 0
     assert plaudit.run(*asked) == 65 and error(plaudit).endswith("page.html cannot be written: Is a directory")
