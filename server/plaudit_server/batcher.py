@@ -221,9 +221,7 @@ class Batcher:
         full = self._index.tokens >= self.token_budget
         if slot == "none" or not len(self._index) or (slot == "ahead" and (self._suspects or not full)):
             return None  # a batch ahead that is not full only gains by waiting until the worker is free
-        if full:
-            return float("-inf")
-        oldest = min(line.oldest for line in self._lines.values())
+        oldest = float("-inf") if full else min(line.oldest for line in self._lines.values())
         hopeless = self._alone > _HABIT and oldest > self._company_at + _PATIENCE
         return min(oldest + self._policy.max_wait, self._silent_since + (0.0 if hopeless else self._policy.settle))
 
