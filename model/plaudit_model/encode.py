@@ -29,6 +29,9 @@ Overlong = Literal["error", "truncate_prompt", "truncate_left"]
 
 CONFIG_FILE = "tokenizer_config.json"
 
+_ANSWER = "\ue000"
+"""Stands for an answer: of private use, so no template writes it, as it may the word (`</answer>`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Truncation:
@@ -63,7 +66,8 @@ class Encoder:
         self._tokenizer = BoundedTokenizer(tokenizer_json)
         self._template = ChatTemplate(contract.template, special_tokens)
         self._lead = self._leading_ids()
-        self._closing = self._what_closes()
+        self._example = self._rendered_example()
+        self._closing = self._example.rpartition(_ANSWER)[2]  # what the template writes behind an answer
 
     @classmethod
     def open(cls, directory: Path, contract: RewardContract | None = None) -> Encoder:
@@ -97,18 +101,15 @@ class Encoder:
     def opening(self) -> str:
         """The BOS that the template writes in front of a conversation, as text; empty if it writes none."""
         bos = self._special_tokens.get("bos_token", "")
-        if not bos or self.contract.template.kind == "pair":
-            return ""
-        rendered = self._template.render([Message("user", "")], add_generation_prompt=False)
-        return bos if rendered.startswith(bos) else ""
+        return bos if self._example.startswith(bos) else ""
 
-    def _what_closes(self) -> str:
-        """What the template writes behind an answer; empty where it refuses to."""
+    def _rendered_example(self) -> str:
+        """A question and its answer as the template writes them; empty where it refuses to, or writes none."""
         if self.contract.template.kind == "pair":
             return ""
         try:
-            turns = [Message("user", "question"), Message("assistant", "answer")]
-            return self._template.render(turns, add_generation_prompt=False).rpartition("answer")[2]
+            turns = [Message("user", "question"), Message("assistant", _ANSWER)]
+            return self._template.render(turns, add_generation_prompt=False)
         except ItemError:
             return ""
 

@@ -182,7 +182,8 @@ class Batcher:
         entry.jobs[job] = None
         entry.size = min(entry.size, job.size)
         urgent = job.priority == "interactive" and entry.priority == "batch"
-        if urgent or (job.priority == entry.priority and not self.share(job.priority, job.client)[0]):
+        anew = job.priority == entry.priority and not self.share(job.priority, job.client)[0]
+        if urgent or (anew and not self._lines[entry.priority].leads(entry)):
             if entry.state == "waiting":
                 self._lines[entry.priority].remove(entry)
             entry.priority, entry.client = job.priority, job.client  # its turn comes sooner
@@ -217,20 +218,17 @@ class Batcher:
 
     def _opens(self, slot: Slot) -> float | None:
         """When a batch may be formed from what waits now; None if only an event can tell."""
-        oldest = min((line.head.arrived for line in self._lines.values() if line.head), default=None)
-        if oldest is None or slot == "none" or (slot == "ahead" and self._suspects):
-            return None
-        if self._index.tokens >= self.token_budget:
-            return oldest
-        if slot == "ahead":
-            return None  # a batch that is not full only gains by waiting until the worker is free
+        full = self._index.tokens >= self.token_budget
+        if slot == "none" or not len(self._index) or (slot == "ahead" and (self._suspects or not full)):
+            return None  # a batch ahead that is not full only gains by waiting until the worker is free
+        oldest = float("-inf") if full else min(line.oldest for line in self._lines.values())
         hopeless = self._alone > _HABIT and oldest > self._company_at + _PATIENCE
         return min(oldest + self._policy.max_wait, self._silent_since + (0.0 if hopeless else self._policy.settle))
 
     def _form(self) -> Batch:
         line, room, passed_over = self._next_line(), self.token_budget, 0
         families: list[Family] = []
-        for leader in line.leaders():
+        for leader in line.leaders(room + self._policy.look_ahead + 1):  # each takes a token, or is passed over
             if leader.state == "running":
                 continue  # it has joined an older leader of this batch
             family, cost = self._family(leader, room, first=not families)
@@ -277,9 +275,9 @@ class Batcher:
 
     def _next_line(self) -> Line:
         interactive, batch = self._lines["interactive"], self._lines["batch"]
-        if not (interactive.head and batch.head):
+        if not (interactive.tokens and batch.tokens):
             self._interactive_turns = 0
-            return interactive if interactive.head else batch
+            return interactive if interactive.tokens else batch
         if self._interactive_turns == INTERACTIVE_TURNS:
             self._interactive_turns = 0
             return batch

@@ -269,11 +269,11 @@ def _fault(detail: ErrorDetails, path: str, shapes: str) -> tuple[str, str]:
     kind = detail["type"]
     if kind.startswith("union_tag"):
         return "invalid_shape", f"has none of the shapes that are known here: {shapes}"
-    if kind in ("extra_forbidden", "string_unicode"):
+    if kind == "extra_forbidden" or (kind == "string_unicode" and not path.endswith("rid")):
         return "unknown_field", f"has a field that is not known here: {shapes}"
     if path.endswith("prompt") and kind in ("is_instance_of", "list_type"):
         return "invalid_request", 'must be text or a list of {"role", "content"} messages'
-    if kind == "is_instance_of":
+    if kind in ("is_instance_of", "string_unicode"):
         return "invalid_request", "must be text"
     if kind == "missing":
         return "invalid_request", f"is missing; known here: {shapes}"
@@ -298,6 +298,6 @@ def _too_many(param: str) -> NoReturn:
 
 _FIELDS = schema.SHAPE_FIELDS | {
     "role", "content", "query", "response_a", "response_b", "top_n", "input", "max_length", "use_activation", "label",
-    "documents",
+    "documents", "raw_scores", "return_documents", "rid", "add_special_tokens",
     *Options.__slots__,
 }  # fmt: skip

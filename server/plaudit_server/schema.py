@@ -241,13 +241,17 @@ class ClassifyConversation(TypedDict):
     model: NotRequired[Text]
 
 
+Rid = Annotated[str, Field(max_length=256)]
+"""It stands in the answer once for each text."""
+
+
 @_object
 class SglangTexts(TypedDict):
     """SGLang's own request: a rendered text, or several; `rid` is the id in the answer."""
 
     text: Text | Responses
     model: NotRequired[Text]
-    rid: NotRequired[Text]
+    rid: NotRequired[Rid]
 
 
 @_object
@@ -256,15 +260,18 @@ class SglangIds(TypedDict):
 
     input_ids: Ids | Annotated[list[Ids], Field(max_length=MAX_ITEMS, fail_fast=True)]
     model: NotRequired[Text]
-    rid: NotRequired[Text]
+    rid: NotRequired[Rid]
 
 
 @_object
 class RerankRequest(TypedDict):
-    """The request of vLLM and others: the prompt is the query, the responses are the documents. `top_n` 0 is all."""
+    """The request of vLLM and others: the prompt is the query, the responses are the documents. `top_n` 0 is all. The
+    documents are returned always, as by vLLM, and the scores are raw: infinity has to be asked for such."""
 
     query: Text
     documents: Responses
+    return_documents: NotRequired[bool]
+    raw_scores: NotRequired[Literal[True]]
     top_n: NotRequired[Annotated[int, Field(ge=0)]]
     model: NotRequired[Text]
 

@@ -6,7 +6,7 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from itertools import accumulate, islice
 from operator import attrgetter, itemgetter
 from typing import Literal
 
@@ -128,11 +128,11 @@ class _Own:
     tokens: int = 0
     fair: bool = True
 
-    def leaders(self) -> list[Entry]:
-        """In order of arrival, and the next time those of short requests first."""
+    def leaders(self, most: int) -> list[Entry]:
+        """So many, in order of arrival, and the next time those of short requests first."""
         self.fair = not self.fair
-        entries = list(self.entries.values())
-        return sorted(entries, key=attrgetter("size")) if self.fair else entries
+        entries = self.entries.values()
+        return sorted(entries, key=attrgetter("size"))[:most] if self.fair else list(islice(entries, most))
 
 
 class Line:
@@ -143,19 +143,22 @@ class Line:
         self.tokens = 0
 
     @property
-    def head(self) -> Entry | None:
-        """The oldest."""
-        heads = (next(iter(own.entries.values())) for own in self._clients.values())
-        return min(heads, key=attrgetter("arrived"), default=None)
+    def oldest(self) -> float:
+        """When the first arrived of those who wait; infinity if nobody does."""
+        return min((next(iter(own.entries.values())).arrived for own in self._clients.values()), default=float("inf"))
+
+    def leads(self, entry: Entry) -> bool:
+        """It is the next of its client."""
+        return next(iter(self._clients.get(entry.client, _Own()).entries.values()), None) is entry
 
     def share(self, client: str) -> tuple[int, int]:
         """The tokens of a client, and how many clients there are, with it."""
         return self._clients.get(client, _Own()).tokens, len(self._clients) + (client not in self._clients)
 
-    def leaders(self) -> Iterator[Entry]:
-        """In turns that give each client as many tokens, of a line that is not empty."""
-        first, *others = self._clients.values()
-        turns = (first.leaders(), *(list(own.entries.values()) for own in others))
+    def leaders(self, most: int) -> Iterator[Entry]:
+        """In turns that give each client as many tokens, of a line that is not empty: the first so many, at least."""
+        first, *others = islice(self._clients.values(), most)
+        turns = (first.leaders(most), *(list(islice(own.entries.values(), most)) for own in others))
         given = (zip(accumulate((entry.tokens for entry in turn), initial=0), turn, strict=False) for turn in turns)
         return (entry for _, entry in heapq.merge(*given, key=itemgetter(0)))
 

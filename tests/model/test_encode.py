@@ -145,6 +145,21 @@ def test_rendered_text_ends_as_the_template_does(chat: Encoder) -> None:
         assert other.encode_text(whole[:-1]).ids.tolist() == expected[:-1], "nothing is written behind a turn"
 
 
+def test_what_a_template_writes_around_an_answer_may_hold_the_word(chat: Encoder) -> None:
+    """Else every text that ends in `>` would get a line break."""
+    source = "{% for m in messages %}{{ '<answer>' ~ m['content'] ~ '</answer>\n' }}{% endfor %}"
+    encoder = Encoder(chat._tokenizer._json, {}, replace(chat.contract, template=Template.of("chat", source)))
+    as_is, whole = encoder.encode_text("a > b >"), encoder.encode_text("<answer>a</answer>")
+    assert as_is.ids.tolist() == chat.encode_text("a > b >").ids.tolist()
+    assert whole.ids.tolist() == chat.encode_text("<answer>a</answer>\n").ids.tolist()
+
+
+def test_a_template_may_refuse_a_conversation_without_an_answer(chat: Encoder) -> None:
+    source = "{{ bos_token if messages[-1]['role'] == 'assistant' else raise_exception('no answer') }}"
+    contract = replace(chat.contract, template=Template.of("chat", source))
+    assert Encoder(chat._tokenizer._json, {"bos_token": "[CLS]"}, contract).opening() == "[CLS]"
+
+
 def test_the_opening_is_the_bos_that_the_template_writes(chat: Encoder, pair: Encoder) -> None:
     special = {"bos_token": "[CLS]"}
     template = Template.of("chat", "{{ bos_token }}" + chat.contract.template.source)

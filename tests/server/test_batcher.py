@@ -308,6 +308,14 @@ def test_what_another_client_asks_for_too_comes_in_the_sooner_turn() -> None:
     assert queue.empty and queue.queued_tokens("batch") == 0
 
 
+def test_what_is_the_next_of_its_client_keeps_its_turn_whoever_asks_for_it_too() -> None:
+    queue = batcher(token_budget=10)
+    fill(queue, *(job([1] * 9 + [row], size=10, client=client) for row, client in enumerate("abbccdd")))
+    for late in "efgh":  # each would move it behind all who wait
+        fill(queue, job([1] * 9 + [0], size=10, client=late))
+    assert led(queue) == [0, 1, 3, 5, 2, 4, 6]
+
+
 def test_what_was_put_back_is_in_front_of_other_clients_too() -> None:
     queue = batcher(token_budget=10)
     fill(queue, *(job([1] * 9 + [row], size=10, client="ab"[row % 2]) for row in range(4)))

@@ -158,6 +158,24 @@ def test_vllms_older_names_of_the_activation_are_known(http):
     assert http.post("/classify", json={**body, "use_activation": False}).status_code == 422, "said twice"
 
 
+def test_an_id_that_stands_in_every_answer_is_short_text(http):
+    for rid in ("x" * 257, "\ud800", ["x"], 5, None):
+        answer = http.post("/classify", content=json.dumps({"text": TEXTS, "rid": rid}))
+        assert (answer.status_code, answer.json()["error"]["param"]) == (422, "rid")
+    found = http.post("/classify", json={"text": TEXTS, "rid": "\N{SNOWMAN}" * 256}).json()
+    assert [one["meta_info"]["id"] for one in found] == ["\N{SNOWMAN}" * 256] * 2
+
+
+def test_rerank_takes_what_clients_of_vllm_and_infinity_say_beside_it(http):
+    """LiteLLM asks for the documents always (`litellm/rerank_api`); infinity gives raw scores only if asked."""
+    body = {"query": "hi", "documents": ["hello", "go away"]}
+    plain = http.post("/rerank", json=body).json()["results"]
+    for more in ({"return_documents": True}, {"return_documents": False}, {"raw_scores": True}):
+        assert http.post("/rerank", json=body | more).json()["results"] == plain
+    answer = http.post("/rerank", json=body | {"raw_scores": False})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, "raw_scores")
+
+
 @pytest.mark.parametrize("route", ["/rerank", "/v1/rerank", "/m/calibrated/v2/rerank"])
 def test_rerank_is_best_of_n_in_others_words(http, route):
     body = {"query": "hi", "documents": ["hello", "go away", "hello", "hi there"]}

@@ -71,7 +71,9 @@ def read_scored(
                 check({"prompt": prompt, "response": "" if response is None else response})
                 if key in keys:
                     raise InvalidInput(f"repeats the key {key}; `plaudit bon merge` leaves copies out")
-                raw = bool((row.get("sampling") or {}).get("raw"))
+                if not isinstance(sampling := row.get("sampling") or {}, dict):
+                    raise InvalidInput("has a sampling that is no object")
+                raw = bool(sampling.get("raw"))
                 own = digest([prompt, raw])
                 group = groups.setdefault(own, Group(prompt, own, raw))
                 group.samples.append(_sample(row, names, steps, len(group.samples)))

@@ -255,6 +255,7 @@ def test_a_conversation_is_written_whole(write: Write, bon: Bon, read: Read) -> 
         ({"score": True}, "line 2: a finite number is needed, got True"),
         ({"prompt": 3}, "line 2: 'prompt' must be a text or a list of messages"),
         ({"key": "twice"}, "line 2: repeats the key twice"),
+        ({"sampling": ["raw"]}, "line 2: has a sampling that is no object"),
         ({"plaudit": {"revision": "r2"}}, "line 2: 'score' is a score of {'revision': 'r2'}"),
     ],
 )
