@@ -33,18 +33,17 @@ from plaudit_server import messages
 from plaudit_server.domain import ModelInfo
 from plaudit_server.link import Frame
 from plaudit_server.messages import LoadOrder, Scores
+from plaudit_server.worker import Worker, WorkerHost
 
 CONNECTIONS = 32
 BODIES = 256
 
 
-class InstantWorker:
+class InstantWorker(Worker):
     """Takes batches and answers each at once."""
 
-    pid = os.getpid()
-
     def __init__(self, info: ModelInfo) -> None:
-        self.info = info
+        self.pid, self.info, self._process = os.getpid(), info, None
         self._answers: asyncio.Queue[Frame | None] = asyncio.Queue()
 
     def send(self, groups: Sequence[Group]) -> None:
@@ -57,11 +56,13 @@ class InstantWorker:
     def kill(self) -> None:
         self._answers.put_nowait(None)
 
+    leave = kill
+
     async def close(self) -> None:
         self.kill()
 
 
-class InstantHost:
+class InstantHost(WorkerHost):
     """In the place of the process that forks workers."""
 
     async def launch(self, order: LoadOrder, load_seconds: float | None = None) -> InstantWorker:
@@ -69,9 +70,6 @@ class InstantHost:
             "none", ("score",), "0", "none", "float32", "exact", "none", "none", "none", "prompts", 2048, 0
         )
         return InstantWorker(info)
-
-    async def close(self) -> None:
-        """Nothing runs."""
 
 
 def main() -> None:
@@ -169,7 +167,7 @@ def serve(model: Path, port: int) -> None:
 
     settings, engine, metrics = ServerSettings(port=port), EngineSettings(cache_bytes=0), Metrics()
     served = open_model(Name.parse(str(model)), settings, engine, metrics)
-    served.engine = Engine(str(model), engine, served.metrics, InstantHost())  # type: ignore[arg-type]
+    served.engine = Engine(str(model), engine, served.metrics, InstantHost())
     models = Models([served])
     app = build_app(settings, models, metrics)
     with listen(settings) as listener:
