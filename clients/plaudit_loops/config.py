@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from plaudit._trees import check_ranges, option
 from plaudit.errors import ConfigurationError
+from plaudit_model.adam import AdamConfig
 
 Algorithm = Literal["ppo", "grpo", "rloo", "reinforce++"]
 
@@ -32,19 +33,14 @@ class PolicyConfig:
 
 
 @dataclass(frozen=True)
-class OptimConfig:
+class OptimConfig(AdamConfig):
     """AdamW, its schedule, and the size of a forward pass."""
 
     learning_rate: float | None = option(
         None, "peak learning rate; default by the policy's size and the verb", low=0, high=1
     )
-    warmup_ratio: float = option(0.03, "share of the steps over which the learning rate rises", low=0, high=1)
     min_lr_ratio: float = option(0.0, "where its linear decay ends, as a share of the peak", low=0, high=1)
-    adam_beta1: float = option(0.9, "AdamW", low=0, high=1)
-    adam_beta2: float = option(0.95, "AdamW", low=0, high=1)
     adam_epsilon: float = option(1e-5, "AdamW; larger than usual, as in PPO: gradients are small late", low=0, high=1)
-    weight_decay: float = option(0.0, "on matrices, never on norms and biases", low=0)
-    max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0: they are not", low=0)
     micro_batch: int = option(32, "sequences in one forward pass: memory and speed, not the result", low=1)
     max_skipped: int = option(5, "updates skipped in a row as a gradient is not finite; one more stops the run", low=0,
                               changes=True)  # fmt: skip

@@ -67,7 +67,9 @@ class Encoder:
         self._template = ChatTemplate(contract.template, special_tokens)
         self._lead = self._leading_ids()
         self._example = self._rendered_example()
-        self._closing = self._example.rpartition(_ANSWER)[2]  # what the template writes behind an answer
+        closing = self._example.rpartition(_ANSWER)[2]  # what the template writes behind an answer
+        self._end = closing.rstrip()
+        self._behind_end = closing.removeprefix(self._end)
 
     @classmethod
     def open(cls, directory: Path, contract: RewardContract | None = None) -> Encoder:
@@ -136,9 +138,8 @@ class Encoder:
         """Text that is already rendered: no template, no special tokens besides the contract's BOS rule. Where it ends
         with the end of the template's turn, it gets the white space that the template writes behind that: a policy
         stops before it, and it is where the head learnt to read."""
-        end = self._closing.rstrip()
-        if end and text.endswith(end):
-            text += self._closing.removeprefix(end)
+        if self._end and text.endswith(self._end):
+            text += self._behind_end
         if self.contract.template.kind == "pair":
             ids = self._tokenizer.ids(_checked(text), special_tokens=True)
         else:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+
+from .adam import AdamConfig
 
 FREE_OF_DECAY = ("norm", "bias", "ln_")
 """Weight decay pulls towards 0; a norm's gain belongs at 1 and a bias has no scale to shrink."""
@@ -14,25 +15,12 @@ FREE_OF_DECAY = ("norm", "bias", "ln_")
 Named = Iterable[tuple[str, nn.Parameter]]
 
 
-class Settings(Protocol):
-    """The options of AdamW, by TRL's names."""
-
-    @property
-    def adam_beta1(self) -> float: ...
-    @property
-    def adam_beta2(self) -> float: ...
-    @property
-    def adam_epsilon(self) -> float: ...
-    @property
-    def weight_decay(self) -> float: ...
-
-
 def trained(module: nn.Module) -> Named:
     """The named parameters that want gradients, in the module's order."""
     return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
 
 
-def adamw(parts: Iterable[tuple[float, Named]], settings: Settings) -> torch.optim.AdamW:
+def adamw(parts: Iterable[tuple[float, Named]], settings: AdamConfig) -> torch.optim.AdamW:
     """AdamW in fp32 over parts with a peak learning rate each: matrices decay; norms, biases and other vectors do
     not."""
     groups = []

@@ -35,7 +35,7 @@ from .envelope import (
     read_reward,
 )
 from .errors import RULES, RequestError, from_item
-from .results import Result, usage
+from .results import Result, best_first, usage
 from .scoring import Scoring
 from .served import Served
 from .service import agree, body_of, json_response, request_id_of, service_of
@@ -117,7 +117,7 @@ async def rerank(request: Request) -> Response:
     model, results = await _scored(request, call)
     ranked = [
         {"index": r.index, "document": {"text": call.candidates[r.index].item["response"]}, "relevance_score": r.score}
-        for r in sorted(results, key=lambda result: -(result.score or 0.0))[: call.top_n]
+        for r in best_first(results)[: call.top_n]
     ]
     tokens = {"total_tokens": usage(results)["total_tokens"]}
     return json_response({"id": request_id_of(request), "model": model.id, "results": ranked, "usage": tokens})
@@ -150,7 +150,8 @@ def _failure(failed: Sequence[Result], field: str) -> RequestError:
 
 
 def _tokens(result: Result) -> int:
-    return result.scored.tokens if result.scored else 0
+    assert result.scored is not None, "one without a score fails the request"
+    return result.scored.tokens
 
 
 def _list_of(model: Served, data: list[dict[str, Any]], results: Sequence[Result]) -> dict[str, Any]:

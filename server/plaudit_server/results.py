@@ -64,6 +64,11 @@ def usage(results: Sequence[Result]) -> dict[str, int]:
     return {"prompt_tokens": prompt, "total_tokens": total, "shared_tokens": shared, "cached_tokens": cached}
 
 
+def best_first(results: Sequence[Result]) -> list[Result]:
+    """Those that have a score; equal ones keep their order."""
+    return sorted((r for r in results if r.score is not None), key=lambda result: -(result.score or 0.0))
+
+
 def timing(results: Sequence[Result], tokenize_seconds: float) -> dict[str, float]:
     """Milliseconds: of the item that waited longest, and of the slowest batch."""
     queue = compute = 0.0

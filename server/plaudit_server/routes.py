@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 from .envelope import Call, read_compare, read_rank, read_score
 from .errors import RequestError, from_item, whole_failure
 from .gates import header
-from .results import Result, dumps, sigmoid, temperature, timing, usage
+from .results import Result, best_first, dumps, sigmoid, temperature, timing, usage
 from .scoring import Scoring, Terms
 from .served import Served
 from .service import agree, body_of, json_response, request_id_of
@@ -42,7 +42,7 @@ async def rank(request: Request) -> Response:
     call = read_rank(body_of(request))
     model, terms = agree(request, call.options)
     scoring, results = await _scored(model, call, terms)
-    ranked = sorted((r for r in results if r.score is not None), key=lambda r: -(r.score or 0.0))
+    ranked = best_first(results)
     answer = _head(request_id_of(request), model, terms)
     answer["best"] = ranked[0].index if ranked else None
     answer["results"] = _entries(model, terms, ranked[: call.top_n])

@@ -149,11 +149,13 @@ class Line:
 
     def leads(self, entry: Entry) -> bool:
         """It is the next of its client."""
-        return next(iter(self._clients.get(entry.client, _Own()).entries.values()), None) is entry
+        own = self._clients.get(entry.client)
+        return own is not None and next(iter(own.entries.values())) is entry
 
     def share(self, client: str) -> tuple[int, int]:
         """The tokens of a client, and how many clients there are, with it."""
-        return self._clients.get(client, _Own()).tokens, len(self._clients) + (client not in self._clients)
+        own = self._clients.get(client)
+        return (own.tokens, len(self._clients)) if own else (0, len(self._clients) + 1)
 
     def leaders(self, most: int) -> Iterator[Entry]:
         """In turns that give each client as many tokens, of a line that is not empty: the first so many, at least."""
@@ -163,7 +165,7 @@ class Line:
         return (entry for _, entry in heapq.merge(*given, key=itemgetter(0)))
 
     def add(self, entry: Entry, *, front: bool = False) -> None:
-        own = self._clients.setdefault(entry.client, _Own())
+        own = self._clients.get(entry.client) or self._clients.setdefault(entry.client, _Own())
         own.entries[entry.key] = entry
         own.entries.move_to_end(entry.key, last=not front)
         if front:

@@ -13,6 +13,7 @@ from typing import Literal
 
 from plaudit._trees import check_ranges, leaves, option
 from plaudit.errors import ConfigurationError
+from plaudit_model.adam import AdamConfig
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
-class OptimConfig:
+class OptimConfig(AdamConfig):
     """AdamW, its schedule, and the size of a step."""
 
     learning_rate: float | None = option(
@@ -106,13 +107,7 @@ class OptimConfig:
     gradient_checkpointing: bool = option(
         False, "compute each layer once more in the backward pass instead of keeping it: less memory, the same result"
     )
-    warmup_ratio: float = option(0.03, "share of the steps over which the learning rate rises", low=0, high=1)
     min_lr_ratio: float = option(0.1, "where the cosine ends, as a share of the peak", low=0, high=1)
-    adam_beta1: float = option(0.9, "AdamW", low=0, high=1)
-    adam_beta2: float = option(0.95, "AdamW; 0.95 forgets an outlier sooner than 0.999", low=0, high=1)
-    adam_epsilon: float = option(1e-8, "AdamW", low=0, high=1)
-    weight_decay: float = option(0.0, "on matrices, never on norms and biases; 0: one epoch does not need it", low=0)
-    max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0: they are not", low=0)
     max_skipped_steps: int = option(
         5, "steps skipped because loss or gradient is not finite; one more stops the run", low=0
     )
